@@ -1,0 +1,268 @@
+"""Every option of the configuration: its name, type, default and documentation.
+
+The dataclasses here are the single source of truth. `loader` builds them from YAML, `reference` prints them as
+`docs/configuration.md`, `mta check` reports against them. An option is a field made by `option()`, whose `doc` is
+what the operator reads. Nested dataclasses are sections; lists and mappings of them nest likewise.
+
+Types that carry a unit come from `mta.config.units`: `Duration` (seconds, "30s", "5d"), `Size` (bytes, "25MB"),
+`Rate` ("100/s"), `Endpoint` ("127.0.0.1:25"), `Network` ("10.0.0.0/8").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mta.config.units import Duration, Endpoint, Network, Size
+
+
+def option(default: Any = dataclasses.MISSING, doc: str = "", **metadata: Any) -> Any:
+    """Declare one option. `default` may be a zero-argument factory (a type, a lambda); without one it is required.
+
+    `metadata` may hold `min`/`max` (inclusive bounds), `example` and `reload="restart"` for an option that a SIGHUP
+    does not change.
+    """
+    metadata["doc"] = doc
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """One address on which mail is accepted by SMTP."""
+
+    smtp: Endpoint = option(doc="Address and port to listen on.", example="127.0.0.1:2525", reload="restart")
+    relay_from: tuple[Network, ...] = option(
+        (),
+        "Networks whose clients may send to any domain. Empty, the default: nobody may; every recipient is answered "
+        "`550 5.7.1`. There is no other way to relay, so the default configuration is never an open relay.",
+        example="[127.0.0.0/8, 10.1.0.0/16]",
+    )
+    hostname: str | None = option(None, "Name in the greeting and in `Received`; the global `hostname` when unset.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmtpTimeouts:
+    """How long a client may take. RFC 5321 4.5.3.2.7 asks for at least five minutes between commands."""
+
+    command: Duration = option(Duration(300), "Wait for the next command.")
+    data: Duration = option(Duration(180), "Wait for the next block of message content.")
+    transaction: Duration = option(
+        Duration(3600), "Whole time for the content of one message, so that a trickle cannot hold a session for ever."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmtpIn:
+    """Limits of incoming SMTP. All are per listener unless they say otherwise."""
+
+    message_size: Size = option(Size(50_000_000), "Largest message; announced as SIZE, `552 5.3.4` above it.")
+    recipients: int = option(1000, "Recipients of one transaction; `452 4.5.3` above it.", min=1, max=50_000)
+    line_length: int = option(
+        998, "Longest content line without its CRLF (RFC 5322 2.1.1); `550 5.6.0` above it.", min=78, max=1_000_000
+    )
+    command_length: int = option(2048, "Longest command line; `500 5.5.2` above it.", min=512, max=65_536)
+    errors: int = option(20, "Refused commands in one session before `421 4.7.0` and the end of it.", min=1)
+    commands: int = option(
+        1000, "Commands in a row that start no message (NOOP, RSET, VRFY, ...) before `421 4.7.0`.", min=10
+    )
+    hops: int = option(100, "`Received` lines above which a message is a loop, `554 5.4.6` (RFC 5321 6.3).", min=5)
+    sessions: int = option(4000, "Sessions at once in one worker; `421 4.3.2` above it.", min=1)
+    sessions_per_client: int = option(500, "Sessions at once from one address, in one worker.", min=1)
+    timeouts: SmtpTimeouts = option(SmtpTimeouts, "Patience with clients.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pickup:
+    """One spool directory: a file renamed into it is a message to send."""
+
+    directory: str = option(doc="The directory. It is made when missing, with `tmp/` and `failed/` in it.")
+    scan: Duration = option(Duration(30), "How often to look even if the kernel announced nothing.", min=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dns:
+    """Name resolution. The MTA asks recursive resolvers itself and never uses the search list."""
+
+    servers: tuple[Endpoint, ...] = option(
+        (), "Recursive resolvers, tried in turn; those of /etc/resolv.conf when empty.", example='["127.0.0.1:53"]'
+    )
+    timeout: Duration = option(Duration(3), "Wait for one answer of one server.")
+    attempts: int = option(4, "Questions asked in all, over the servers, before a name counts as failing.", min=1)
+    cache: int = option(50_000, "Names kept in the cache of each worker.", min=100)
+    max_ttl: Duration = option(Duration(86_400), "Longest time to believe an answer.")
+    min_ttl: Duration = option(Duration(5), "Shortest time to believe an answer.")
+    negative_ttl: Duration = option(Duration(300), "Longest time to believe that a name does not exist.")
+    failure_ttl: Duration = option(Duration(30), "Time to remember that no server answered (RFC 9520).")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where the mail of a domain goes. Written `mx`, or as a mapping."""
+
+    relay: tuple[Endpoint, ...] = option(
+        (), "Fixed hosts, tried in order, instead of the domain's MX: one `host:port` or a list.",
+        example='["10.0.0.1:25", "relay.example.net:2525"]',
+    )
+
+    @property
+    def mx(self) -> bool:
+        """Whether the domain's own MX hosts are used."""
+        return not self.relay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryTimeouts:
+    """Deadlines per phase of an outgoing session, each for the whole phase (RFC 5321 4.5.3.2)."""
+
+    connect: Duration = option(Duration(15), "TCP connect to one address.")
+    greeting: Duration = option(Duration(120), "The `220` after the connect.")
+    ehlo: Duration = option(Duration(120), "Answer to EHLO or HELO.")
+    starttls: Duration = option(Duration(60), "STARTTLS and the handshake.")
+    mail: Duration = option(Duration(300), "Answer to MAIL.")
+    rcpt: Duration = option(Duration(300), "Answer to RCPT.")
+    data: Duration = option(Duration(120), "The `354` after DATA.")
+    block: Duration = option(Duration(180), "The peer takes the next block of content.")
+    dot: Duration = option(Duration(600), "The answer after the final dot; a short one makes duplicates.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """Outgoing SMTP in general."""
+
+    port: int = option(25, "Port of MX hosts.", min=1, max=65_535)
+    allow_loopback: bool = option(
+        False, "Whether MX hosts on loopback are believed. Off, such a host is skipped: it would be ourselves."
+    )
+    ipv4: bool = option(True, "Connect over IPv4.")
+    ipv6: bool = option(True, "Connect over IPv6.")
+    ehlo: str | None = option(None, "Name in EHLO; the global `hostname` when unset.")
+    source_ipv4: str | None = option(None, "Local IPv4 address to send from; the system's choice when unset.")
+    source_ipv6: str | None = option(None, "Local IPv6 address to send from; the system's choice when unset.")
+    connections: int = option(5000, "Outgoing connections in all, over all workers.", min=1)
+    addresses: int = option(5, "Addresses tried in one attempt to reach a domain.", min=1)
+    idle: Duration = option(Duration(5), "How long a connection with nothing to send stays open.")
+    timeouts: DeliveryTimeouts = option(DeliveryTimeouts, "Deadlines.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shaping:
+    """How one destination is treated. Unset options of a domain take the value of `shaping.default`."""
+
+    connections: int = option(20, "Connections at once to one site, over all workers.", min=1)
+    messages_per_connection: int = option(100, "Messages on one connection before a new one is made.", min=1)
+    connection_age: Duration = option(Duration(300), "Age after which a connection takes no further message.")
+    recipients_per_message: int = option(100, "Recipients in one transaction.", min=1)
+    pipelining: bool = option(True, "Use PIPELINING where it is offered.")
+    tls: Literal["opportunistic", "required", "off"] = option(
+        "opportunistic",
+        "STARTTLS: `opportunistic` encrypts where it is offered and asks for no certificate, `required` waits rather "
+        "than send in clear, `off` never encrypts.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapingRules:
+    """Limits and policies by destination."""
+
+    default: Shaping = option(Shaping, "For every destination without an entry of its own.")
+    domains: dict[str, Shaping] = option(
+        dict,
+        "By recipient domain. Such a domain gets connections of its own, even when it shares its MX hosts with others.",
+        example="{example.org: {connections: 3}}",
+    )
+
+    def for_domain(self, domain: str) -> Shaping:
+        """The options that hold for `domain`."""
+        return self.domains.get(domain, self.default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """When a deferred delivery is tried again: `schedule`, or `first` x `factor` per attempt up to `cap`."""
+
+    first: Duration = option(Duration(300), "Wait after the first attempt.")
+    factor: float = option(2.0, "Each wait is this many times the one before.", min=1.0, max=10.0)
+    cap: Duration = option(Duration(14_400), "Longest wait.")
+    schedule: tuple[Duration, ...] = option(
+        (), "Waits written out; the last one repeats. Replaces `first`, `factor` and `cap`.", example="[5m, 15m, 1h]"
+    )
+    jitter: float = option(0.2, "Share by which a wait varies at random, so that an outage's mail spreads.",
+                           min=0.0, max=0.9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounces:
+    """Delivery status notifications (RFC 3464) to the envelope sender."""
+
+    returned: Literal["headers", "full"] = option(
+        "headers", "What of the original goes back when the sender did not say with RET."
+    )
+    full_size: Size = option(Size(50_000), "Originals above this size go back as headers only, whatever was asked.")
+    delay_warning: Duration | None = option(None, "Warn the sender once when mail waits this long; `off`: never.")
+    from_name: str = option("Mail Delivery System", "Display name in the From header of notifications.")
+    send: bool = option(True, "Whether notifications are made at all; the events tell of every failure anyway.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Events:
+    """The log of what became of every recipient, one JSON line per event."""
+
+    size: Size = option(Size(100_000_000), "Size at which an event file is closed and the next one begun.")
+    keep: int = option(50, "Closed event files kept per shard; older ones are removed.", min=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """The durable queue. One shard per worker under `spool`."""
+
+    segment_size: Size = option(Size(64_000_000), "Size of one body segment file.", min=1_000_000)
+    map_size: Size = option(Size(64_000_000_000), "Address space of the index; a sparse file, so large costs nothing.")
+    reserve: Size = option(
+        Size(500_000_000), "Free space on the spool's disk below which no new mail is taken (`452 4.3.1`)."
+    )
+    checkpoint: Duration = option(Duration(1), "Longest time between two index commits.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bounds on what one worker keeps in memory; the rest waits on disk at no cost."""
+
+    bodies: Size = option(Size(24_000_000), "Content of messages kept for immediate delivery.")
+    deliveries: int = option(20_000, "Deliveries kept in memory.", min=100)
+    window: int = option(1000, "Deliveries of one queue kept in memory.", min=10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole configuration."""
+
+    hostname: str = option(
+        doc="Our fully qualified name: in greetings, EHLO, `Received` and notifications. It should resolve to the "
+            "sending address and back.", example="mta1.example.net")
+    workers: int | Literal["auto"] = option(
+        "auto", "Worker processes; `auto`: one per processor core.", min=1, max=256, reload="restart")
+    user: str | None = option(
+        None, "User to become after the ports are bound, when started as root.", reload="restart")
+    spool: str = option("/var/spool/mta", "Directory of the queue. Local disk, never NFS.", reload="restart")
+    run: str = option("/run/mta", "Runtime directory: control sockets and the table of limits; tmpfs is best.",
+                      reload="restart")
+    listeners: tuple[Listener, ...] = option((), "Addresses that accept mail.", reload="restart")
+    smtp: SmtpIn = option(SmtpIn, "Limits of incoming SMTP.")
+    pickup: tuple[Pickup, ...] = option((), "Spool directories that accept mail as files.", reload="restart")
+    dns: Dns = option(Dns, "Name resolution.")
+    routes: dict[str, Route] = option(
+        dict, "Where mail goes, by recipient domain: `mx`, or `{relay: host:port}`. `*` is for all others; without "
+        "it they use MX.", example='{example.org: {relay: "127.0.0.1:2626"}, "*": mx}')
+    delivery: Delivery = option(Delivery, "Outgoing SMTP.")
+    shaping: ShapingRules = option(ShapingRules, "Limits by destination.")
+    retry: Retry = option(Retry, "Retry schedule.")
+    expires: Duration = option(Duration(5 * 86_400), "Age at which undelivered mail is given up.")
+    bounces: Bounces = option(Bounces, "Notifications to senders.")
+    events: Events = option(Events, "Event log.")
+    store: Store = option(Store, "Durable queue.")
+    memory: Memory = option(Memory, "Memory bounds.")
+    shutdown: Duration = option(Duration(30), "Time for transactions in flight to finish when stopping.")
+    log: Literal["debug", "info", "warning", "error"] = option("info", "Least severe diagnostics written to stderr.")

@@ -1,0 +1,101 @@
+"""The records of the queue in memory: messages, deliveries, recipients.
+
+A *message* is one accepted transaction. A *delivery* is what is scheduled: one message times one recipient domain.
+The store turns them into bytes (`mta.queue.store`), the scheduler moves deliveries about, a connection delivers them.
+Times are integers: microseconds since the epoch, by the wall clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+# Message.flags
+EIGHT_BIT = 1  # MAIL BODY=8BITMIME, or content with bytes above 127
+SMTPUTF8 = 2  # MAIL SMTPUTF8
+NOTIFICATION = 4  # a DSN that we made
+
+# Recipient.notify, the NOTIFY parameter of RFC 3461 4.1; 0 when it was not given
+NOTIFY_NEVER = 1
+NOTIFY_SUCCESS = 2
+NOTIFY_FAILURE = 4
+NOTIFY_DELAY = 8
+
+
+class BodyRef(NamedTuple):
+    """Where the content of a message lies on disk, and its CRC-32."""
+
+    segment: int
+    offset: int
+    length: int
+    crc: int
+
+
+@dataclass(slots=True)
+class Recipient:
+    """One envelope recipient and what the sender asked for it (RFC 3461)."""
+
+    address: str
+    notify: int = 0
+    orcpt: str | None = None  # as received, "rfc822;..." still in xtext
+
+
+class Attempt(NamedTuple):
+    """One failed attempt, kept with the delivery for `mta message`."""
+
+    time_us: int
+    remote: str  # "mx1.example.org [192.0.2.1]:25", or "" when no host was reached
+    reply: str  # "451 4.7.1 Greylisted", or our own description
+
+
+@dataclass(slots=True)
+class Message:
+    """One accepted message. `content` is the whole of it, CRLF line ends, never dot-stuffed; None when only on disk."""
+
+    id: int
+    sender: str  # "" is the null sender
+    arrival_us: int
+    content: bytes | None
+    header_size: int = 0  # length of the header section, without the empty line
+    message_id: str = ""  # the Message-ID header, for events
+    flags: int = 0
+    ret: str = ""  # "FULL", "HDRS" or not given
+    envid: str | None = None  # as received, in xtext
+    origin: str = ""  # "smtp 192.0.2.9:4711 helo.name", "pickup /dir/file", "dsn"
+    tenant: str = ""
+    campaign: str = ""
+    pool: str = ""
+    body: BodyRef | None = None  # set by the store when the message is accepted
+    size: int = 0
+    deliveries: int = 0  # how many there were at acceptance
+    left: int = 0  # how many of those are in the queue, as far as this process knows
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One message to one recipient domain: the unit that is scheduled."""
+
+    message: Message
+    index: int  # among the deliveries of the message
+    queue: str  # name of the queue, `queue_name()`
+    domain: str
+    recipients: list[Recipient]  # those without an end yet
+    due_us: int
+    attempts: int = 0
+    warned: bool = False  # the delay warning was sent
+    history: list[Attempt] = field(default_factory=list)  # the last few failed attempts
+    maybe_duplicate: bool = False  # a crash left it open whether the peer has it already
+    stored_due_us: int | None = None  # the store's: its key in the index, None when not there
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Identity over the life of the queue."""
+        return (self.message.id, self.index)
+
+
+def queue_name(domain: str, tenant: str = "", campaign: str = "", pool: str = "") -> str:
+    """The name of a queue, `campaign:tenant@domain/pool`, with what is empty left out."""
+    name = domain
+    if tenant or campaign:
+        name = f"{campaign}:{tenant}@{domain}" if campaign else f"{tenant}@{domain}"
+    return f"{name}/{pool}" if pool else name
