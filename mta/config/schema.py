@@ -8,6 +8,8 @@ Types that carry a unit come from `mta.config.units`: `Duration` (seconds, "30s"
 `Rate` ("100/s"), `Endpoint` ("127.0.0.1:25"), `Network` ("10.0.0.0/8").
 """
 
+# ruff: noqa: RUF009 -- option() makes a dataclass field, as dataclasses.field() does
+
 from __future__ import annotations
 
 import dataclasses
