@@ -68,7 +68,7 @@ class Message:
     body: BodyRef | None = None  # set by the store when the message is accepted
     size: int = 0
     deliveries: int = 0  # how many there were at acceptance
-    left: int = 0  # how many of those are in the queue, as far as this process knows
+    held: int = 0  # the scheduler's: deliveries in memory that share `content`
 
 
 @dataclass(slots=True)

@@ -1,0 +1,32 @@
+"""When a deferred delivery is tried again."""
+
+from __future__ import annotations
+
+import random
+
+from mta.config.schema import Retry
+
+
+class RetryClock:
+    """The retry schedule of the configuration: a list of waits, or exponential with a cap, both with jitter.
+
+    Jitter spreads the mail of an outage: without it all of it would come due together, again and again.
+    """
+
+    def __init__(self, retry: Retry, rng: random.Random | None = None) -> None:
+        self._retry = retry
+        self._random = rng or random.Random()
+
+    def wait_s(self, attempts: int) -> float:
+        """Seconds to wait after failed attempt number `attempts` (1 is the first)."""
+        retry = self._retry
+        if retry.schedule:
+            base = float(retry.schedule[min(attempts, len(retry.schedule)) - 1])
+        else:
+            # The exponent is bounded so that a delivery with thousands of attempts cannot overflow the float.
+            base = min(retry.first * retry.factor ** min(attempts - 1, 64), retry.cap)
+        return base * (1.0 + retry.jitter * self._random.uniform(-1.0, 1.0))
+
+    def next_us(self, attempts: int, now_us: int) -> int:
+        """When the attempt after number `attempts` is due."""
+        return now_us + int(self.wait_s(attempts) * 1_000_000)

@@ -1,0 +1,301 @@
+"""Which deliveries are in memory, and when the others come back: the scheduler of one worker.
+
+No I/O and no clock of its own: the clock is given, and I/O is asked for through `SchedulerIO`. What it knows:
+
+* A `Queue` object exists for a queue that has something to do now. It holds a bounded window of deliveries (`ready`);
+  the rest of the queue waits in the store's index and is loaded when the window runs low.
+* All other queues are known by name and time only: the soonest of them in `wakes`, a bounded heap; those later than
+  `horizon` in the store's index alone. Nothing here grows with the number of queued messages or queues.
+
+Everything that is due is either in a window, or in a queue whose `more` flag says that the index holds more, or
+behind a wake. Three things feed that invariant: fresh mail (`add`), loads (`loaded`), and the report that the store
+makes after every checkpoint of what is first due in each queue that it touched (`checkpoint`).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from mta.config.schema import Memory
+from mta.queue.records import Delivery
+
+FOREVER_US = 1 << 62
+
+
+class SchedulerIO(Protocol):
+    """What the scheduler asks of the worker. Answers come later, through `loaded` and `scanned`."""
+
+    def load(self, queue: Queue, limit: int) -> None:
+        """Read up to `limit` deliveries of `queue` that are due and not in memory."""
+
+    def scan(self, shard: int, after: bytes, limit: int) -> None:
+        """Read the next `limit` queues of `shard` in the order of their first due time, after the key `after`."""
+
+    def offer(self, queue: Queue) -> None:
+        """`queue` has deliveries in its window: bring it to its path."""
+
+    def withdraw(self, queue: Queue) -> None:
+        """`queue` leaves memory: its path forgets it."""
+
+
+class Queue:
+    """The part of one queue, in one shard, that is in memory."""
+
+    __slots__ = ("domain", "in_flight", "loading", "more", "name", "path", "ready", "shard", "tenant")
+
+    def __init__(self, shard: int, name: str, domain: str, tenant: str) -> None:
+        self.shard = shard
+        self.name = name
+        self.domain = domain
+        self.tenant = tenant
+        self.ready: deque[Delivery] = deque()
+        self.in_flight: dict[tuple[int, int], Delivery] = {}
+        self.more = False  # the index may hold due deliveries that are not in memory
+        self.loading = False
+        self.path: object | None = None  # the delivery engine's
+
+    def __repr__(self) -> str:
+        more = "+" if self.more else ""
+        return f"<Queue {self.name}#{self.shard} {len(self.ready)}{more} ready, {len(self.in_flight)} in flight>"
+
+
+def domain_of(name: str) -> str:
+    """The recipient domain in a queue name (`mta.queue.records.queue_name`)."""
+    return name.rpartition("@")[2].partition("/")[0]
+
+
+def tenant_of(name: str) -> str:
+    """The tenant in a queue name, empty when it has none."""
+    return name.rpartition("@")[0].rpartition(":")[2]
+
+
+class Scheduler:
+    """The queues of one worker, over all its shards."""
+
+    WAKES = 10_000  # wakes kept in memory; the bound that makes the horizon move
+
+    def __init__(self, io: SchedulerIO, memory: Memory, shards: Iterable[int], clock_us: Callable[[], int]) -> None:
+        self._io = io
+        self._memory = memory
+        self._clock_us = clock_us
+        self.queues: dict[tuple[int, str], Queue] = {}
+        self.deliveries = 0  # in windows and in flight
+        self.body_bytes = 0  # content held for them
+        self.starved = False  # something is due that memory had no room for: call `run` when some has left
+        self._wakes: list[tuple[int, int, str]] = []
+        self._wake_at: dict[tuple[int, str], int] = {}
+        self._horizon = dict.fromkeys(shards, 0)
+        self._scan_from = dict.fromkeys(self._horizon, b"")  # key in the index of due queues where the horizon is
+        self._scanning: set[int] = set()
+        self._rescan_us = FOREVER_US  # when parked queues that fell out of the heap have to be looked for again
+
+    def configure(self, memory: Memory) -> None:
+        """Take new bounds; they hold for what comes next."""
+        self._memory = memory
+
+    # -- what comes in ------------------------------------------------------------------------------------------
+
+    def add(self, shard: int, delivery: Delivery) -> None:
+        """Fresh, durable mail. Kept in memory for immediate delivery when there is room, else it waits on disk.
+
+        Hot path (bench/throughput.py S1, S2).
+        """
+        queue = self.queues.get((shard, delivery.queue))
+        if queue is None:
+            if self._wake_at.get((shard, delivery.queue)) is not None or self.deliveries >= self._memory.deliveries:
+                return  # parked, or no room: the checkpoint will tell of it
+            queue = self._open(shard, delivery.queue, delivery.domain)
+        # Behind mail that waits on disk there is no jumping the line.
+        if queue.more or len(queue.ready) >= self._memory.window or self.deliveries >= self._memory.deliveries:
+            queue.more = True
+            return
+        self._hold(delivery)
+        queue.ready.append(delivery)
+        self._io.offer(queue)
+
+    def loaded(self, queue: Queue, deliveries: list[Delivery], next_us: int | None) -> None:
+        """The answer to `load`: `deliveries`, and when the first one that was left out is due (None: there is none).
+        """
+        queue.loading = False
+        if self.queues.get((queue.shard, queue.name)) is not queue:
+            return  # parked meanwhile; they are still on disk
+        for delivery in deliveries:
+            self._hold(delivery)
+            queue.ready.append(delivery)
+        queue.more = next_us is not None and next_us <= self._clock_us()
+        if next_us is not None and not queue.more:
+            self._wake(queue.shard, queue.name, next_us)
+        if queue.ready:
+            self._io.offer(queue)
+        self._tidy(queue)
+
+    def checkpoint(self, shard: int, touched: Iterable[tuple[str, int | None]]) -> None:
+        """The store's report: for each touched queue, when its first delivery in the index is due."""
+        now_us = self._clock_us()
+        for name, due_us in touched:
+            if due_us is None:
+                continue
+            queue = self.queues.get((shard, name))
+            if queue is not None and due_us <= now_us:
+                queue.more = True
+                self._refill(queue)
+            elif due_us <= self._horizon[shard]:
+                self._wake(shard, name, due_us)
+
+    def scanned(self, shard: int, found: list[tuple[int, str]], last: bytes | None) -> None:
+        """The answer to `scan`: (first due time, queue) in order, and the key of the last; None when that was all."""
+        self._scanning.discard(shard)
+        self._horizon[shard] = found[-1][0] if last is not None else FOREVER_US
+        self._scan_from[shard] = last or b""
+        for due_us, name in found:
+            if (shard, name) not in self.queues:
+                self._wake(shard, name, due_us)
+        self.run()
+
+    # -- what goes out ------------------------------------------------------------------------------------------
+
+    def pop(self, queue: Queue) -> Delivery | None:
+        """Take the next delivery of `queue` into flight; None when its window is empty. Hot path."""
+        if not queue.ready:
+            return None
+        delivery = queue.ready.popleft()
+        queue.in_flight[delivery.key] = delivery
+        if queue.more and len(queue.ready) * 2 < self._memory.window:
+            self._refill(queue)
+        return delivery
+
+    def put_back(self, queue: Queue, delivery: Delivery) -> None:
+        """A delivery in flight goes back to the head of its queue, untouched or with recipients left to do."""
+        del queue.in_flight[delivery.key]
+        queue.ready.appendleft(delivery)
+        if self.queues.get((queue.shard, queue.name)) is queue:
+            self._io.offer(queue)
+        else:  # the queue was parked meanwhile; the delivery is on disk
+            self._release(queue, delivery)
+
+    def done(self, queue: Queue, delivery: Delivery) -> None:
+        """A delivery in flight has ended, or waits in the index for its next attempt. Hot path."""
+        del queue.in_flight[delivery.key]
+        self._drop(delivery)
+        if not queue.ready:
+            self._tidy(queue)
+
+    def park(self, queue: Queue, until_us: int) -> None:
+        """Nothing of `queue` moves before `until_us`: its window leaves memory and costs nothing until then."""
+        for delivery in queue.ready:
+            self._drop(delivery)
+        queue.ready.clear()
+        queue.more = False
+        self._close(queue)
+        self._wake(queue.shard, queue.name, until_us)
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    def next_wake_us(self) -> int:
+        """When `run` has to be called next; FOREVER_US when nothing waits for a time."""
+        soonest = self._wakes[0][0] if self._wakes and not self.starved else FOREVER_US
+        return min(soonest, self._rescan_us)
+
+    def run(self) -> None:
+        """Bring back the queues whose time has come, as far as there is room in memory."""
+        now_us = self._clock_us()
+        self.starved = False
+        while self._wakes and self._wakes[0][0] <= now_us:
+            if self.deliveries >= self._memory.deliveries:
+                self.starved = True
+                break
+            due_us, shard, name = heapq.heappop(self._wakes)
+            if self._wake_at.get((shard, name)) != due_us:
+                continue  # superseded
+            del self._wake_at[(shard, name)]
+            queue = self.queues.get((shard, name))
+            if queue is None:
+                queue = self._open(shard, name, domain_of(name))
+            queue.more = True
+            self._refill(queue)
+        if self._rescan_us <= now_us:
+            self._rescan_us = FOREVER_US
+            for shard in self._horizon:
+                self._horizon[shard] = 0
+                self._scan_from[shard] = b""
+        if len(self._wakes) < self.WAKES // 2:
+            for shard, horizon in self._horizon.items():
+                if horizon < FOREVER_US and shard not in self._scanning:
+                    self._scanning.add(shard)
+                    self._io.scan(shard, self._scan_from[shard], self.WAKES // 2)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _open(self, shard: int, name: str, domain: str) -> Queue:
+        queue = self.queues[(shard, name)] = Queue(shard, name, domain, tenant_of(name))
+        return queue
+
+    def _close(self, queue: Queue) -> None:
+        del self.queues[(queue.shard, queue.name)]
+        self._io.withdraw(queue)
+
+    def _tidy(self, queue: Queue) -> None:
+        """Forget a queue that has nothing to do."""
+        if not (queue.ready or queue.in_flight or queue.more or queue.loading):
+            if self.queues.get((queue.shard, queue.name)) is queue:
+                self._close(queue)
+        elif queue.more and not queue.ready and not queue.loading:
+            self._refill(queue)
+
+    def _refill(self, queue: Queue) -> None:
+        if queue.loading:
+            return
+        room = min(self._memory.window - len(queue.ready), self._memory.deliveries - self.deliveries)
+        if room > 0:
+            queue.loading = True
+            self._io.load(queue, room)
+        elif not queue.ready and not queue.in_flight:
+            # No room for a single delivery: it lines up for when there is.
+            self.starved = True
+            self._close(queue)
+            self._wake(queue.shard, queue.name, self._clock_us())
+
+    def _wake(self, shard: int, name: str, due_us: int) -> None:
+        known = self._wake_at.get((shard, name))
+        if known is not None and known <= due_us:
+            return
+        self._wake_at[(shard, name)] = due_us
+        heapq.heappush(self._wakes, (due_us, shard, name))
+        if len(self._wakes) > 2 * self.WAKES:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Keep the soonest WAKES wakes; the index remembers the others."""
+        live = sorted(wake for wake in self._wakes if self._wake_at.get((wake[1], wake[2])) == wake[0])
+        self._wakes, dropped = live[: self.WAKES], live[self.WAKES:]
+        for due_us, shard, name in dropped:
+            del self._wake_at[(shard, name)]
+            # A parked queue is due in the index already, so the horizon alone would not find it again.
+            self._rescan_us = min(self._rescan_us, due_us)
+
+    def _hold(self, delivery: Delivery) -> None:
+        self.deliveries += 1
+        message = delivery.message
+        if message.content is not None:
+            if message.held == 0:
+                if self.body_bytes + message.size > self._memory.bodies:
+                    message.content = None  # read back from disk when its turn comes
+                else:
+                    self.body_bytes += message.size
+            message.held += 1
+
+    def _drop(self, delivery: Delivery) -> None:
+        self.deliveries -= 1
+        message = delivery.message
+        if message.held:
+            message.held -= 1
+            if message.held == 0:
+                self.body_bytes -= message.size
+                message.content = None
+
+    def _release(self, queue: Queue, delivery: Delivery) -> None:
+        queue.ready.remove(delivery)
+        self._drop(delivery)
