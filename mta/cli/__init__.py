@@ -1,6 +1,65 @@
-"""The `mta` command."""
+"""The `mta` command: finds the module of the command given and lets it do the work.
+
+Each command is a module `mta.cli.NAME` with `register(commands)`. Only the module of the command that was typed is
+imported: `mta run` must not load gevent, and `mta queue` should answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from mta import __version__
+from mta.control import exits
+
+# In the order of `mta --help`.
+COMMANDS: Final = ("run", "check", "config", "status", "queue", "message", "events", "send", "dns", "sandbox", "demo")
+
+_EPILOG = """\
+`mta COMMAND --help` explains a command and shows examples.
+
+examples:
+  mta demo                              see it work, on loopback, in a temporary spool
+  mta check -c /etc/mta/mta.yaml        report every error of a configuration
+  mta run -c /etc/mta/mta.yaml          start in the foreground
+  mta queue                             what waits, for how long, and why
+  mta events --follow --event bounced   watch what fails
+"""
 
 
-def main() -> int:
-    """Run the command line."""
-    return 64
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (`mta.control.exits`)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="mta",
+        description="An outbound mail transfer agent for bulk senders.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mta {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    typed = arguments[0] if arguments else ""
+    for name in (typed,) if typed in COMMANDS else COMMANDS:
+        module_name = f"mta.cli.{name}"
+        if importlib.util.find_spec(module_name) is not None:
+            importlib.import_module(module_name).register(commands)
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:  # argparse printed the reason; its own code for a usage error is 2
+        return exits.USAGE if stop.code == 2 else exits.OK
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough. Nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.OK
+    return code
