@@ -32,8 +32,11 @@ class StreamSocket(Protocol):
 
 
 def encode(value: object) -> bytes:
-    """One frame. Values are None, bool, int, float, str, bytes, lists and maps of them."""
-    packed: bytes = msgpack.packb(value)
+    """One frame. Values are None, bool, int, float, str, bytes, lists and maps of them.
+
+    Text that came from outside as undecodable bytes (`surrogateescape`) travels unchanged.
+    """
+    packed: bytes = msgpack.packb(value, unicode_errors="surrogateescape")
     return _LENGTH.pack(len(packed)) + packed
 
 
@@ -60,7 +63,7 @@ class FrameReader:
             packed = bytes(memoryview(self._buffer)[_LENGTH.size : end])
             del self._buffer[:end]
             try:
-                values.append(msgpack.unpackb(packed, strict_map_key=False))
+                values.append(msgpack.unpackb(packed, strict_map_key=False, unicode_errors="surrogateescape"))
             except (ValueError, msgpack.UnpackException) as error:
                 raise FrameError(f"not a msgpack value: {error}") from error
         return values

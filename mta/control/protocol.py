@@ -1,0 +1,261 @@
+"""What is asked over the control sockets, and what is answered.
+
+A request is the frame `[command, {argument: value}]`, a reply `["ok", result]` or `["error", text]`. A connection
+may carry any number of them, one at a time. Each worker answers on `RUN/worker-N.sock` for its own shards; the
+control process answers on `RUN/control.sock` for all of them, merged:
+
+| command   | arguments                             | result of a worker     | result of control      |
+|-----------|---------------------------------------|------------------------|------------------------|
+| `status`  |                                       | `WorkerStatus`         | `Status`               |
+| `queues`  | `pattern`, `limit`, `order`; `names`  | `QueueList`            | `QueueList`            |
+| `queue`   | `name`, `limit`                       | `DeliveryList`         | `DeliveryList`         |
+| `message` | `id` (text form)                      | `MessageDetail` or nil | `MessageDetail` or nil |
+| `body`    | `id`, `offset`, `length`              | bytes or nil           | bytes or nil           |
+
+`limit` is 1 to `MAX_ROWS`, `length` 1 to `BODY_CHUNK`; nil means that there is no such message.
+
+A result dataclass travels as a map of its fields (`to_wire`, `from_wire`). A reader ignores fields that it does not
+know and takes the default of fields that are missing, so that an upgraded command line can talk to the MTA that
+still runs. Times are microseconds since the epoch, as in the queue; 0 stands for "none".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+MAX_ROWS: Final = 10_000  # of a listing, so that a reply stays within channel.REPLY_LIMIT
+BODY_CHUNK: Final = 4_000_000
+
+QueueOrder = Literal["deliveries", "next", "name"]
+QUEUE_ORDERS: Final[tuple[QueueOrder, ...]] = ("deliveries", "next", "name")
+
+T = TypeVar("T")
+
+
+class RequestError(Exception):
+    """A request cannot be answered; `str()` is the text of the `["error", text]` reply."""
+
+
+def control_socket(run: str) -> str:
+    """Path of the control process's socket."""
+    return str(Path(run, "control.sock"))
+
+
+def worker_socket(run: str, number: int) -> str:
+    """Path of a worker's socket."""
+    return str(Path(run, f"worker-{number}.sock"))
+
+
+@dataclass(slots=True)
+class Missing:
+    """A worker whose part is not in the answer."""
+
+    worker: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Member:
+    """What the supervisor knows of one child."""
+
+    role: str  # "worker" or "control"
+    number: int
+    pid: int  # 0 while it does not run
+    state: str  # "starting", "ready", "stopping", "waiting" (to be restarted), "ended"
+    shards: list[int]
+    started_us: int = 0
+    restarts: int = 0
+    restart_us: int = 0  # when it will be started again, while waiting
+    last_end: str = ""  # how it ended last time: "killed by SIGKILL", "exit code 70: ..."
+
+
+@dataclass(slots=True)
+class WorkerStatus:
+    """One worker now, and what it did since it was started. Amounts of mail are recipients unless they say messages."""
+
+    worker: int
+    pid: int
+    uptime_s: float
+    shards: list[int] = field(default_factory=list)
+    memory: int = 0  # resident bytes
+    cpu_s: float = 0.0  # user and system
+    # now
+    queued_messages: int = 0
+    queued_deliveries: int = 0
+    queued_recipients: int = 0
+    in_flight: int = 0  # deliveries handed to a connection
+    sessions: int = 0  # incoming SMTP
+    connections: int = 0  # outgoing SMTP
+    intake: str = ""  # why no new mail is taken, "" when it is
+    # since the start
+    accepted_messages: int = 0
+    accepted_recipients: int = 0
+    delivered: int = 0
+    deferred: int = 0  # attempts, so one recipient may count many times
+    bounced: int = 0
+    expired: int = 0
+    deleted: int = 0
+
+
+# Fields of WorkerStatus that make sense as a sum over the workers.
+SUMMED: Final = (
+    "memory", "cpu_s", "queued_messages", "queued_deliveries", "queued_recipients", "in_flight", "sessions",
+    "connections", "accepted_messages", "accepted_recipients", "delivered", "deferred", "bounced", "expired", "deleted",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Status:
+    """The whole MTA."""
+
+    version: str
+    hostname: str
+    pid: int  # the supervisor's
+    uptime_s: float  # the supervisor's
+    members: list[Member] = field(default_factory=list)
+    workers: list[WorkerStatus] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class QueueRow:
+    """One queue."""
+
+    name: str
+    domain: str
+    deliveries: int
+    recipients: int
+    next_due_us: int = 0  # when the next delivery may be tried: in the past when it waits for something else
+    oldest_us: int = 0  # arrival of the oldest delivery that is known without reading the queue
+    in_flight: int = 0
+    connections: int = 0
+    state: str = "waiting"  # "active", "ready" (due, waits for a connection), "waiting" (not due), "suspended", ...
+    reason: str = ""  # why nothing moves, in words: "limit of 3 connections to example.org reached"
+    last_reply: str = ""  # the last reply that deferred something, or our own description
+    last_reply_us: int = 0
+
+
+@dataclass(slots=True)
+class QueueList:
+    """Queues whose name matches, in the order asked for, at most `limit`; and the totals over all of them.
+
+    Request: `pattern` ("" or a shell pattern, or a part of the name), `order`: "deliveries" (most first), "next" (due
+    first), "name"; `limit` (1 to MAX_ROWS). With `names` (a list), exactly those queues, where they exist, and nothing
+    else counts.
+    """
+
+    rows: list[QueueRow] = field(default_factory=list)
+    queues: int = 0  # that match, shown or not
+    deliveries: int = 0
+    recipients: int = 0
+    missing: list[Missing] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class RecipientRow:
+    """One recipient that has no end yet."""
+
+    address: str
+    notify: str = ""  # "NEVER", "SUCCESS,FAILURE", as RFC 3461 writes it
+    orcpt: str = ""
+
+
+@dataclass(slots=True)
+class AttemptRow:
+    """One failed attempt."""
+
+    time_us: int
+    remote: str
+    reply: str
+
+
+@dataclass(slots=True)
+class DeliveryRow:
+    """One delivery: a message to one domain."""
+
+    message: str  # text form of the id
+    index: int
+    queue: str
+    domain: str
+    sender: str
+    recipients: list[RecipientRow]
+    size: int
+    arrival_us: int
+    due_us: int
+    attempts: int = 0
+    in_flight: bool = False
+    maybe_duplicate: bool = False
+    history: list[AttemptRow] = field(default_factory=list)  # the last few, oldest first
+    expires_us: int = 0
+
+
+@dataclass(slots=True)
+class DeliveryList:
+    """The deliveries of one queue, due first, at most `limit`. `row` is None when there is no such queue."""
+
+    row: QueueRow | None = None
+    deliveries: list[DeliveryRow] = field(default_factory=list)
+    more: bool = False
+    missing: list[Missing] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class MessageDetail:
+    """One message and what of it is still in the queue."""
+
+    id: str
+    worker: int
+    sender: str
+    arrival_us: int
+    size: int
+    message_id: str = ""  # the header
+    origin: str = ""
+    flags: list[str] = field(default_factory=list)  # "8BITMIME", "SMTPUTF8", "NOTIFICATION"
+    ret: str = ""
+    envid: str = ""
+    deliveries_accepted: int = 0
+    deliveries: list[DeliveryRow] = field(default_factory=list)  # that are left
+    headers: bytes = b""  # the header section, at most 256 KB of it
+    damaged: str = ""  # why the content cannot be read, "" when it can
+
+
+def to_wire(value: object) -> Any:
+    """A dataclass as a map of its fields, for `channel.encode`; bytes, numbers and None as they are."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def from_wire(cls: type[T], fields: dict[str, Any]) -> T:
+    """Build a result dataclass from its map. Raises RequestError when it cannot be one."""
+    try:
+        values = {name: _convert(kind, fields[name]) for name, kind in _fields(cls).items() if name in fields}
+        return cls(**values)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RequestError(f"the answer is not understood ({cls.__name__}: {error}); is the MTA of another version?") \
+            from error
+
+
+@cache
+def _fields(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return from_wire(kind, value)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        return [_convert(arguments[0], item) for item in value]
+    if origin is types.UnionType:  # `X | None`
+        return None if value is None else _convert(arguments[0], value)
+    if kind is float and isinstance(value, int):
+        return float(value)
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+    return value
