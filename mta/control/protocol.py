@@ -232,8 +232,9 @@ def to_wire(value: object) -> Any:
 
 def from_wire(cls: type[T], fields: dict[str, Any]) -> T:
     """Build a result dataclass from its map. Raises RequestError when it cannot be one."""
+    known: Any = cls
     try:
-        values = {name: _convert(kind, fields[name]) for name, kind in _fields(cls).items() if name in fields}
+        values = {name: _convert(kind, fields[name]) for name, kind in _fields(known).items() if name in fields}
         return cls(**values)
     except (TypeError, ValueError, AttributeError) as error:
         raise RequestError(f"the answer is not understood ({cls.__name__}: {error}); is the MTA of another version?") \

@@ -1,0 +1,222 @@
+"""The directories of an instance: made, locked against a second instance, checked for their version.
+
+    SPOOL/lock            flock(2), held by supervisor and children; the supervisor's pid in it
+    SPOOL/version         layout version; a spool of a newer version is refused
+    SPOOL/shards/NNN/     the durable queues, each of one worker at a time
+    RUN/lock              as above, so that two instances never share control sockets and the table of limits
+    RUN/control.sock, RUN/worker-N.sock, RUN/worker-N.nudge, RUN/limits/
+
+The locks are open files that every child inherits: the kernel releases them when the last process of an instance is
+gone, however it went. A supervisor that was killed leaves children that stop by themselves within seconds; a new
+instance waits for that.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import time
+from pathlib import Path
+from typing import Final
+
+from mta.control.exits import CANNOT_CREATE, DATA, TEMPORARY, StartError
+from mta.control.privileges import Identity
+
+SPOOL_VERSION: Final = 1
+MAX_SHARDS: Final = 1024  # message ids have ten bits for the shard
+# Longer than children of a dead supervisor may take: child.ORPHAN_GRACE_S + child.ALARM_MARGIN_S.
+LOCK_WAIT_S: Final = 15.0
+_LOCK_LOOK_S: Final = 0.05
+
+
+def make_directory(path: str, what: str, owner: Identity | None, mode: int = 0o750) -> None:
+    """Make a directory that is missing, with its parents, and give it to `owner`. Raises StartError.
+
+    An existing one is left as it is: giving away what an option names by mistake would do harm.
+    """
+    missing = [Path(path)]
+    while not missing[-1].exists():
+        missing.append(missing[-1].parent)
+    if len(missing) == 1:
+        if not Path(path).is_dir():
+            raise StartError(CANNOT_CREATE, f"{what} {path} is not a directory")
+        return
+    try:
+        os.makedirs(path, exist_ok=True)
+        for directory in missing[:-1]:
+            directory.chmod(mode if directory == missing[0] else 0o755)
+        if owner is not None:
+            os.chown(path, owner.uid, owner.gid)
+    except OSError as error:
+        raise StartError(CANNOT_CREATE, f"cannot make {what} {path}: {error.strerror}") from error
+
+
+def check_writable(path: str, what: str) -> None:
+    """Raise StartError unless this process, as the user that it is now, may work in a directory."""
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise StartError(
+            CANNOT_CREATE, f"{what} {path} is not writable for uid {os.getuid()}: it has to belong to the MTA's user"
+        )
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        raise StartError(CANNOT_CREATE, f"{what} {path} is on a file system that is mounted read-only")
+
+
+def take_lock(directory: str, what: str, owner: Identity | None, wait_s: float = LOCK_WAIT_S) -> int:
+    """Lock `directory` for this instance and return the descriptor that holds the lock. Raises StartError.
+
+    At once when another instance runs; after `wait_s` when processes that a dead one left behind do not end.
+    """
+    path = str(Path(directory, "lock"))
+    fd = _open_lock(path, what, owner)
+    give_up = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            pid = _read_pid(fd)
+            if _runs(pid) and pid in (held_by := holders(path)) | ({pid} if not held_by else set()):
+                os.close(fd)
+                raise StartError(TEMPORARY, f"another instance is running on {what} {directory} (pid {pid})") from None
+            if time.monotonic() >= give_up:
+                os.close(fd)
+                pids = ", ".join(map(str, sorted(holders(path)))) or "unknown"
+                raise StartError(
+                    TEMPORARY,
+                    f"{what} {directory} is still held by processes of an instance that is gone (pid {pids}); "
+                    "if they do not end, kill them",
+                ) from None
+            time.sleep(_LOCK_LOOK_S)  # flock(2) has no time-out of its own
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    return fd
+
+
+def holders(path: str) -> set[int]:
+    """Processes that have a file open, as far as this user may see them."""
+    try:
+        wanted = os.stat(path)
+    except OSError:
+        return set()
+    found: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            for descriptor in os.scandir(entry / "fd"):
+                status = descriptor.stat()
+                if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    found.add(int(entry.name))
+                    break
+        except OSError:
+            pass  # it has just ended, or is not ours to look at
+    return found
+
+
+def check_version(spool: str) -> None:
+    """Mark a new spool with our version; raise StartError for one that we cannot read."""
+    path = Path(spool, "version")
+    try:
+        text = path.read_text("ascii", "replace").strip()
+    except FileNotFoundError:
+        if Path(spool, "shards").exists():
+            raise StartError(DATA, f"spool {spool} has no file `version`: it is damaged, or not ours") from None
+        _write_durably(path, f"{SPOOL_VERSION}\n")
+        return
+    except OSError as error:
+        raise StartError(CANNOT_CREATE, f"cannot read {path}: {error.strerror}") from error
+    if not text.isdecimal():
+        raise StartError(DATA, f"{path} is damaged: {text[:20]!r} is no version")
+    if int(text) > SPOOL_VERSION:
+        raise StartError(
+            DATA,
+            f"spool {spool} is of version {int(text)}, this MTA knows {SPOOL_VERSION}: "
+            "it was used by a newer one, which has to empty it",
+        )
+
+
+def shard_directory(spool: str, number: int) -> str:
+    """Path of a shard."""
+    return str(Path(spool, "shards", f"{number:03d}"))
+
+
+def assign_shards(spool: str, workers: int) -> list[list[int]]:
+    """The shards of each worker: all that exist, and one for each worker. Shard k is of worker k mod N."""
+    directory = Path(spool, "shards")
+    try:
+        directory.mkdir(mode=0o750, exist_ok=True)
+        existing = {int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal() and entry.is_dir()}
+    except OSError as error:
+        raise StartError(CANNOT_CREATE, f"cannot read {directory}: {error.strerror}") from error
+    if existing and max(existing) >= MAX_SHARDS:
+        raise StartError(DATA, f"{directory}/{max(existing)} is no shard: numbers go up to {MAX_SHARDS - 1}")
+    numbers = sorted(existing | set(range(workers)))
+    return [[number for number in numbers if number % workers == worker] for worker in range(workers)]
+
+
+def clean_run(run: str) -> None:
+    """Remove what an earlier instance left in the runtime directory. Its lock is held by us."""
+    try:
+        for entry in Path(run).iterdir():
+            if entry.name == "limits":
+                shutil.rmtree(entry)
+            elif entry.name == "control.sock" or (
+                entry.name.startswith("worker-") and entry.name.endswith((".sock", ".nudge"))
+            ):
+                entry.unlink()
+    except OSError as error:
+        raise StartError(CANNOT_CREATE, f"cannot clean runtime directory {run}: {error}") from error
+
+
+def _open_lock(path: str, what: str, owner: Identity | None) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        try:
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o640)
+            if owner is not None:
+                os.fchown(fd, owner.uid, owner.gid)
+        except FileExistsError:
+            fd = os.open(path, flags)
+    except OSError as error:
+        hint = ": it has to belong to the MTA's user" if error.errno == errno.EACCES else ""
+        raise StartError(CANNOT_CREATE, f"{what} is not writable: {path}: {error.strerror}{hint}") from error
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        # We may be root here, in a directory where somebody else can write.
+        os.close(fd)
+        raise StartError(CANNOT_CREATE, f"{path} is not a plain file with one name")
+    return fd
+
+
+def _read_pid(fd: int) -> int:
+    text = os.pread(fd, 20, 0).strip()
+    return int(text) if text.isdigit() else 0
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process and it is no zombie."""
+    try:
+        text = Path("/proc", str(pid), "stat").read_text("utf-8", "replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def _write_durably(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    try:
+        with temporary.open("w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise StartError(CANNOT_CREATE, f"cannot write {path}: {error.strerror}") from error
