@@ -1,18 +1,6 @@
 """The life of a child process that is the same for workers and the control process.
 
-A child is started by exec with `MTA_CHILD` in its environment (`ChildSetup`) and a socket to the supervisor, its
-*line*. Over it go frames (`mta.control.channel`):
-
-    supervisor → child   ["config", pickle]        first of all: the configuration as the supervisor accepted it
-                         ["reload", pickle]        the same after a SIGHUP
-                         ["stop", grace seconds]   finish; may come again with less time
-                         ["members", [map, ...]]   to the control process only: `protocol.Member` of every child
-    child → supervisor   ["ready"]                 recovered and accepting
-                         ["failed", code, text]    cannot start; the child ends with that code
-                         ["heartbeat", monotonic]  each second, sent from the hub: a hub that hangs stops it
-
-Only the supervisor reads configuration files, so a worker that is restarted after a bad edit comes up with what its
-siblings run on. The pickle goes one way, from the parent that started us; nothing a child sends is unpickled.
+What passes between it and the supervisor: `mta.control.line`.
 
 When the line ends without a `stop`, the supervisor is dead: the child stops by itself within `ORPHAN_GRACE_S`. Until
 it is gone it holds the locks of spool and runtime directory (open files inherited from the supervisor, flock(2)), so
@@ -21,9 +9,7 @@ that no new instance starts beside it.
 
 from __future__ import annotations
 
-import dataclasses
 import faulthandler
-import json
 import logging
 import math
 import os
@@ -31,8 +17,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import gevent
 import gevent.event
@@ -42,43 +27,10 @@ import gevent.socket
 from mta.config.schema import Config
 from mta.control import exits, log
 from mta.control.channel import CONTROL_LIMIT, FrameError, FrameReader, encode
-
-HEARTBEAT_S: Final = 1.0
-ORPHAN_GRACE_S: Final = 2.0  # transactions whose final dot is out may still get their reply
-# A child that has not ended this long after its deadline is killed by its own alarm clock, also when nobody is left
-# to kill it.
-ALARM_MARGIN_S: Final = 10
+from mta.control.line import ALARM_MARGIN_S, HEARTBEAT_S, ORPHAN_GRACE_S, ChildSetup
+from mta.control.protocol import Family, from_wire
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class ChildSetup:
-    """What a child is told at its start, as JSON in MTA_CHILD. All descriptors are inherited."""
-
-    role: str  # "worker" or "control"
-    number: int  # of the worker; 0 for the control process
-    workers: int  # how many workers there are
-    line_fd: int
-    lock_fds: list[int]
-    listeners: list[tuple[int, int]]  # (index in config.listeners, descriptor of the listening socket)
-    shards: list[int]  # numbers of the shards that this worker owns
-
-    @property
-    def name(self) -> str:
-        """`worker-0`, `control`: in the log, and what sockets are called."""
-        return self.role if self.role == "control" else f"{self.role}-{self.number}"
-
-    def to_json(self) -> str:
-        """The value of MTA_CHILD."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ChildSetup:
-        """Read MTA_CHILD."""
-        fields = json.loads(text)
-        fields["listeners"] = [(index, fd) for index, fd in fields["listeners"]]
-        return cls(**fields)
 
 
 class Child:
@@ -86,6 +38,7 @@ class Child:
 
     `config` is the configuration in force. `stop_requested` is set when it is time to finish, `deadline` (monotonic)
     says by when and may move nearer. `on_reload` is called with each new configuration; what it raises is logged.
+    `family` is what the supervisor last said of all children (to the control process alone).
     """
 
     def __init__(self, setup: ChildSetup) -> None:
@@ -94,8 +47,8 @@ class Child:
         self.stop_requested = gevent.event.Event()
         self.deadline = math.inf
         self.orphaned = False
+        self.family = Family(os.getppid(), time.time_ns() // 1000)
         self.on_reload: Callable[[Config], None] | None = None
-        self.on_members: Callable[[list[Any]], None] | None = None
         self._deadline_moved = gevent.event.Event()
         self._line = gevent.socket.socket(fileno=setup.line_fd)
         self._reader = FrameReader(CONTROL_LIMIT)
@@ -179,20 +132,17 @@ class Child:
                 config = pickle.loads(pickled)
                 log.set_level(config.log)
                 self.config = config
-                self._call(self.on_reload, config)
+                if self.on_reload is not None:
+                    try:
+                        self.on_reload(config)
+                    except Exception:
+                        _log.exception("bug: the new configuration was not taken over in full")
             case ["stop", grace_s]:
                 self.stop(grace_s)
-            case ["members", members]:
-                self._call(self.on_members, members)
+            case ["family", dict(fields)]:
+                self.family = from_wire(Family, fields)
             case _:
                 _log.error("the supervisor said something unknown: %.80r", message)
-
-    def _call(self, function: Callable[[Any], None] | None, value: object) -> None:
-        if function is not None:
-            try:
-                function(value)
-            except Exception:
-                _log.exception("bug: what the supervisor said was not carried out")
 
     def _on_sigterm(self) -> None:
         _log.info("SIGTERM: stopping")

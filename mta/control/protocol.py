@@ -76,6 +76,15 @@ class Member:
 
 
 @dataclass(slots=True)
+class Family:
+    """The supervisor and its children; it sends this to the control process whenever it changes."""
+
+    pid: int
+    started_us: int
+    members: list[Member] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class WorkerStatus:
     """One worker now, and what it did since it was started. Amounts of mail are recipients unless they say messages."""
 
@@ -116,9 +125,7 @@ class Status:
 
     version: str
     hostname: str
-    pid: int  # the supervisor's
-    uptime_s: float  # the supervisor's
-    members: list[Member] = field(default_factory=list)
+    family: Family
     workers: list[WorkerStatus] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
 

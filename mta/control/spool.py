@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Final
 
 from mta.control.exits import CANNOT_CREATE, DATA, TEMPORARY, StartError
+from mta.control.line import ALARM_MARGIN_S, ORPHAN_GRACE_S
 from mta.control.privileges import Identity
 
 SPOOL_VERSION: Final = 1
 MAX_SHARDS: Final = 1024  # message ids have ten bits for the shard
-# Longer than children of a dead supervisor may take: child.ORPHAN_GRACE_S + child.ALARM_MARGIN_S.
-LOCK_WAIT_S: Final = 15.0
+LOCK_WAIT_S: Final = ORPHAN_GRACE_S + ALARM_MARGIN_S + 3  # children of a dead supervisor are gone by then
 _LOCK_LOOK_S: Final = 0.05
 
 
@@ -37,21 +37,21 @@ def make_directory(path: str, what: str, owner: Identity | None, mode: int = 0o7
 
     An existing one is left as it is: giving away what an option names by mistake would do harm.
     """
-    missing = [Path(path)]
-    while not missing[-1].exists():
-        missing.append(missing[-1].parent)
-    if len(missing) == 1:
-        if not Path(path).is_dir():
-            raise StartError(CANNOT_CREATE, f"{what} {path} is not a directory")
-        return
+    directory = Path(path)
     try:
-        os.makedirs(path, exist_ok=True)
-        for directory in missing[:-1]:
-            directory.chmod(mode if directory == missing[0] else 0o755)
-        if owner is not None:
-            os.chown(path, owner.uid, owner.gid)
+        if not directory.exists():
+            for parent in reversed(directory.parents):
+                if not parent.exists():
+                    parent.mkdir()
+                    parent.chmod(0o755)  # whatever the umask
+            directory.mkdir()
+            directory.chmod(mode)
+            if owner is not None:
+                os.chown(directory, owner.uid, owner.gid)
     except OSError as error:
         raise StartError(CANNOT_CREATE, f"cannot make {what} {path}: {error.strerror}") from error
+    if not directory.is_dir():
+        raise StartError(CANNOT_CREATE, f"{what} {path} is not a directory")
 
 
 def check_writable(path: str, what: str) -> None:
@@ -78,9 +78,13 @@ def take_lock(directory: str, what: str, owner: Identity | None, wait_s: float =
             break
         except BlockingIOError:
             pid = _read_pid(fd)
-            if _runs(pid) and pid in (held_by := holders(path)) | ({pid} if not held_by else set()):
-                os.close(fd)
-                raise StartError(TEMPORARY, f"another instance is running on {what} {directory} (pid {pid})") from None
+            if _runs(pid):
+                held_by = holders(path)
+                if pid in held_by or not held_by:  # nobody: of another user, so the file is to be believed
+                    os.close(fd)
+                    raise StartError(
+                        TEMPORARY, f"another instance is running on {what} {directory} (pid {pid})"
+                    ) from None
             if time.monotonic() >= give_up:
                 os.close(fd)
                 pids = ", ".join(map(str, sorted(holders(path)))) or "unknown"
