@@ -16,14 +16,18 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mta.config.units import Duration, Endpoint, Network, Size
+from mta.config.units import Directory, Domain, Duration, Endpoint, HostName, IPv4, IPv6, Network, RouteKey, Size
 
 
 def option(default: Any = dataclasses.MISSING, doc: str = "", **metadata: Any) -> Any:
     """Declare one option. `default` may be a zero-argument factory (a type, a lambda); without one it is required.
 
-    `metadata` may hold `min`/`max` (inclusive bounds), `example` and `reload="restart"` for an option that a SIGHUP
-    does not change.
+    `metadata` may hold:
+    `min`, `max`: inclusive bounds, of each item in a list (a Duration or Size is above zero unless `min=0` says so);
+    `example`: a value as it is written; `reload="restart"`: a SIGHUP does not change it;
+    `default_port`: of endpoints written without one; `listens=True`: endpoints to bind to, addresses with any port;
+    `address_only=True`: endpoints whose host is an address;
+    `inherits="name"`: sections in this mapping take what they do not set from the section `name` beside it.
     """
     metadata["doc"] = doc
     if callable(default):
@@ -35,14 +39,18 @@ def option(default: Any = dataclasses.MISSING, doc: str = "", **metadata: Any) -
 class Listener:
     """One address on which mail is accepted by SMTP."""
 
-    smtp: Endpoint = option(doc="Address and port to listen on.", example="127.0.0.1:2525", reload="restart")
+    smtp: Endpoint = option(
+        doc="Address and port to listen on; `0.0.0.0` and `[::]` are all addresses, port 0 is any free one.",
+        example="127.0.0.1:2525", listens=True, reload="restart")
     relay_from: tuple[Network, ...] = option(
         (),
         "Networks whose clients may send to any domain. Empty, the default: nobody may; every recipient is answered "
-        "`550 5.7.1`. There is no other way to relay, so the default configuration is never an open relay.",
+        "`550 5.7.1`. There is no other way to relay, so the default configuration is never an open relay. Networks "
+        "that are much of the Internet are refused.",
         example="[127.0.0.0/8, 10.1.0.0/16]",
     )
-    hostname: str | None = option(None, "Name in the greeting and in `Received`; the global `hostname` when unset.")
+    hostname: HostName | None = option(
+        None, "Name in the greeting and in `Received`; the global `hostname` when unset.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +66,7 @@ class SmtpTimeouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmtpIn:
-    """Limits of incoming SMTP. All are per listener unless they say otherwise."""
+    """Limits of incoming SMTP, the same on all listeners."""
 
     message_size: Size = option(Size(50_000_000), "Largest message; announced as SIZE, `552 5.3.4` above it.")
     recipients: int = option(1000, "Recipients of one transaction; `452 4.5.3` above it.", min=1, max=50_000)
@@ -80,7 +88,8 @@ class SmtpIn:
 class Pickup:
     """One spool directory: a file renamed into it is a message to send."""
 
-    directory: str = option(doc="The directory. It is made when missing, with `tmp/` and `failed/` in it.")
+    directory: Directory = option(
+        doc="The directory. It is made when missing, with `tmp/` and `failed/` in it.", example="/var/spool/mta-pickup")
     scan: Duration = option(Duration(30), "How often to look even if the kernel announced nothing.", min=1)
 
 
@@ -89,15 +98,15 @@ class Dns:
     """Name resolution. The MTA asks recursive resolvers itself and never uses the search list."""
 
     servers: tuple[Endpoint, ...] = option(
-        (), "Recursive resolvers, tried in turn; those of /etc/resolv.conf when empty.", example='["127.0.0.1:53"]'
-    )
+        (), "Recursive resolvers, tried in turn, port 53 unless given; those of /etc/resolv.conf when empty.",
+        example='["127.0.0.1:53"]', default_port=53, address_only=True)
     timeout: Duration = option(Duration(3), "Wait for one answer of one server.")
     attempts: int = option(4, "Questions asked in all, over the servers, before a name counts as failing.", min=1)
     cache: int = option(50_000, "Names kept in the cache of each worker.", min=100)
-    max_ttl: Duration = option(Duration(86_400), "Longest time to believe an answer.")
-    min_ttl: Duration = option(Duration(5), "Shortest time to believe an answer.")
-    negative_ttl: Duration = option(Duration(300), "Longest time to believe that a name does not exist.")
-    failure_ttl: Duration = option(Duration(30), "Time to remember that no server answered (RFC 9520).")
+    max_ttl: Duration = option(Duration(86_400), "Longest time to believe an answer.", min=0)
+    min_ttl: Duration = option(Duration(5), "Shortest time to believe an answer.", min=0)
+    negative_ttl: Duration = option(Duration(300), "Longest time to believe that a name does not exist.", min=0)
+    failure_ttl: Duration = option(Duration(30), "Time to remember that no server answered (RFC 9520).", min=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +114,8 @@ class Route:
     """Where the mail of a domain goes. Written `mx`, or as a mapping."""
 
     relay: tuple[Endpoint, ...] = option(
-        (), "Fixed hosts, tried in order, instead of the domain's MX: one `host:port` or a list.",
-        example='["10.0.0.1:25", "relay.example.net:2525"]',
+        (), "Fixed hosts, tried in order, instead of the domain's MX: one `host:port` or a list; port 25 unless given.",
+        default_port=25, example='["10.0.0.1:25", "relay.example.net:2525"]',
     )
 
     @property
@@ -140,12 +149,12 @@ class Delivery:
     )
     ipv4: bool = option(True, "Connect over IPv4.")
     ipv6: bool = option(True, "Connect over IPv6.")
-    ehlo: str | None = option(None, "Name in EHLO; the global `hostname` when unset.")
-    source_ipv4: str | None = option(None, "Local IPv4 address to send from; the system's choice when unset.")
-    source_ipv6: str | None = option(None, "Local IPv6 address to send from; the system's choice when unset.")
+    ehlo: HostName | None = option(None, "Name in EHLO; the global `hostname` when unset.")
+    source_ipv4: IPv4 | None = option(None, "Local IPv4 address to send from; the system's choice when unset.")
+    source_ipv6: IPv6 | None = option(None, "Local IPv6 address to send from; the system's choice when unset.")
     connections: int = option(5000, "Outgoing connections in all, over all workers.", min=1)
     addresses: int = option(5, "Addresses tried in one attempt to reach a domain.", min=1)
-    idle: Duration = option(Duration(5), "How long a connection with nothing to send stays open.")
+    idle: Duration = option(Duration(5), "How long a connection with nothing to send stays open.", min=0)
     timeouts: DeliveryTimeouts = option(DeliveryTimeouts, "Deadlines.")
 
 
@@ -170,10 +179,10 @@ class ShapingRules:
     """Limits and policies by destination."""
 
     default: Shaping = option(Shaping, "For every destination without an entry of its own.")
-    domains: dict[str, Shaping] = option(
+    domains: dict[Domain, Shaping] = option(
         dict,
         "By recipient domain. Such a domain gets connections of its own, even when it shares its MX hosts with others.",
-        example="{example.org: {connections: 3}}",
+        example="{example.org: {connections: 3}}", inherits="default",
     )
 
     def for_domain(self, domain: str) -> Shaping:
@@ -191,6 +200,11 @@ class Retry:
     schedule: tuple[Duration, ...] = option(
         (), "Waits written out; the last one repeats. Replaces `first`, `factor` and `cap`.", example="[5m, 15m, 1h]"
     )
+    site_first: Duration = option(
+        Duration(60), "Pause after a site as a whole refused or could not be reached; doubles with each failure. "
+        "Meanwhile its messages keep their place and their attempt count."
+    )
+    site_cap: Duration = option(Duration(1800), "Longest such pause.")
     jitter: float = option(0.2, "Share by which a wait varies at random, so that an outage's mail spreads.",
                            min=0.0, max=0.9)
 
@@ -202,7 +216,8 @@ class Bounces:
     returned: Literal["headers", "full"] = option(
         "headers", "What of the original goes back when the sender did not say with RET."
     )
-    full_size: Size = option(Size(50_000), "Originals above this size go back as headers only, whatever was asked.")
+    full_size: Size = option(
+        Size(50_000), "Originals above this size go back as headers only, whatever was asked.", min=0)
     delay_warning: Duration | None = option(None, "Warn the sender once when mail waits this long; `off`: never.")
     from_name: str = option("Mail Delivery System", "Display name in the From header of notifications.")
     send: bool = option(True, "Whether notifications are made at all; the events tell of every failure anyway.")
@@ -221,10 +236,10 @@ class Store:
     """The durable queue. One shard per worker under `spool`."""
 
     segment_size: Size = option(Size(64_000_000), "Size of one body segment file.", min=1_000_000)
-    map_size: Size = option(Size(64_000_000_000), "Address space of the index; a sparse file, so large costs nothing.")
+    map_size: Size = option(
+        Size(64_000_000_000), "Address space of the index; a sparse file, so large costs nothing.", min=10_000_000)
     reserve: Size = option(
-        Size(500_000_000), "Free space on the spool's disk below which no new mail is taken (`452 4.3.1`)."
-    )
+        Size(500_000_000), "Free space on the spool's disk below which no new mail is taken (`452 4.3.1`).", min=0)
     checkpoint: Duration = option(Duration(1), "Longest time between two index commits.")
 
 
@@ -241,21 +256,21 @@ class Memory:
 class Config:
     """The whole configuration."""
 
-    hostname: str = option(
+    hostname: HostName = option(
         doc="Our fully qualified name: in greetings, EHLO, `Received` and notifications. It should resolve to the "
             "sending address and back.", example="mta1.example.net")
     workers: int | Literal["auto"] = option(
         "auto", "Worker processes; `auto`: one per processor core.", min=1, max=256, reload="restart")
     user: str | None = option(
         None, "User to become after the ports are bound, when started as root.", reload="restart")
-    spool: str = option("/var/spool/mta", "Directory of the queue. Local disk, never NFS.", reload="restart")
-    run: str = option("/run/mta", "Runtime directory: control sockets and the table of limits; tmpfs is best.",
-                      reload="restart")
+    spool: Directory = option("/var/spool/mta", "Directory of the queue. Local disk, never NFS.", reload="restart")
+    run: Directory = option(
+        "/run/mta", "Runtime directory: control sockets and the table of limits; tmpfs is best.", reload="restart")
     listeners: tuple[Listener, ...] = option((), "Addresses that accept mail.", reload="restart")
     smtp: SmtpIn = option(SmtpIn, "Limits of incoming SMTP.")
     pickup: tuple[Pickup, ...] = option((), "Spool directories that accept mail as files.", reload="restart")
     dns: Dns = option(Dns, "Name resolution.")
-    routes: dict[str, Route] = option(
+    routes: dict[RouteKey, Route] = option(
         dict, "Where mail goes, by recipient domain: `mx`, or `{relay: host:port}`. `*` is for all others; without "
         "it they use MX.", example='{example.org: {relay: "127.0.0.1:2626"}, "*": mx}')
     delivery: Delivery = option(Delivery, "Outgoing SMTP.")
@@ -266,5 +281,5 @@ class Config:
     events: Events = option(Events, "Event log.")
     store: Store = option(Store, "Durable queue.")
     memory: Memory = option(Memory, "Memory bounds.")
-    shutdown: Duration = option(Duration(30), "Time for transactions in flight to finish when stopping.")
+    shutdown: Duration = option(Duration(30), "Time for transactions in flight to finish when stopping.", min=0)
     log: Literal["debug", "info", "warning", "error"] = option("info", "Least severe diagnostics written to stderr.")
