@@ -31,6 +31,9 @@ HostName: TypeAlias = Annotated[str, "HostName"]
 Domain: TypeAlias = Annotated[str, "Domain"]
 """A recipient domain: lower case, A-labels; or an address literal such as `[192.0.2.1]`."""
 
+RouteKey: TypeAlias = Annotated[str, "RouteKey"]
+"""A recipient domain, or `*` for all others."""
+
 IPv4: TypeAlias = Annotated[str, "IPv4"]
 """An IPv4 address as text, in canonical form."""
 
@@ -221,13 +224,23 @@ def parse_domain(text: str) -> Domain:
     return parse_name(text)
 
 
+def parse_route_key(text: str) -> RouteKey:
+    """Read a recipient domain or `*`. Raises ValueError."""
+    text = text.strip()
+    if text == "*":
+        return text
+    if "*" in text:
+        raise ValueError('not a domain: "*" alone stands for all domains without an entry, there is no other wildcard')
+    return parse_domain(text)
+
+
 def parse_name(text: str) -> str:
     """Read a DNS name of one label or more: lower case, A-labels, no final dot. Raises ValueError."""
     name = text.strip().removesuffix(".")
     if not name:
         raise ValueError("a name is empty")
     if "*" in name:
-        raise ValueError("a name is written out, there are no wildcards in it")
+        raise ValueError("not a name: it is written out, there are no wildcards here")
     if not name.isascii():
         try:
             name = idna.encode(name, uts46=True).decode("ascii")
@@ -406,6 +419,7 @@ KINDS: dict[Any, Kind] = {
     Network: Kind("a network (10.0.0.0/8) or an address", parse_network, format_network),
     HostName: Kind("a host name", parse_host_name, str),
     Domain: Kind("a domain", parse_domain, str),
+    RouteKey: Kind("a domain or *", parse_route_key, str),
     IPv4: Kind("an IPv4 address", parse_ipv4, str),
     IPv6: Kind("an IPv6 address", parse_ipv6, str),
     Directory: Kind("a directory", parse_directory, str),

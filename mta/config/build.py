@@ -1,0 +1,404 @@
+"""Tree to `Config`, guided by the types of the schema.
+
+The type of an option decides how its text is read, so quotes never matter and `no`, `1.10` or `12:30` are what the
+option makes of them. A faulty option is reported with its place and its default taken, so that the rest is checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from mta.config import tree
+from mta.config.problems import OptionPath, Problem, path_text, printable, quoted
+from mta.config.schema import Config, Route
+from mta.config.tree import Node, Scalar, Sequence
+from mta.config.units import KINDS, Directory, Duration, Endpoint, Network, Size, parse_directory
+
+MAX_PROBLEMS = 500
+
+
+class _Fault(Exception):  # noqa: N818 -- never leaves this module; the fault was reported
+    """What is being read is of no use."""
+
+
+class TooManyProblems(Exception):  # noqa: N818 -- ends the reading; nothing more to say than what was reported
+    """There is no use in looking on."""
+
+
+class Builder:
+    """One pass over the tree, guided by the types of the schema. `report` and `config` are its interface.
+
+    `given` notes line and column of all that the file sets, `faulty` what was reported.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.problems: list[Problem] = []
+        self.given: dict[OptionPath, tuple[int, int]] = {}
+        self.faulty: set[OptionPath] = set()
+
+    # --- reporting
+
+    def report(self, line: int, column: int, message: str) -> None:
+        if len(self.problems) >= MAX_PROBLEMS:
+            self.problems.append(Problem(self.file, line, column, "too many problems, the rest is not shown"))
+            raise TooManyProblems
+        self.problems.append(Problem(self.file, line, column, printable(message, 1000)))
+
+    def fault(self, node: Node, path: OptionPath, message: str) -> _Fault:
+        self.report(node.line, node.column, f"{path_text(path)}: {message}" if path else message)
+        return _Fault()
+
+    def config(self, node: Node) -> Config | None:
+        """The whole; None when nothing of it can be used.
+
+        What is faulty has its default, or None where there is no default and in lists: look into `faulty` first.
+        """
+        try:
+            config: Config = self.section(node, Config, ())
+        except _Fault:
+            return None
+        return config
+
+    # --- collections
+
+    def section(self, node: Node, cls: Any, path: OptionPath, base: object = None) -> Any:
+        """An instance of the dataclass `cls`. What is not set comes from `base`, if there is one."""
+        if cls is Route:
+            return self.route(node, path)
+        entries = self.entries(node, path, f"options such as {_some_names(cls)}")
+        options = _options(cls)
+        for name, (key, _) in entries.items():
+            if name not in options:
+                self.report(key.line, key.column, _unknown(name, path, options))
+        values: dict[str, Any] = {}
+        for name, option in options.items():
+            if base is not None:
+                values[name] = getattr(base, name)
+            elif option.required:
+                values[name] = None
+            if name not in entries:
+                if option.required and base is None:
+                    self.report(node.line, node.column, f"{path_text((*path, name))}: missing, expected "
+                                                        f"{_expected(option.type, option.metadata)}{option.example}")
+                    self.faulty.add((*path, name))
+                continue
+            key, value = entries[name]
+            inherited = values.get(option.metadata.get("inherits", ""))
+            try:
+                values[name] = self.option(key, value, option.type, (*path, name), option.metadata, inherited)
+            except _Fault:
+                self.faulty.add((*path, name))
+        return cls(**values)
+
+    def option(self, key: Scalar, node: Node, wanted: Any, path: OptionPath, metadata: Mapping[str, Any],
+               inherited: object) -> Any:
+        """The value of one option, its place noted: of the value when it is one text, else of its name."""
+        self.given[path] = (node.line, node.column) if isinstance(node, Scalar) else (key.line, key.column)
+        if get_origin(wanted) is dict:
+            return self.mapping(node, wanted, path, metadata, inherited)
+        return self.value(node, wanted, path, metadata)
+
+    def mapping(self, node: Node, wanted: Any, path: OptionPath, metadata: Mapping[str, Any],
+                base: object) -> dict[str, Any]:
+        """Sections by domain."""
+        key_type, section_type = get_args(wanted)
+        result: dict[str, Any] = {}
+        for name, (key, value) in self.entries(node, path, "domains, each with its options").items():
+            try:
+                domain = KINDS[key_type].parse(name)
+            except ValueError as error:
+                rest = f"not a domain; {path_text((*path[:-1], metadata['inherits']))} holds for all others" \
+                    if "*" in name and "inherits" in metadata else error
+                self.report(key.line, key.column, f"{path_text(path)}: {quoted(name)}: {rest}")
+                continue
+            if domain in result:
+                self.report(key.line, key.column, f"{path_text(path)}: {quoted(name)} is {domain}, which is given "
+                                                  f"already in line {self.given[(*path, domain)][0]}")
+                continue
+            self.given[(*path, domain)] = (key.line, key.column)
+            try:
+                result[domain] = self.section(value, section_type, (*path, domain), base)
+            except _Fault:
+                self.faulty.add((*path, domain))
+        return result
+
+    def entries(self, node: Node, path: OptionPath, expected: str) -> dict[str, tuple[Scalar, Node]]:
+        if isinstance(node, Scalar) and node.is_null:
+            return {}
+        if not isinstance(node, tree.Mapping):
+            what = quoted(node.text) if isinstance(node, Scalar) else "a list"
+            raise self.fault(node, path, f"{what}, expected {expected}, each as name: value")
+        return node.entries
+
+    def items(self, node: Node, wanted: Any, path: OptionPath, metadata: Mapping[str, Any]) -> tuple[Any, ...]:
+        """A list. One item may be written without the brackets."""
+        if isinstance(node, Scalar) and node.is_null:
+            return ()
+        nodes = node.items if isinstance(node, Sequence) else [node]
+        if isinstance(node, Scalar) and len(words := re.split(r"[,\s]+", node.text.strip())) > 1:
+            written = printable(", ".join(words), 80)
+            raise self.fault(node, path, f"{quoted(node.text)}, expected a list; did you mean [{written}]?")
+        result: list[Any] = []
+        for index, item in enumerate(nodes):
+            here = (*path, index)
+            self.given[here] = (item.line, item.column)
+            try:
+                value = self.value(item, wanted, here, metadata)
+                if wanted in (Endpoint, Network) and value in result:
+                    raise self.fault(item, here, f"{KINDS[wanted].format(value)} is in the list already")
+                result.append(value)
+            except _Fault:
+                self.faulty.add(here)
+                result.append(None)  # keeps the positions of the others
+        return tuple(result)
+
+    def route(self, node: Node, path: OptionPath) -> Route:
+        """`mx`, or a mapping with `relay`."""
+        if isinstance(node, Scalar):
+            if node.text == "mx":
+                return Route()
+            hint = _relay_hint(node.text)
+            raise self.fault(node, path, f"{quoted(node.text)}, expected mx or {{relay: host:port}}{hint}")
+        entries = self.entries(node, path, "mx or {relay: host:port}")
+        options = _options(Route)
+        for name, (key, _) in entries.items():
+            if name not in options:
+                self.report(key.line, key.column, _unknown(name, path, options))
+        if "relay" not in entries:
+            raise self.fault(node, path, "no relay, expected mx or {relay: host:port}")
+        key, value = entries["relay"]
+        relay = self.option(key, value, options["relay"].type, (*path, "relay"), options["relay"].metadata, None)
+        if not relay:
+            raise self.fault(value, (*path, "relay"), "an empty list, expected host:port or several")
+        return Route(relay=relay)
+
+    # --- values
+
+    def value(self, node: Node, wanted: Any, path: OptionPath, metadata: Mapping[str, Any]) -> Any:
+        origin = get_origin(wanted)
+        if origin is tuple:
+            return self.items(node, get_args(wanted)[0], path, metadata)
+        if dataclasses.is_dataclass(wanted) and isinstance(wanted, type) and wanted not in KINDS:
+            return self.section(node, wanted, path)
+        if wanted not in KINDS and origin in (Union, types.UnionType):
+            return self.alternative(node, wanted, path, metadata)
+        expected = _expected(wanted, metadata)
+        text = self.text(node, path, expected)
+        if wanted in KINDS:
+            return self.unit(node, text, wanted, path, metadata)
+        if origin is Literal:
+            return self.choice(node, text, get_args(wanted), path)
+        if wanted is bool:
+            return self.boolean(node, text, path)
+        if wanted is int or wanted is float:
+            return self.bounded(node, text, self.number(node, text, wanted, path, expected), path, metadata, str)
+        assert wanted is str, wanted
+        if not text.isprintable():
+            raise self.fault(node, path, f"{quoted(text)} has line breaks or invisible characters, expected plain text")
+        return text
+
+    def alternative(self, node: Node, wanted: Any, path: OptionPath, metadata: Mapping[str, Any]) -> Any:
+        """An optional value, or one with a few words for special values."""
+        kinds = list(get_args(wanted))
+        if type(None) in kinds:
+            kinds.remove(type(None))
+            words = ("off", "never", "no") if kinds == [Duration] else ()
+            if isinstance(node, Scalar) and (node.is_null or node.text.lower() in words):
+                return None
+            return self.value(node, kinds[0], path, metadata)
+        words = get_args(next(kind for kind in kinds if get_origin(kind) is Literal))
+        kind = next(kind for kind in kinds if get_origin(kind) is not Literal)
+        expected = _expected(wanted, metadata)
+        text = self.text(node, path, expected)
+        if text in words:
+            return text
+        return self.bounded(node, text, self.number(node, text, kind, path, expected), path, metadata, str)
+
+    def text(self, node: Node, path: OptionPath, expected: str) -> str:
+        if not isinstance(node, Scalar):
+            what = "a list" if isinstance(node, Sequence) else "options"
+            raise self.fault(node, path, f"{what}, expected {expected}")
+        if node.is_null:
+            raise self.fault(node, path, f"no value, expected {expected}; without the line the default holds")
+        return node.text
+
+    def unit(self, node: Node, text: str, wanted: Any, path: OptionPath, metadata: Mapping[str, Any]) -> Any:
+        kind = KINDS[wanted]
+        try:
+            if wanted is Endpoint:
+                return _endpoint(text, metadata)
+            if wanted is Directory:
+                return _directory(text, self.file)
+            value = kind.parse(text)
+        except ValueError as error:
+            raise self.fault(node, path, f"{quoted(text)}: {error}") from None
+        if wanted is Duration or wanted is Size:
+            metadata = {"min": 0.001 if wanted is Duration else 1, **metadata}
+            return self.bounded(node, text, value, path, metadata, kind.format)
+        return value
+
+    def choice(self, node: Node, text: str, choices: tuple[str, ...], path: OptionPath) -> str:
+        if text in choices:
+            return text
+        close = difflib.get_close_matches(text.lower()[:64], choices, 1)
+        if not close and "off" in choices and text.lower() in ("no", "false", "none"):
+            close = ["off"]
+        raise self.fault(node, path, f"{quoted(text)}, expected {_or(choices)}" + _did_you_mean(close))
+
+    def boolean(self, node: Node, text: str, path: OptionPath) -> bool:
+        word = text.lower()
+        if word in ("true", "yes", "on"):
+            return True
+        if word in ("false", "no", "off"):
+            return False
+        meant = {"y": ["yes"], "n": ["no"], "1": ["true"], "0": ["false"], "t": ["true"], "f": ["false"]}
+        raise self.fault(node, path, f"{quoted(text)}, expected true or false" + _did_you_mean(
+            meant.get(word) or difflib.get_close_matches(word[:64], ("true", "false"), 1)))
+
+    def number(self, node: Node, text: str, kind: type[int | float], path: OptionPath, expected: str) -> int | float:
+        if kind is int and re.fullmatch(r"[+-]?(0|[1-9][0-9]{0,2}(_[0-9]{3})+|[1-9][0-9]{0,17})", text, re.ASCII):
+            return int(text)
+        if kind is float and re.fullmatch(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?", text, re.ASCII):
+            return float(text)
+        hint = ""
+        if kind is int and re.fullmatch(r"0[0-9]{1,18}", text, re.ASCII):
+            hint = f"; did you mean {int(text)}?"
+        elif re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", text, re.ASCII) and kind is int:
+            hint = f"; did you mean {text.replace(',', '_')}?"
+        elif kind is float and re.fullmatch(r"[0-9]{1,3}%", text, re.ASCII):
+            hint = f"; did you mean {int(text[:-1]) / 100:g}?"
+        raise self.fault(node, path, f"{quoted(text)}, expected {expected}{hint}")
+
+    def bounded(self, node: Node, text: str, value: Any, path: OptionPath, metadata: Mapping[str, Any],
+                show: typing.Callable[[Any], str]) -> Any:
+        low, high = metadata.get("min", -math.inf), metadata.get("max", math.inf)
+        if value < low:
+            raise self.fault(node, path, f"{quoted(text)} is too small, expected {show(low)} or more")
+        if value > high:
+            raise self.fault(node, path, f"{quoted(text)} is too large, expected {show(high)} or less")
+        return value
+
+
+def _endpoint(text: str, metadata: Mapping[str, Any]) -> Endpoint:
+    endpoint = Endpoint.parse(text, metadata.get("default_port"))
+    if (metadata.get("listens") or metadata.get("address_only")) and not re.search(r":|^[0-9.]+$", endpoint.host):
+        meant = f'; did you mean 127.0.0.1:{endpoint.port}?' if endpoint.host == "localhost" else ""
+        raise ValueError(f"a host name, expected an address{meant}")
+    if endpoint.port == 0 and not metadata.get("listens"):
+        raise ValueError("port 0 cannot be connected to")
+    return endpoint
+
+
+def _relay_hint(text: str) -> str:
+    """For a route that names a host without `relay`."""
+    try:
+        return f'; did you mean {{relay: "{Endpoint.parse(text, 25)}"}}?'
+    except ValueError:
+        return ""
+
+
+def _directory(text: str, file: str) -> str:
+    """Absolute, from the directory of the configuration file; `~` is the home directory."""
+    path = os.path.expanduser(parse_directory(text))
+    if path.startswith("~"):
+        raise ValueError("there is no such home directory")
+    return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(file)), path))
+
+
+# --- what the schema says ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    type: Any
+    required: bool
+    metadata: Mapping[str, Any]
+
+    @property
+    def example(self) -> str:
+        return f", as in {self.metadata['example']}" if "example" in self.metadata else ""
+
+
+@functools.cache
+def _options(cls: Any) -> dict[str, _Option]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {
+        field.name: _Option(
+            hints[field.name],
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
+            field.metadata,
+        )
+        for field in dataclasses.fields(cls)
+    }
+
+
+@functools.cache
+def _homes() -> dict[str, list[str]]:
+    """Option names and the sections that have them, to help with what stands in the wrong place."""
+    homes: dict[str, list[str]] = {}
+
+    def visit(cls: Any, path: str) -> None:
+        for name, option in _options(cls).items():
+            homes.setdefault(name, []).append(path or "the top level")
+            for inner in (option.type, *get_args(option.type)):
+                if isinstance(inner, type) and dataclasses.is_dataclass(inner) and inner not in KINDS:
+                    visit(inner, f"{path}.{name}" if path else name)
+
+    visit(Config, "")
+    return homes
+
+
+def _unknown(name: str, path: OptionPath, options: Iterable[str]) -> str:
+    wanted = name.lower().replace("-", "_")[:64]
+    close = difflib.get_close_matches(wanted, list(options), 1, 0.7)
+    homes = [home for home in _homes().get(wanted, []) if home != path_text(path)]
+    message = f"{path_text((*path, printable(name, 60)))}: unknown option"
+    if close:
+        return message + _did_you_mean(close)
+    if homes:
+        return f"{message} here; it belongs to {_or(tuple(homes))}"
+    return f"{message}, expected {_or(tuple(options))}"
+
+
+def _some_names(cls: Any) -> str:
+    names = list(_options(cls))
+    return ", ".join(names[:3])
+
+
+def _expected(wanted: Any, metadata: Mapping[str, Any]) -> str:
+    """What a value of this type is called in a message."""
+    if wanted in KINDS:
+        return KINDS[wanted].name
+    origin = get_origin(wanted)
+    if origin is tuple:
+        return "a list"
+    if origin is Literal:
+        return _or(get_args(wanted))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_expected(kind, metadata) for kind in get_args(wanted) if kind is not type(None))
+    if wanted is bool:
+        return "true or false"
+    if wanted is int or wanted is float:
+        low, high = metadata.get("min"), metadata.get("max")
+        bounds = "" if low is None else f" from {low} up" if high is None else f" from {low} to {high}"
+        return ("a whole number" if wanted is int else "a number") + bounds
+    return "a text" if wanted is str else "options"
+
+
+def _or(words: tuple[str, ...]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _did_you_mean(words: list[str]) -> str:
+    return f'; did you mean "{words[0]}"?' if words else ""

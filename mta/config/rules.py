@@ -1,0 +1,251 @@
+"""Contradictions between options that are each correct alone, and rules that can never take effect.
+
+`contradictions` gives one (path, message) per finding; the path is what the operator should look at. A rule is left
+out when an option it compares is itself faulty.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias, TypeVar
+
+from mta.config.problems import OptionPath, path_text
+from mta.config.schema import Config
+from mta.config.units import Duration, Endpoint, Network, format_duration, format_size
+
+Finding: TypeAlias = tuple[OptionPath, str]
+_T = TypeVar("_T")
+
+# Unix socket addresses end at 107 bytes (unix(7)); the longest name that is put into the runtime directory has 17.
+MAX_RUN_BYTES = 107 - len("/worker-255.nudge")
+
+_PRIVATE = ipaddress.IPv6Network("fc00::/7")
+# IPv6 networks that hold all of IPv4: IPv4-mapped (RFC 4291 2.5.5.2) and NAT64 (RFC 6052 2.1).
+_IPV4_IN_IPV6 = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("64:ff9b::/96"))
+
+
+def contradictions(
+    config: Config, given: Mapping[OptionPath, tuple[int, int]], faulty: Iterable[OptionPath]
+) -> Iterator[Finding]:
+    """What does not fit together. `given` holds the paths that the file sets, `faulty` those already reported."""
+    view = _View(given, set(faulty))
+    yield from _listeners(config, view)
+    yield from _directories(config, view)
+    yield from _limits(config, view)
+    yield from _delivery(config, view)
+    yield from _routes(config, view)
+    yield from _times(config, view)
+
+
+class _View:
+    """Which options may be compared."""
+
+    def __init__(self, given: Mapping[OptionPath, tuple[int, int]], faulty: set[OptionPath]) -> None:
+        self.given = given
+        self.faulty = faulty
+
+    def sound(self, *paths: OptionPath) -> bool:
+        """Whether none of these options was reported, nor a section around one."""
+        return not any(path[:length] in self.faulty for path in paths for length in range(1, len(path) + 1))
+
+    def items(self, path: OptionPath, items: tuple[_T, ...]) -> Iterator[tuple[int, _T]]:
+        """The items of the list at `path` that were not reported, with their positions."""
+        if self.sound(path):
+            yield from (pair for pair in enumerate(items) if (*path, pair[0]) not in self.faulty)
+
+    def first_given(self, *paths: OptionPath) -> OptionPath | None:
+        """The first of these that the file sets, if all are sound."""
+        if not self.sound(*paths):
+            return None
+        return next((path for path in paths if path in self.given), None)
+
+
+def _listeners(config: Config, view: _View) -> Iterator[Finding]:
+    seen: list[tuple[int, Endpoint]] = []
+    for index, listener in view.items(("listeners",), config.listeners):
+        here: OptionPath = ("listeners", index)
+        networks = [network for _, network in view.items((*here, "relay_from"), listener.relay_from)]
+        for network in wide_networks(networks):
+            yield (*here, "relay_from"), (
+                f"{network} is much of the Internet and makes an open relay, which is soon used by everybody who sends "
+                "spam; expected the networks of your own clients"
+            )
+        if not view.sound((*here, "smtp")):
+            continue
+        clash = next((number for number, endpoint in seen if _same_port(endpoint, listener.smtp)), None)
+        if clash is not None:
+            other = config.listeners[clash].smtp
+            yield (*here, "smtp"), f"{listener.smtp} is taken already by listeners[{clash}], {other}"
+        seen.append((index, listener.smtp))
+
+
+def wide_networks(networks: Iterable[Network]) -> list[str]:
+    """Those networks, once adjacent ones are joined, that are too wide to be one's own: above IPv4 /8 or IPv6 /17."""
+    v4 = [network for network in networks if isinstance(network, ipaddress.IPv4Network)]
+    v6 = [network for network in networks if isinstance(network, ipaddress.IPv6Network)]
+    wide: list[str] = []
+    for network in v6:
+        for embedding in _IPV4_IN_IPV6:
+            if network.subnet_of(embedding):
+                v4.append(ipaddress.IPv4Network((int(network.network_address) & 0xFFFF_FFFF, network.prefixlen - 96)))
+            elif network.supernet_of(embedding):
+                wide.append(str(network))
+    wide += [str(joined) for joined in ipaddress.collapse_addresses(v4) if joined.prefixlen < 8]
+    wide += [
+        str(joined) for joined in ipaddress.collapse_addresses(v6)
+        if joined.prefixlen < 17 and not joined.subnet_of(_PRIVATE)
+    ]
+    return list(dict.fromkeys(wide))
+
+
+def _same_port(one: Endpoint, other: Endpoint) -> bool:
+    """Whether both cannot be listened on at once."""
+    if one.port != other.port or one.port == 0:
+        return False
+    first, second = ipaddress.ip_address(one.host), ipaddress.ip_address(other.host)
+    return first.version == second.version and (first == second or first.is_unspecified or second.is_unspecified)
+
+
+def _directories(config: Config, view: _View) -> Iterator[Finding]:
+    if view.sound(("run",)) and len(config.run.encode()) > MAX_RUN_BYTES:
+        yield ("run",), f"too long for the names of the sockets in it, expected at most {MAX_RUN_BYTES} bytes"
+    places: list[tuple[OptionPath, str]] = []
+    if view.sound(("spool",)):
+        places.append((("spool",), config.spool))
+    if view.sound(("run",)):
+        places.append((("run",), config.run))
+    shards = os.path.join(config.spool, "shards")
+    for index, pickup in view.items(("pickup",), config.pickup):
+        path: OptionPath = ("pickup", index, "directory")
+        if not view.sound(path):
+            continue
+        if _inside(pickup.directory, shards):
+            yield path, f"{pickup.directory} is where the queue is kept, expected a directory of its own"
+        else:
+            places.append((path, pickup.directory))
+    for number, (path, directory) in enumerate(places):
+        for other_path, other in places[:number]:
+            if directory == other:
+                yield path, f"{directory} is {path_text(other_path)} already, expected a directory of its own"
+            elif path[0] == other_path[0] == "pickup" and (_inside(directory, other) or _inside(other, directory)):
+                yield path, f"{directory} and {path_text(other_path)}, {other}, are one inside the other"
+
+
+def _inside(inner: str, outer: str) -> bool:
+    return inner == outer or inner.startswith(outer.rstrip("/") + "/")
+
+
+def _limits(config: Config, view: _View) -> Iterator[Finding]:
+    smtp = config.smtp
+    path = view.first_given(("smtp", "sessions_per_client"))
+    if path and smtp.sessions_per_client > smtp.sessions and view.sound(("smtp", "sessions")):
+        yield path, f"{smtp.sessions_per_client} can never be reached, smtp.sessions is {smtp.sessions}"
+    path = view.first_given(("smtp", "message_size"), ("store", "segment_size"))
+    if path and smtp.message_size > config.store.segment_size:
+        yield path, (
+            f"a message of smtp.message_size ({format_size(smtp.message_size)}) does not fit into a segment of "
+            f"store.segment_size ({format_size(config.store.segment_size)})"
+        )
+    path = view.first_given(("memory", "window"), ("memory", "deliveries"))
+    if path and config.memory.window > config.memory.deliveries:
+        yield path, (
+            f"memory.window ({config.memory.window}), one queue's part, is above memory.deliveries "
+            f"({config.memory.deliveries}), that of all queues"
+        )
+    total = config.delivery.connections
+    if view.sound(("delivery", "connections")):
+        sections = [("default",), *(("domains", domain) for domain in config.shaping.domains)]
+        for section in sections:
+            here = view.first_given(("shaping", *section, "connections"))
+            shaping = config.shaping.default if len(section) == 1 else config.shaping.domains[section[1]]
+            if here and shaping.connections > total:
+                yield here, f"{shaping.connections} can never be reached, delivery.connections is {total}"
+
+
+def _delivery(config: Config, view: _View) -> Iterator[Finding]:
+    delivery = config.delivery
+    path = view.first_given(("delivery", "ipv6"), ("delivery", "ipv4"))
+    if path and not delivery.ipv4 and not delivery.ipv6:
+        yield path, "delivery.ipv4 and delivery.ipv6 are both off, nothing could be delivered"
+        return
+    for version, used, source in (
+        ("ipv4", delivery.ipv4, delivery.source_ipv4), ("ipv6", delivery.ipv6, delivery.source_ipv6),
+    ):
+        path = view.first_given(("delivery", f"source_{version}"))
+        if not path or source is None or not view.sound(("delivery", version)):
+            continue
+        if not used:
+            yield path, f"{source} can never be used, delivery.{version} is off"
+        address = ipaddress.ip_address(source)
+        if address.is_unspecified or address.is_multicast:
+            yield path, f"nothing can be sent from {source}, expected an address of this host"
+
+
+def _routes(config: Config, view: _View) -> Iterator[Finding]:
+    listening = [
+        (index, listener.smtp) for index, listener in view.items(("listeners",), config.listeners)
+        if view.sound(("listeners", index, "smtp"))
+    ]
+    for key, route in config.routes.items():
+        for index, relay in view.items(("routes", key, "relay"), route.relay):
+            path: OptionPath = ("routes", key, "relay", index)
+            own = next((number for number, endpoint in listening if _reaches(relay, endpoint)), None)
+            if own is not None:
+                yield path, f"{relay} is our own listeners[{own}], mail would go round in a circle"
+            version = "ipv6" if ":" in relay.host else "ipv4" if relay.host.replace(".", "").isdigit() else ""
+            unused = {"ipv4": not config.delivery.ipv4, "ipv6": not config.delivery.ipv6}.get(version, False)
+            if unused and view.sound(("delivery", version)):
+                yield path, f"{relay} can never be reached, delivery.{version} is off"
+
+
+def _reaches(relay: Endpoint, listener: Endpoint) -> bool:
+    """Whether connecting to `relay` arrives at `listener`, as far as that can be known without asking anybody."""
+    if relay.port != listener.port:
+        return False
+    if relay.host == listener.host:
+        return True
+    host = {"localhost": "127.0.0.1"}.get(relay.host, relay.host)
+    bound = ipaddress.ip_address(listener.host)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.version == bound.version and (address == bound or (bound.is_unspecified and address.is_loopback))
+
+
+def _times(config: Config, view: _View) -> Iterator[Finding]:
+    smtp, dns, retry, bounces = config.smtp, config.dns, config.retry, config.bounces
+    path = view.first_given(("smtp", "timeouts", "data"), ("smtp", "timeouts", "transaction"))
+    if path and smtp.timeouts.data > smtp.timeouts.transaction:
+        yield path, _above("smtp.timeouts.data", smtp.timeouts.data,
+                           "smtp.timeouts.transaction", smtp.timeouts.transaction)
+    path = view.first_given(("dns", "min_ttl"), ("dns", "max_ttl"))
+    if path and dns.min_ttl > dns.max_ttl:
+        yield path, _above("dns.min_ttl", dns.min_ttl, "dns.max_ttl", dns.max_ttl)
+    if retry.schedule:
+        for name in ("first", "factor", "cap"):
+            unused = view.first_given(("retry", name))
+            if unused:
+                yield unused, "has no effect, retry.schedule is given and replaces it"
+    else:
+        path = view.first_given(("retry", "cap"), ("retry", "first"))
+        if path and retry.cap < retry.first:
+            yield path, _above("retry.first", retry.first, "retry.cap", retry.cap)
+    waits, name = (retry.schedule, "retry.schedule[0]") if retry.schedule else ((retry.first,), "retry.first")
+    path = view.first_given(("expires",), ("retry", "schedule", 0), ("retry", "first"))
+    if path and config.expires <= waits[0]:
+        yield path, (f"mail expires after {format_duration(config.expires)}, before the first retry "
+                     f"({name}, {format_duration(waits[0])}): nothing would be tried twice")
+    path = view.first_given(("bounces", "delay_warning"))
+    if path and bounces.delay_warning is not None:
+        if bounces.delay_warning >= config.expires and view.sound(("expires",)):
+            yield path, (f"no mail waits {format_duration(bounces.delay_warning)}, it expires after "
+                         f"{format_duration(config.expires)}")
+        if not bounces.send and view.sound(("bounces", "send")):
+            yield path, "has no effect, bounces.send is off"
+
+
+def _above(name: str, value: Duration, limit_name: str, limit: Duration) -> str:
+    return f"{name} ({format_duration(value)}) is above {limit_name} ({format_duration(limit)})"
