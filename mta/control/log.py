@@ -58,3 +58,11 @@ def stderr_is_journal() -> bool:
         return (int(device), int(inode)) == (status.st_dev, status.st_ino)
     except (ValueError, OSError):
         return False
+
+
+def announce(line: str) -> None:
+    """Write a line that programs wait for to stderr as it is, whatever the level."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody listens any more; mail goes on

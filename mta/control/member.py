@@ -6,7 +6,6 @@ up the others.
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mta.control.channel import CONTROL_LIMIT, FrameError, FrameReader, encode
+from mta.control.exits import SOFTWARE
 from mta.control.line import ChildSetup
 from mta.control.protocol import Member
 
@@ -150,7 +150,7 @@ class MemberProcess:
         code = self.process.returncode
         self.last_end = _how_it_ended(code, self.failure, self.killed_by_us)
         if self.failure is None:
-            self.failure = (code if code > 0 else os.EX_SOFTWARE, self.last_end)
+            self.failure = (SOFTWARE, self.last_end)
         self.close_line()
         self.process = None
         return True

@@ -1,0 +1,238 @@
+"""The control process: answers on `RUN/control.sock` for all workers, by asking each of them.
+
+Started by the supervisor as `python -m mta.control.server`. It holds no state of its own, so that it can be restarted
+at any time. A worker that does not answer within `ASK_TIMEOUT_S` is named in the answer's `missing`; the others'
+part is given all the same.
+"""
+
+from __future__ import annotations
+
+import gevent.monkey
+
+if __name__ == "__main__":
+    gevent.monkey.patch_all()
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+import gevent
+import gevent.socket
+
+from mta import __version__
+from mta.control import protocol
+from mta.control.channel import REPLY_LIMIT, Channel, FrameError
+from mta.control.child import Child, run_child
+from mta.control.protocol import (
+    DeliveryList,
+    Family,
+    Member,
+    MessageDetail,
+    Missing,
+    QueueList,
+    QueueRow,
+    RequestError,
+    Status,
+    WorkerStatus,
+    from_wire,
+)
+from mta.control.service import RequestService
+from mta.queue.ids import parse_id, shard_of
+
+ASK_TIMEOUT_S: Final = 5.0
+SOCKET_MODE: Final = 0o660  # the group of the MTA's user are its operators
+
+T = TypeVar("T")
+
+
+class NoAnswerError(Exception):
+    """A worker does not answer; `str()` says why."""
+
+
+class ControlServer:
+    """The answers of the control process. `family` and `hostname` tell how things are when a request comes."""
+
+    def __init__(self, run: str, family: Callable[[], Family], hostname: Callable[[], str]) -> None:
+        self._run = run
+        self._family = family
+        self._hostname = hostname
+
+    def answer(self, command: str, arguments: dict[str, Any]) -> object:
+        """Answer one request (`mta.control.protocol`). Raises RequestError."""
+        match command:
+            case "status":
+                return self._status()
+            case "queues":
+                return self._queues(arguments)
+            case "queue":
+                return self._queue(arguments)
+            case "message":
+                detail = self._ask_owner("message", arguments)
+                return None if detail is None else from_wire(MessageDetail, detail)
+            case "body":
+                return self._ask_owner("body", arguments)
+        raise RequestError(f"no such request: {command!r:.40}")
+
+    def _status(self) -> Status:
+        answers, missing = self._ask_all("status", {}, WorkerStatus)
+        return Status(__version__, self._hostname(), self._family(), answers, missing)
+
+    def _queues(self, arguments: dict[str, Any]) -> QueueList:
+        limit = _limit(arguments)
+        order = arguments.get("order", "deliveries")
+        if order not in protocol.QUEUE_ORDERS:
+            raise RequestError(f"no such order: {order!r:.40}")
+        wanted = {"pattern": str(arguments.get("pattern", "")), "limit": limit, "order": order}
+        answers, missing = self._ask_all("queues", wanted, QueueList)
+        # A queue may be among the first of one worker and not of another: its rows there are fetched by name, so that
+        # what is shown of a queue is right.
+        names = sorted({row.name for answer in answers for row in answer.rows})
+        if len(answers) > 1 and any(len(answer.rows) < answer.queues for answer in answers):
+            answers_by_name, missing_by_name = self._ask_all("queues", {"names": names}, QueueList)
+            rows = [row for answer in answers_by_name for row in answer.rows]
+            missing = _once([*missing, *missing_by_name])
+        else:
+            rows = [row for answer in answers for row in answer.rows]
+        merged = merge_queues(rows)
+        merged.sort(key=_QUEUE_KEYS[order])
+        # Workers share most queues, so the sum would count them many times; more than one worker knows is certain.
+        shown_all = all(len(answer.rows) == answer.queues for answer in answers)
+        queues = len(merged) if shown_all else max([len(merged), *(answer.queues for answer in answers)])
+        return QueueList(
+            merged[:limit], queues, sum(answer.deliveries for answer in answers),
+            sum(answer.recipients for answer in answers), missing,
+        )  # fmt: skip
+
+    def _queue(self, arguments: dict[str, Any]) -> DeliveryList:
+        limit = _limit(arguments)
+        name = arguments.get("name")
+        if not isinstance(name, str):
+            raise RequestError("which queue? `name` is missing")
+        answers, missing = self._ask_all("queue", {"name": name, "limit": limit}, DeliveryList)
+        rows = merge_queues(answer.row for answer in answers if answer.row is not None)
+        deliveries = sorted(
+            (delivery for answer in answers for delivery in answer.deliveries),
+            key=lambda delivery: (delivery.due_us, delivery.message, delivery.index),
+        )
+        more = len(deliveries) > limit or any(answer.more for answer in answers)
+        return DeliveryList(rows[0] if rows else None, deliveries[:limit], more, missing)
+
+    def _ask_owner(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Ask the worker that owns the shard of a message; None when there is no such shard."""
+        try:
+            shard = shard_of(parse_id(str(arguments.get("id", ""))))
+        except ValueError as error:
+            raise RequestError(f"{arguments.get('id')!r:.40} is no message id: {error}") from error
+        for member in self._family().members:
+            if member.role == "worker" and shard in member.shards:
+                try:
+                    return self._ask(member, command, arguments)
+                except NoAnswerError as error:
+                    raise RequestError(f"worker {member.number}, which has this message, {error}") from error
+        return None
+
+    def _ask_all(self, command: str, arguments: dict[str, Any], kind: type[T]) -> tuple[list[T], list[Missing]]:
+        """Ask every worker at the same time."""
+        members = [member for member in self._family().members if member.role == "worker"]
+        asking = [gevent.spawn(self._ask_for, member, command, arguments, kind) for member in members]
+        gevent.joinall(asking)
+        answers: list[T] = []
+        missing: list[Missing] = []
+        for member, greenlet in zip(members, asking, strict=True):
+            if isinstance(greenlet.value, Missing):
+                missing.append(greenlet.value)
+            elif greenlet.value is None:  # it raised: a bug, which gevent has printed
+                missing.append(Missing(member.number, "could not be asked: a bug, see the log"))
+            else:
+                answers.append(greenlet.value)
+        return answers, missing
+
+    def _ask_for(self, member: Member, command: str, arguments: dict[str, Any], kind: type[T]) -> T | Missing:
+        try:
+            return from_wire(kind, self._ask(member, command, arguments))
+        except (NoAnswerError, RequestError) as error:
+            return Missing(member.number, str(error))
+
+    def _ask(self, member: Member, command: str, arguments: dict[str, Any]) -> Any:
+        """Ask one worker. Raises NoAnswerError; RequestError when it answers that it cannot."""
+        if member.state in ("waiting", "ended"):
+            raise NoAnswerError(f"is not running ({member.last_end or 'not started yet'})")
+        with gevent.Timeout(ASK_TIMEOUT_S, False):
+            try:
+                with gevent.socket.socket(gevent.socket.AF_UNIX) as sock:
+                    sock.connect(protocol.worker_socket(self._run, member.number))
+                    channel = Channel(sock, REPLY_LIMIT)
+                    channel.send([command, arguments])
+                    reply = channel.receive()
+            except (OSError, EOFError, FrameError) as error:
+                starting = ": it is starting" if member.state == "starting" else ""
+                raise NoAnswerError(f"does not answer ({error}){starting}") from error
+            match reply:
+                case ["ok", result]:
+                    return result
+                case ["error", str(text)]:
+                    raise RequestError(text)
+            raise NoAnswerError("gives an answer that is not understood")
+        raise NoAnswerError(f"does not answer within {ASK_TIMEOUT_S:.0f} s")
+
+
+def merge_queues(rows: Iterable[QueueRow]) -> list[QueueRow]:
+    """One row per queue, out of the rows of several workers."""
+    merged: dict[str, QueueRow] = {}
+    for row in rows:
+        known = merged.get(row.name)
+        if known is None:
+            merged[row.name] = row
+            continue
+        known.deliveries += row.deliveries
+        known.recipients += row.recipients
+        known.in_flight += row.in_flight
+        known.connections += row.connections
+        known.next_due_us = _earliest(known.next_due_us, row.next_due_us)
+        known.oldest_us = _earliest(known.oldest_us, row.oldest_us)
+        if row.last_reply_us > known.last_reply_us:
+            known.last_reply, known.last_reply_us = row.last_reply, row.last_reply_us
+        if _liveliness(row) > _liveliness(known):
+            known.state, known.reason = row.state, row.reason
+    return list(merged.values())
+
+
+def _earliest(one_us: int, other_us: int) -> int:
+    return min(one_us, other_us) if one_us and other_us else one_us or other_us
+
+
+def _liveliness(row: QueueRow) -> int:
+    """Of the states that the workers see, the one that says most: mail that moves, then what holds it up."""
+    return {"active": 3, "waiting": 0, "ready": 1}.get(row.state, 2)
+
+
+_QUEUE_KEYS: Final[dict[str, Callable[[QueueRow], Any]]] = {
+    "deliveries": lambda row: (-row.deliveries, row.name),
+    "next": lambda row: (row.next_due_us == 0, row.next_due_us, row.name),
+    "name": lambda row: row.name,
+}
+
+
+def _limit(arguments: dict[str, Any]) -> int:
+    limit = arguments.get("limit", 100)
+    if not isinstance(limit, int) or not 1 <= limit <= protocol.MAX_ROWS:
+        raise RequestError(f"`limit` is 1 to {protocol.MAX_ROWS}")
+    return limit
+
+
+def _once(missing: list[Missing]) -> list[Missing]:
+    return list({entry.worker: entry for entry in reversed(missing)}.values())
+
+
+def main(child: Child) -> None:
+    """The life of the control process."""
+    server = ControlServer(child.config.run, lambda: child.family, lambda: child.config.hostname)
+    service = RequestService(protocol.control_socket(child.config.run), server.answer, SOCKET_MODE)
+    service.start()
+    child.ready()
+    child.stop_requested.wait()
+    service.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(run_child(main))
