@@ -1,0 +1,57 @@
+"""xtext (RFC 3461 4) and the address forms built on it (RFC 3461 4.2, RFC 6533 3): the values of ENVID and ORCPT.
+
+xtext is printable ASCII in which `+`, `=` and whatever must be hidden are written `+HH`. What it hides can be
+anything, so decoding checks that nothing but printable characters comes out: a decoded line end in a notification
+would be a line of its own (CVE-2020-28021).
+"""
+
+from __future__ import annotations
+
+import re
+
+_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*+")
+_HIDDEN = re.compile(r"\+([0-9A-F]{2})")
+_TO_HIDE = re.compile(r"[^!-*,-<>-~]")
+# RFC 6533 3: utf-8-addr-xtext and utf-8-addr-unitext in one; code points are written \x{HEX}.
+_UNITEXT = re.compile(r"(?:[!-*,-<>-\[\]-~\x80-\U0010ffff]|\\x\{[0-9A-F]{2,6}\})*+")
+_CODE_POINT = re.compile(r"\\x\{([0-9A-F]{2,6})\}")
+_ADDRESS_TYPE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++")
+
+
+def encode(text: str) -> str:
+    """Write ASCII text as xtext. Raises ValueError when it is not ASCII."""
+    if not text.isascii():
+        raise ValueError("xtext holds ASCII only")
+    return _TO_HIDE.sub(lambda match: f"+{ord(match[0]):02X}", text)
+
+
+def decode(xtext: str) -> str:
+    """Read xtext. Raises ValueError when it is malformed or hides something that does not print."""
+    if _XTEXT.fullmatch(xtext) is None:
+        raise ValueError("malformed xtext")
+    text = _HIDDEN.sub(lambda match: chr(int(match[1], 16)), xtext)
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("xtext with characters that do not print")
+    return text
+
+
+def decode_orcpt(value: str) -> tuple[str, str]:
+    """Read an ORCPT value, `rfc822;user@example.org`: the address type and the address, decoded.
+
+    Raises ValueError. The type `utf-8` has a quoting of its own.
+    """
+    kind, semicolon, rest = value.partition(";")
+    if not semicolon or not rest or _ADDRESS_TYPE.fullmatch(kind) is None:
+        raise ValueError("not of the form type;address")
+    if kind.lower() != "utf-8":
+        return kind, decode(rest)
+    if _UNITEXT.fullmatch(rest) is None:
+        raise ValueError("malformed utf-8 address")
+    try:
+        text = _CODE_POINT.sub(lambda match: chr(int(match[1], 16)), rest)
+        text.encode()
+    except (ValueError, OverflowError):  # surrogates, and beyond Unicode
+        raise ValueError("malformed utf-8 address") from None
+    if not text.isprintable():
+        raise ValueError("address with characters that do not print")
+    return kind, text
