@@ -6,7 +6,6 @@ option makes of them. A faulty option is reported with its place and its default
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import math
@@ -15,14 +14,14 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mta.config import tree
+from mta.config.describe import expected_text, one_of, options_of, section_of
 from mta.config.problems import OptionPath, Problem, path_text, printable, quoted
 from mta.config.schema import Config, Route
 from mta.config.tree import Node, Scalar, Sequence
-from mta.config.units import KINDS, Directory, Duration, Endpoint, Network, Size, parse_directory
+from mta.config.units import KINDS, Directory, Duration, Endpoint, Network, Rate, Size, parse_directory
 
 MAX_PROBLEMS = 500
 
@@ -76,8 +75,8 @@ class Builder:
         """An instance of the dataclass `cls`. What is not set comes from `base`, if there is one."""
         if cls is Route:
             return self.route(node, path)
-        entries = self.entries(node, path, f"options such as {_some_names(cls)}")
-        options = _options(cls)
+        entries = self.entries(node, path, f"options such as {', '.join(list(options_of(cls))[:3])}")
+        options = options_of(cls)
         for name, (key, _) in entries.items():
             if name not in options:
                 self.report(key.line, key.column, _unknown(name, path, options))
@@ -89,8 +88,9 @@ class Builder:
                 values[name] = None
             if name not in entries:
                 if option.required and base is None:
+                    example = f", as in {option.example}" if option.example else ""
                     self.report(node.line, node.column, f"{path_text((*path, name))}: missing, expected "
-                                                        f"{_expected(option.type, option.metadata)}{option.example}")
+                                                        f"{expected_text(option.type, option.metadata)}{example}")
                     self.faulty.add((*path, name))
                 continue
             key, value = entries[name]
@@ -171,7 +171,7 @@ class Builder:
             hint = _relay_hint(node.text)
             raise self.fault(node, path, f"{quoted(node.text)}, expected mx or {{relay: host:port}}{hint}")
         entries = self.entries(node, path, "mx or {relay: host:port}")
-        options = _options(Route)
+        options = options_of(Route)
         for name, (key, _) in entries.items():
             if name not in options:
                 self.report(key.line, key.column, _unknown(name, path, options))
@@ -189,11 +189,11 @@ class Builder:
         origin = get_origin(wanted)
         if origin is tuple:
             return self.items(node, get_args(wanted)[0], path, metadata)
-        if dataclasses.is_dataclass(wanted) and isinstance(wanted, type) and wanted not in KINDS:
+        if wanted is section_of(wanted):
             return self.section(node, wanted, path)
         if wanted not in KINDS and origin in (Union, types.UnionType):
             return self.alternative(node, wanted, path, metadata)
-        expected = _expected(wanted, metadata)
+        expected = expected_text(wanted, metadata)
         text = self.text(node, path, expected)
         if wanted in KINDS:
             return self.unit(node, text, wanted, path, metadata)
@@ -213,13 +213,13 @@ class Builder:
         kinds = list(get_args(wanted))
         if type(None) in kinds:
             kinds.remove(type(None))
-            words = ("off", "never", "no") if kinds == [Duration] else ()
+            words = ("off", "never", "no") if kinds[0] in (Duration, Size, Rate, int, float) else ()
             if isinstance(node, Scalar) and (node.is_null or node.text.lower() in words):
                 return None
             return self.value(node, kinds[0], path, metadata)
         words = get_args(next(kind for kind in kinds if get_origin(kind) is Literal))
         kind = next(kind for kind in kinds if get_origin(kind) is not Literal)
-        expected = _expected(wanted, metadata)
+        expected = expected_text(wanted, metadata)
         text = self.text(node, path, expected)
         if text in words:
             return text
@@ -254,7 +254,7 @@ class Builder:
         close = difflib.get_close_matches(text.lower()[:64], choices, 1)
         if not close and "off" in choices and text.lower() in ("no", "false", "none"):
             close = ["off"]
-        raise self.fault(node, path, f"{quoted(text)}, expected {_or(choices)}" + _did_you_mean(close))
+        raise self.fault(node, path, f"{quoted(text)}, expected {one_of(choices)}" + _did_you_mean(close))
 
     def boolean(self, node: Node, text: str, path: OptionPath) -> bool:
         word = text.lower()
@@ -316,31 +316,7 @@ def _directory(text: str, file: str) -> str:
     return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(file)), path))
 
 
-# --- what the schema says ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Option:
-    type: Any
-    required: bool
-    metadata: Mapping[str, Any]
-
-    @property
-    def example(self) -> str:
-        return f", as in {self.metadata['example']}" if "example" in self.metadata else ""
-
-
-@functools.cache
-def _options(cls: Any) -> dict[str, _Option]:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {
-        field.name: _Option(
-            hints[field.name],
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
-            field.metadata,
-        )
-        for field in dataclasses.fields(cls)
-    }
+# --- help with names -----------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -349,11 +325,10 @@ def _homes() -> dict[str, list[str]]:
     homes: dict[str, list[str]] = {}
 
     def visit(cls: Any, path: str) -> None:
-        for name, option in _options(cls).items():
+        for name, option in options_of(cls).items():
             homes.setdefault(name, []).append(path or "the top level")
-            for inner in (option.type, *get_args(option.type)):
-                if isinstance(inner, type) and dataclasses.is_dataclass(inner) and inner not in KINDS:
-                    visit(inner, f"{path}.{name}" if path else name)
+            if (inner := section_of(option.type)) is not None:
+                visit(inner, f"{path}.{name}" if path else name)
 
     visit(Config, "")
     return homes
@@ -367,37 +342,8 @@ def _unknown(name: str, path: OptionPath, options: Iterable[str]) -> str:
     if close:
         return message + _did_you_mean(close)
     if homes:
-        return f"{message} here; it belongs to {_or(tuple(homes))}"
-    return f"{message}, expected {_or(tuple(options))}"
-
-
-def _some_names(cls: Any) -> str:
-    names = list(_options(cls))
-    return ", ".join(names[:3])
-
-
-def _expected(wanted: Any, metadata: Mapping[str, Any]) -> str:
-    """What a value of this type is called in a message."""
-    if wanted in KINDS:
-        return KINDS[wanted].name
-    origin = get_origin(wanted)
-    if origin is tuple:
-        return "a list"
-    if origin is Literal:
-        return _or(get_args(wanted))
-    if origin in (Union, types.UnionType):
-        return " or ".join(_expected(kind, metadata) for kind in get_args(wanted) if kind is not type(None))
-    if wanted is bool:
-        return "true or false"
-    if wanted is int or wanted is float:
-        low, high = metadata.get("min"), metadata.get("max")
-        bounds = "" if low is None else f" from {low} up" if high is None else f" from {low} to {high}"
-        return ("a whole number" if wanted is int else "a number") + bounds
-    return "a text" if wanted is str else "options"
-
-
-def _or(words: tuple[str, ...]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+        return f"{message} here; it belongs to {one_of(tuple(homes))}"
+    return f"{message}, expected {one_of(tuple(options))}"
 
 
 def _did_you_mean(words: list[str]) -> str:

@@ -233,6 +233,9 @@ def _times(config: Config, view: _View) -> Iterator[Finding]:
         path = view.first_given(("retry", "cap"), ("retry", "first"))
         if path and retry.cap < retry.first:
             yield path, _above("retry.first", retry.first, "retry.cap", retry.cap)
+    path = view.first_given(("retry", "site_cap"), ("retry", "site_first"))
+    if path and retry.site_cap < retry.site_first:
+        yield path, _above("retry.site_first", retry.site_first, "retry.site_cap", retry.site_cap)
     waits, name = (retry.schedule, "retry.schedule[0]") if retry.schedule else ((retry.first,), "retry.first")
     path = view.first_given(("expires",), ("retry", "schedule", 0), ("retry", "first"))
     if path and config.expires <= waits[0]:

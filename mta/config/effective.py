@@ -1,0 +1,158 @@
+"""The configuration as it holds: every option with its value and where that comes from, and what a reload changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_origin
+
+from mta.config.describe import Option, options_of, plain_value, section_of, written
+from mta.config.problems import OptionPath, path_text, printable
+from mta.config.schema import Config, Route
+
+Places = Mapping[OptionPath, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One option that holds a value of its own (a section holds options)."""
+
+    path: OptionPath
+    option: Option
+    value: Any
+    place: tuple[int, int] | None  # line and column in the file; None: a default
+    inherited_from: OptionPath | None  # the section that it was taken from
+
+    @property
+    def text(self) -> str:
+        """The value as it is written in the file."""
+        return written(self.value, self.option.type)
+
+    def source(self, file: str) -> str:
+        """`default`, `FILE:LINE`, or `shaping.default, FILE:LINE`."""
+        if self.place is None:
+            return "default"
+        place = f"{printable(file)}:{self.place[0]}"
+        return f"{path_text(self.inherited_from)}, {place}" if self.inherited_from else place
+
+    def for_json(self, file: str) -> dict[str, Any]:
+        """The same for programs."""
+        value = self.text if isinstance(self.value, Route) else plain_value(self.value, self.option.type)
+        result: dict[str, Any] = {"option": path_text(self.path), "value": value, "source": "default"}
+        if self.place is not None:
+            result |= {"source": "file", "file": file, "line": self.place[0], "column": self.place[1]}
+        if self.inherited_from:
+            result["inherited_from"] = path_text(self.inherited_from)
+        return result
+
+
+def settings(config: Config, given: Places | None = None) -> Iterator[Setting]:
+    """All options of `config` in the order of the schema. `given` is what `loader.read` noted."""
+    yield from _section(config, (), given or {}, None)
+
+
+def _section(section: Any, path: OptionPath, given: Places, base: OptionPath | None) -> Iterator[Setting]:
+    for name, option in options_of(section.__class__).items():
+        value = getattr(section, name)
+        here = (*path, name)
+        inner = section_of(option.type)
+        if inner is option.type:
+            yield from _section(value, here, given, None)
+        elif inner is not None and get_origin(option.type) is tuple and value:
+            for index, item in enumerate(value):
+                yield from _section(item, (*here, index), given, None)
+        elif inner is not None and value:
+            inherits = option.metadata.get("inherits")
+            for key, item in value.items():
+                if isinstance(item, Route):
+                    yield Setting((*here, key), option, item, given.get((*here, key)), None)
+                else:
+                    yield from _section(item, (*here, key), given, (*path, inherits) if inherits else None)
+        elif here not in given and base is not None and (*base, name) in given:
+            yield Setting(here, option, value, given[(*base, name)], base)
+        else:
+            yield Setting(here, option, value, given.get(here), None)
+
+
+def as_yaml(config: Config, given: Places, file: str, only_given: bool = False) -> str:
+    """The configuration as YAML that loads to the same, with the source of each value as a comment."""
+    lines: list[tuple[str, str]] = []
+    before: OptionPath = ()
+    for path, text, source in _given_lines(config, given, file) if only_given else _all_lines(config, given, file):
+        depth = 0
+        while depth < len(path) - 1 and path[: depth + 1] == before[: depth + 1]:
+            depth += 1
+        for outer in range(depth, len(path) - 1):
+            if isinstance(path[outer], str):
+                lines.append((f"{_margin(path, outer, before)}{_name(path, outer)}:", ""))
+                before = path[: outer + 1]
+        depth = len(path) - 1
+        lines.append((f"{_margin(path, depth, before)}{_name(path, depth)}: {text}", source))
+        before = path
+    width = min(max((len(text) for text, source in lines if source), default=0), 60)
+    return "".join(f"{text:{width}}  # {source}\n" if source else f"{text}\n" for text, source in lines)
+
+
+def _all_lines(config: Config, given: Places, file: str) -> Iterator[tuple[OptionPath, str, str]]:
+    for setting in settings(config, given):
+        yield setting.path, setting.text, setting.source(file)
+
+
+def _given_lines(config: Config, given: Places, file: str) -> Iterator[tuple[OptionPath, str, str]]:
+    """What the file sets, and sections that it names without setting anything in them."""
+    filled = {path[:length] for path in given for length in range(len(path))}
+    empty: OptionPath = ()
+    for setting in settings(config, given):
+        section = setting.path[:-1]
+        if setting.place is not None and setting.inherited_from is None:
+            yield setting.path, setting.text, setting.source(file)
+        elif section in given and section not in filled and section != empty:
+            empty = section
+            yield section, "{}", f"{printable(file)}:{given[section][0]}"
+
+
+def _margin(path: OptionPath, depth: int, before: OptionPath) -> str:
+    """Indentation of the name at `depth`; it begins a list item when the item differs from the one before."""
+    if depth and isinstance(path[depth - 1], int) and before[:depth] != path[:depth]:
+        return "  " * (depth - 1) + "- "
+    return "  " * depth
+
+
+def _name(path: OptionPath, depth: int) -> str:
+    return written(path[depth], str) if depth and path[depth - 1] in ("routes", "domains") else str(path[depth])
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One option that differs between two configurations; the text is empty where it does not exist."""
+
+    path: OptionPath
+    old: str
+    new: str
+    needs_restart: bool
+
+
+def changes(old: Config, new: Config) -> list[Change]:
+    """What a reload from `old` to `new` means, in the order of the schema; what is gone comes last."""
+    before = {setting.path: setting for setting in settings(old)}
+    after = {setting.path: setting for setting in settings(new)}
+    result = []
+    for path in [*after, *(path for path in before if path not in after)]:
+        old_text = before[path].text if path in before else ""
+        new_text = after[path].text if path in after else ""
+        if old_text != new_text:
+            result.append(Change(path, old_text, new_text, _needs_restart(path)))
+    return result
+
+
+def _needs_restart(path: OptionPath) -> bool:
+    """Whether the option, or a section around it, is fixed while the MTA runs."""
+    section: Any = Config
+    for part in path:
+        option = options_of(section).get(str(part)) if section is not None and isinstance(part, str) else None
+        if option is None:
+            continue  # a position in a list, or a domain
+        if option.needs_restart:
+            return True
+        section = section_of(option.type)
+    return False
