@@ -1,0 +1,206 @@
+"""The single door: an envelope and its content become a message of the queue, or a refusal.
+
+Whatever mail comes by - SMTP, spool directory - passes through `Intake.prepare`: loops are stopped, the trace line
+and a missing Date or Message-ID are added, recipients are grouped by domain into deliveries, the `received` event is
+written. `submit` does that and commits it; the answer, `250` or not, is given when the store has it (DESIGN I1).
+
+Decisions of this door, with their reasons:
+
+* More `Received` lines than `smtp.hops`: `554 5.4.6`, a loop (RFC 5321 6.3).
+* A header section above 256 KiB: `554 5.6.0`. Large receivers refuse it, and it would hold up the hub.
+* No header section at all: accepted. Our lines and an empty line are put before it, so that text does not become
+  header. A mailbox separator (`From somebody Mon ...`) before the header section is dropped, as other MTAs do.
+* Return-Path is removed: only the host of final delivery adds it (RFC 5321 4.4). No other field is changed or moved,
+  because the message may be signed; lines are added only at the top.
+* The same mailbox twice in one transaction is one recipient, and the first one's DSN wishes hold. Local parts are
+  compared exactly, domains without case.
+* Content is not checked for CR and LF: the SMTP machine and the file formats refuse or repair that before.
+
+Hot path: 15 µs for a message of 5 KB with one recipient (bench/throughput.py watches it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from mta.config.schema import Config
+from mta.message import headers, trace
+from mta.queue import events
+from mta.queue.errors import StoreError, StoreFull
+from mta.queue.ids import format_id
+from mta.queue.records import EIGHT_BIT, SMTPUTF8, Delivery, Message, Recipient, queue_name
+from mta.smtp.address import domain_to_ascii
+from mta.smtp.reply import Reply
+
+if TYPE_CHECKING:
+    from mta.smtp.server import Envelope
+
+
+class Source(NamedTuple):
+    """Where mail comes from. Made once per session or file."""
+
+    origin: str  # for `Message.origin` and events
+    address: str = ""  # the client's IP address; empty for mail that came in no session
+    hostname: str = ""  # the listener's own name, when it has one
+    tls: bool = False
+
+    @classmethod
+    def smtp(cls, address: str, port: int, helo: str, hostname: str = "", tls: bool = False) -> Source:
+        """The client of an SMTP session."""
+        return cls(f"smtp {address}:{port} {helo}", address, hostname, tls)
+
+    @classmethod
+    def pickup(cls, path: str) -> Source:
+        """A file of a spool directory."""
+        return cls(f"pickup {path}")
+
+
+@dataclass(slots=True)
+class Accepted:
+    """What is to be committed, in one transaction, for the message to be accepted."""
+
+    message: Message
+    deliveries: list[Delivery]
+    event: bytes
+
+
+Commit = Callable[[Accepted, Callable[[StoreError | None], None]], None]
+"""Puts an accepted message into the store; calls back once it is durable, or with the store's error."""
+
+
+class Intake:
+    """Turns envelopes with content into messages and deliveries."""
+
+    def __init__(
+        self, config: Config, next_id: Callable[[], int], clock_us: Callable[[], int], commit: Commit | None = None
+    ) -> None:
+        """`next_id` gives message ids; `commit` is needed for `submit` only."""
+        self._next_id = next_id
+        self._clock_us = clock_us
+        self._commit = commit
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take over the options of a new configuration; for messages from now on."""
+        self._hostname = config.hostname
+        self._hops = config.smtp.hops
+
+    def submit(self, envelope: Envelope, content: bytes, source: Source, done: Callable[[Reply], None]) -> None:
+        """Accept a message and call `done` with the reply to its final dot, at once or when the store has it."""
+        prepared = self.prepare(envelope, content, source)
+        if isinstance(prepared, Reply):
+            done(prepared)
+            return
+        assert self._commit is not None
+        taken = Reply(250, "2.0.0", (f"Ok: queued as {format_id(prepared.message.id)}",))
+        self._commit(prepared, lambda error: done(taken if error is None else store_reply(error)))
+
+    def prepare(self, envelope: Envelope, content: bytes, source: Source) -> Accepted | Reply:
+        """The records of a message, or the reply that refuses it.
+
+        `content` has CRLF line ends and ends with one; `envelope` was checked by who read it. Hot path.
+        """
+        scan = headers.scan(content)
+        if scan.end == 0:
+            content = _with_header_section(content)
+            scan = headers.scan(content)
+        if scan.end < 0:
+            return Reply(554, "5.6.0", (f"The header section is larger than {headers.HEADER_LIMIT} octets",))
+        if scan.received > self._hops:
+            return Reply(554, "5.4.6", (f"Too many hops: {scan.received} Received lines, this message loops",))
+        size_before = len(content)
+        if scan.has_return_path:
+            content = headers.remove(content, ("Return-Path",))
+
+        hostname = source.hostname or self._hostname
+        message_number = self._next_id()
+        queue_id = format_id(message_number)
+        now_us = self._clock_us()
+        recipients = envelope.recipients
+        if len(recipients) == 1:
+            only = recipients[0].address
+            groups = {self._domain(only): recipients}
+        else:
+            only = ""
+            groups = self._group(recipients)
+
+        smtputf8 = envelope.smtputf8
+        if source.address:
+            protocol = trace.protocol(envelope.esmtp, source.tls, smtputf8=smtputf8)
+            clause = trace.from_clause(envelope.helo, source.address)
+            added = trace.received(clause, hostname, f"with {protocol}", queue_id, only, now_us)
+        else:
+            added = trace.received("", hostname, "(spool directory)", queue_id, only, now_us)
+        message_id = scan.message_id
+        if not message_id:
+            message_id = trace.message_id(queue_id, hostname)
+            added = f"{added}Message-ID: {message_id}\r\n"
+        if not scan.has_date:
+            added = f"{added}Date: {trace.date(now_us)}\r\n"
+        content = added.encode() + content
+
+        size = len(content)
+        flags = SMTPUTF8 if smtputf8 else 0
+        if envelope.eight_bit or not content.isascii():
+            flags |= EIGHT_BIT
+        message = Message(
+            message_number,
+            envelope.sender,
+            now_us,
+            content,
+            scan.end + size - size_before,
+            message_id,
+            flags,
+            envelope.ret,
+            envelope.envid,
+            source.origin,
+            size=size,
+            deliveries=len(groups),
+        )
+        deliveries = [
+            Delivery(message, index, queue_name(domain), domain, group, now_us)
+            for index, (domain, group) in enumerate(groups.items())
+        ]
+        return Accepted(message, deliveries, events.received(message, deliveries))
+
+    def _domain(self, address: str) -> str:
+        """The domain that `address` is routed by: lower case, A-labels. `postmaster` alone is ours (RFC 5321 4.5.1)."""
+        _, at, domain = address.rpartition("@")
+        if not at:
+            return self._hostname
+        return domain.lower() if domain.isascii() else domain_to_ascii(domain)
+
+    def _group(self, recipients: list[Recipient]) -> dict[str, list[Recipient]]:
+        """Recipients by domain, in the order in which domains first appear, each mailbox once."""
+        groups: dict[str, list[Recipient]] = {}
+        seen: set[tuple[str, str]] = set()
+        for recipient in recipients:
+            domain = self._domain(recipient.address)
+            mailbox = (recipient.address.rpartition("@")[0], domain)
+            if mailbox in seen:
+                continue
+            seen.add(mailbox)
+            group = groups.get(domain)
+            if group is None:
+                groups[domain] = [recipient]
+            else:
+                group.append(recipient)
+        return groups
+
+
+def store_reply(error: StoreError) -> Reply:
+    """What a client is told when its message could not be stored: to come back."""
+    if isinstance(error, StoreFull):
+        return Reply(452, "4.3.1", ("Insufficient system storage, try again later",))
+    return Reply(451, "4.3.0", ("The message could not be stored, try again later",))
+
+
+def _with_header_section(content: bytes) -> bytes:
+    """Content without a header section, changed so that lines put before it become one. Rare, so not fast."""
+    if content.startswith((b"From ", b">From ")):
+        rest = content[content.index(b"\r\n") + 2 :]
+        if headers.section_end(rest) != 0:
+            return rest
+    return content if content.startswith(b"\r\n") else b"\r\n" + content
