@@ -86,6 +86,9 @@ class Delivery:
     history: list[Attempt] = field(default_factory=list)  # the last few failed attempts
     maybe_duplicate: bool = False  # a crash left it open whether the peer has it already
     stored_due_us: int | None = None  # the store's: its key in the index, None when not there
+    # Of the attempt under way, in memory only:
+    tried: int = 0  # recipients at the end of the list that this attempt has deferred already
+    losses: int = 0  # connections that ended under it without a verdict
 
     @property
     def key(self) -> tuple[int, int]:

@@ -34,6 +34,9 @@ class SchedulerIO(Protocol):
     def scan(self, shard: int, after: bytes, limit: int) -> None:
         """Read the next `limit` queues of `shard` in the order of their first due time, after the key `after`."""
 
+    def alarm(self) -> None:
+        """`next_wake_us` has become sooner."""
+
     def offer(self, queue: Queue) -> None:
         """`queue` has deliveries in its window: bring it to its path."""
 
@@ -87,6 +90,7 @@ class Scheduler:
         self.starved = False  # something is due that memory had no room for: call `run` when some has left
         self._wakes: list[tuple[int, int, str]] = []
         self._wake_at: dict[tuple[int, str], int] = {}
+        self._parked: set[tuple[int, str]] = set()  # of those, the ones that nothing may wake earlier
         self._horizon = dict.fromkeys(shards, 0)
         self._scan_from = dict.fromkeys(self._horizon, b"")  # key in the index of due queues where the horizon is
         self._scanning: set[int] = set()
@@ -171,10 +175,7 @@ class Scheduler:
         """A delivery in flight goes back to the head of its queue, untouched or with recipients left to do."""
         del queue.in_flight[delivery.key]
         queue.ready.appendleft(delivery)
-        if self.queues.get((queue.shard, queue.name)) is queue:
-            self._io.offer(queue)
-        else:  # the queue was parked meanwhile; the delivery is on disk
-            self._release(queue, delivery)
+        self._io.offer(queue)
 
     def done(self, queue: Queue, delivery: Delivery) -> None:
         """A delivery in flight has ended, or waits in the index for its next attempt. Hot path."""
@@ -189,8 +190,12 @@ class Scheduler:
             self._drop(delivery)
         queue.ready.clear()
         queue.more = False
-        self._close(queue)
+        if queue.in_flight:  # known until they have ended, so that they are not loaded a second time
+            self._io.withdraw(queue)
+        else:
+            self._close(queue)
         self._wake(queue.shard, queue.name, until_us)
+        self._parked.add((queue.shard, queue.name))
 
     # -- time ---------------------------------------------------------------------------------------------------
 
@@ -211,6 +216,7 @@ class Scheduler:
             if self._wake_at.get((shard, name)) != due_us:
                 continue  # superseded
             del self._wake_at[(shard, name)]
+            self._parked.discard((shard, name))
             queue = self.queues.get((shard, name))
             if queue is None:
                 queue = self._open(shard, name, domain_of(name))
@@ -260,10 +266,12 @@ class Scheduler:
 
     def _wake(self, shard: int, name: str, due_us: int) -> None:
         known = self._wake_at.get((shard, name))
-        if known is not None and known <= due_us:
+        if known is not None and (known <= due_us or (shard, name) in self._parked):
             return
         self._wake_at[(shard, name)] = due_us
         heapq.heappush(self._wakes, (due_us, shard, name))
+        if self._wakes[0][0] == due_us:
+            self._io.alarm()
         if len(self._wakes) > 2 * self.WAKES:
             self._shorten()
 
@@ -273,19 +281,21 @@ class Scheduler:
         self._wakes, dropped = live[: self.WAKES], live[self.WAKES:]
         for due_us, shard, name in dropped:
             del self._wake_at[(shard, name)]
+            self._parked.discard((shard, name))
             # A parked queue is due in the index already, so the horizon alone would not find it again.
             self._rescan_us = min(self._rescan_us, due_us)
 
     def _hold(self, delivery: Delivery) -> None:
         self.deliveries += 1
         message = delivery.message
-        if message.content is not None:
-            if message.held == 0:
-                if self.body_bytes + message.size > self._memory.bodies:
-                    message.content = None  # read back from disk when its turn comes
-                else:
-                    self.body_bytes += message.size
-            message.held += 1
+        if message.content is None:
+            return
+        if message.held == 0:
+            if self.body_bytes + message.size > self._memory.bodies:
+                message.content = None  # read back from disk when its turn comes
+                return
+            self.body_bytes += message.size
+        message.held += 1
 
     def _drop(self, delivery: Delivery) -> None:
         self.deliveries -= 1
@@ -296,6 +306,9 @@ class Scheduler:
                 self.body_bytes -= message.size
                 message.content = None
 
-    def _release(self, queue: Queue, delivery: Delivery) -> None:
-        queue.ready.remove(delivery)
-        self._drop(delivery)
+    def in_memory(self, shard: int, delivery: Delivery) -> bool:
+        """Whether this delivery is in a window or in flight. Costs a look through one window."""
+        queue = self.queues.get((shard, delivery.queue))
+        if queue is None:
+            return False
+        return delivery.key in queue.in_flight or any(other.key == delivery.key for other in queue.ready)

@@ -1,0 +1,195 @@
+"""One worker process: everything a message meets, from the listening socket to the remote host.
+
+Started by the supervisor with `python -m mta.control.worker`. It owns one or more shards: new mail goes into the one
+that bears its number, the others (left over by an earlier run with more workers) are only emptied.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import gc  # noqa: E402
+import logging  # noqa: E402
+import resource  # noqa: E402
+import socket  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import gevent  # noqa: E402
+import gevent.event  # noqa: E402
+from gevent.hub import get_hub  # noqa: E402
+
+from mta.config.schema import Config  # noqa: E402
+from mta.control.answers import Answers  # noqa: E402
+from mta.control.child import Child, run_child  # noqa: E402
+from mta.control.exits import CANNOT_CREATE, DATA, TEMPORARY, StartError  # noqa: E402
+from mta.control.hubstore import HubStore  # noqa: E402
+from mta.control.protocol import worker_socket  # noqa: E402
+from mta.control.service import RequestService  # noqa: E402
+from mta.delivery.dns import Resolver  # noqa: E402
+from mta.delivery.engine import Engine  # noqa: E402
+from mta.delivery.limits import Limits  # noqa: E402
+from mta.delivery.routing import Router  # noqa: E402
+from mta.delivery.settle import Settler  # noqa: E402
+from mta.inject.intake import Accepted, Intake, Source  # noqa: E402
+from mta.inject.listener import SmtpListener  # noqa: E402
+from mta.queue.ids import IdSource, shard_of  # noqa: E402
+from mta.queue.records import Message  # noqa: E402
+from mta.queue.retry import RetryClock  # noqa: E402
+from mta.queue.store import Store, StoreError, StoreLocked, StoreVersion, Transaction  # noqa: E402
+from mta.smtp.reply import Reply  # noqa: E402
+from mta.smtp.server import Envelope  # noqa: E402
+
+# py-lmdb gives the GIL back and forth at every put; with Python's 5 ms a busy hub would make each of them wait so long.
+SWITCH_INTERVAL_S = 0.0005
+
+log = logging.getLogger(__name__)
+
+
+def clock_us() -> int:
+    """The wall clock, in microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+class Worker:
+    """The parts of a worker and how they are joined."""
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+        self.number = child.setup.number
+        self.started_s = time.monotonic()
+        config = child.config
+        self.stores = self._open_stores(config)
+        self.ids = {shard: IdSource(shard, store.last_id, clock_us) for shard, store in self.stores.items()}
+        self.store = self.stores[self.number]
+        self.limits = Limits(Path(config.run), self.number)
+        self.settler = Settler(config, RetryClock(config.retry), lambda shard: self.ids[shard].next(), self.original,
+                               clock_us)
+        self.resolver = Resolver(config.dns)
+        self.engine = Engine(config, dict(self.stores), Router(config, self.resolver, child.local_addresses()),
+                             self.limits, self.settler, read_body, clock_us)
+        self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit)
+        self.listeners = [
+            SmtpListener(sock, config, config.listeners[index], self.submit, self.intake_closed)
+            for index, sock in child.sockets()
+        ]
+        self.service = RequestService(worker_socket(config.run, self.number), Answers(self).answer)
+
+    def _open_stores(self, config: Config) -> dict[int, HubStore]:
+        stores = {}
+        for shard in self.child.setup.shards:
+            directory = Path(config.spool, "shards", f"{shard:03d}")
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                stores[shard] = HubStore.attach(directory, config, shard, clock_us)
+            except StoreLocked as error:
+                raise StartError(TEMPORARY, str(error)) from None
+            except StoreVersion as error:
+                raise StartError(DATA, str(error)) from None
+            except (StoreError, OSError) as error:
+                raise StartError(CANNOT_CREATE, str(error)) from None
+        return stores
+
+    # -- intake --------------------------------------------------------------------------------------------------
+
+    def intake_closed(self) -> Reply | None:
+        """Why no new mail is taken, as the answer to MAIL; None when it is."""
+        reason = self.store.room()
+        return Reply(452, "4.3.1", (f"Insufficient system storage: {reason}",)) if reason else None
+
+    def submit(self, envelope: Envelope, content: bytes, source: Source) -> Reply:
+        """Accept one message of a session; returns when it is on stable storage, or refused. Hot path."""
+        answer: gevent.event.AsyncResult[Reply] = gevent.event.AsyncResult()
+        self.intake.submit(envelope, content, source, answer.set)
+        return answer.get()
+
+    def commit(self, accepted: Accepted, done: Any) -> None:
+        """Intake: make a message durable, then give it to the scheduler. Hot path."""
+        message, deliveries = accepted.message, accepted.deliveries
+
+        def durable(error: StoreError | None) -> None:
+            if error is None:
+                counters, scheduler = self.settler.counters, self.engine.scheduler
+                counters.accepted_messages += 1
+                for delivery in deliveries:
+                    counters.accepted_recipients += len(delivery.recipients)
+                    scheduler.add(self.number, delivery)
+            done(error)
+
+        self.store.submit(Transaction([(message, deliveries)], events=[accepted.event]), durable)
+
+    def original(self, message: Message) -> bytes:
+        """The content of a message that a notification is about."""
+        return read_body(self.stores[shard_of(message.id)], message)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Start all parts, say that we are ready, and go on until it is time to stop."""
+        self.service.start()
+        self.engine.start()
+        gevent.spawn(self._listen_to_nudges)
+        for listener in self.listeners:
+            listener.start()
+        self.child.on_reload = self.reload
+        gc.collect()
+        gc.freeze()  # what start-up made stays; the collector need not look at it again
+        gc.set_threshold(20_000, 20, 50)
+        self.child.ready()
+        self.child.stop_requested.wait()
+        self.stop()
+
+    def reload(self, config: Config) -> None:
+        """Take a new configuration for everything that begins from now on."""
+        self.settler.retry = RetryClock(config.retry)
+        self.resolver.configure(config.dns)
+        self.engine.router.configure(config)
+        self.engine.configure(config)
+        self.intake.configure(config)
+        for listener in self.listeners:
+            listener.configure(config)
+        log.info("configuration reloaded")
+
+    def stop(self) -> None:
+        """Take nothing new, finish what is under way within the time we have, write everything down."""
+        listening = [gevent.spawn(listener.stop, self.child.deadline) for listener in self.listeners]
+        finished = self.engine.stop()
+        in_time = self.child.finish(finished)
+        gevent.joinall(listening, timeout=max(self.child.deadline - time.monotonic(), 0.0))
+        if not in_time:
+            log.warning("%d connections had to be cut off", len(self.engine.connections))
+        self.service.stop()
+        for store in self.stores.values():
+            store.close()
+
+    def _listen_to_nudges(self) -> None:
+        io = get_hub().loop.io(self.limits.fileno(), 1)
+        while True:
+            get_hub().wait(io)
+            self.engine.nudged(self.limits.recv_nudges())
+
+    # -- about ourselves -----------------------------------------------------------------------------------------
+
+    def memory(self) -> int:
+        """Resident bytes now."""
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+def read_body(store: Store, message: Message) -> bytes:
+    """Read content in a thread, so that the disk does not hold up the hub."""
+    content: bytes = get_hub().threadpool.apply(store.body, (message,))
+    return content
+
+
+def main(child: Child) -> None:
+    """The worker's life, as `run_child` wants it."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    socket.setdefaulttimeout(None)
+    Worker(child).run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_child(main))

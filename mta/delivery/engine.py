@@ -1,0 +1,495 @@
+"""The delivery engine of a worker: brings queues to paths, opens connections, and settles what they did.
+
+It is the gevent side of scheduler (`mta.queue.scheduler`: which deliveries are in memory), router (where a domain's
+mail goes), paths (how each site is treated) and limits (what all workers may do together). Everything happens on an
+event: a delivery that became ready, a route that was found, a transaction that ended, a lease that became free, a
+time that came. Nothing looks around for work.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+import gevent
+from gevent.event import Event
+
+from mta.config.schema import Config, DeliveryTimeouts
+from mta.delivery.connection import Connection, Job, transaction_for
+from mta.delivery.limits import Limits
+from mta.delivery.outcome import judge
+from mta.delivery.path import Path
+from mta.delivery.routing import Route, RouteFailure, Router
+from mta.delivery.settle import Peer, Settler, Verdict
+from mta.delivery.tls import HostMemory, opportunistic_context
+from mta.delivery.wire import AF_INET6, Sweeper
+from mta.queue.records import Delivery, Message
+from mta.queue.scheduler import FOREVER_US, Queue, Scheduler
+from mta.queue.store import BodyDamaged, Store
+from mta.smtp.reply import Reply
+
+TOTAL = "total"  # name of the limit on outgoing connections in all
+ROUTES_KEPT = 50_000
+PATHS_KEPT = 20_000  # of those that have nothing to do but remember that their site failed
+STALL_S = 1.0  # a delivery that waited this long behind busy connections gets one of its own
+TURN_S = 1.0  # what a connection may do before it gives way to another worker
+SWEEP_S = 60.0  # how often mail that nobody tries is checked for its age
+SWEEP_BATCH = 500
+GIVE_UP_BATCH = 100
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """One per worker."""
+
+    def __init__(self, config: Config, stores: dict[int, Store], router: Router, limits: Limits, settler: Settler,
+                 read_body: Callable[[Store, Message], bytes], clock_us: Callable[[], int]) -> None:
+        """`read_body` waits for the disk without blocking the hub."""
+        self.stores = stores
+        self.router = router
+        self.limits = limits
+        self.settler = settler
+        self.clock_us = clock_us
+        self.scheduler = Scheduler(self, config.memory, stores, clock_us)
+        self.sweeper = Sweeper()
+        self.tls_context = opportunistic_context()
+        self.broken_tls = HostMemory()
+        self.no_pipelining = HostMemory()
+        self.paths: dict[str, Path] = {}
+        self.connections: set[Connection] = set()
+        self.stopping = False
+        self._read_body = read_body
+        self._routes: OrderedDict[str, Path] = OrderedDict()  # by domain
+        self._routing: dict[str, list[Queue]] = {}  # queues that wait for the route of a domain
+        self._waiting: dict[str, set[Path]] = {}  # paths that wait for a lease, by the name of the limit
+        self._alarm = Event()
+        self._empty = Event()
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take a new configuration; connections under way go on as they were begun."""
+        self.config = config
+        self.settler.config = config
+        self.ehlo_name = config.delivery.ehlo or config.hostname
+        self.patience = patience(config.delivery.timeouts)
+        self.scheduler.configure(config.memory)
+        self._routes.clear()
+        for queue in self.scheduler.queues.values():
+            queue.path = None
+
+    def start(self) -> None:
+        """Begin: find what is due in the stores, and keep time."""
+        for shard, store in self.stores.items():
+            store.on_checkpoint = lambda touched, shard=shard: self.scheduler.checkpoint(shard, touched)
+        gevent.spawn(self._keep_time)
+        gevent.spawn(self._sweep)
+        self.scheduler.run()
+
+    def stop(self) -> Event:
+        """Take no more deliveries. The event is set when the last connection has ended."""
+        self.stopping = True
+        for connection in list(self.connections):
+            connection.stopping = True
+            if not connection.jobs:
+                connection.wake()
+        if not self.connections:
+            self._empty.set()
+        return self._empty
+
+    # -- the scheduler's I/O -------------------------------------------------------------------------------------
+
+    def load(self, queue: Queue, limit: int) -> None:
+        """Scheduler: read what is due of `queue`."""
+        exclude = {delivery.key for delivery in queue.ready}
+        exclude.update(queue.in_flight)
+        self.stores[queue.shard].load_due(
+            queue.name, self.clock_us(), limit, exclude,
+            lambda deliveries, next_us: self.scheduler.loaded(queue, deliveries, next_us))
+
+    def scan(self, shard: int, after: bytes, limit: int) -> None:
+        """Scheduler: read the next queues in the order of their due time."""
+        self.stores[shard].due_queues(after, limit, lambda found, last: self.scheduler.scanned(shard, found, last))
+
+    def alarm(self) -> None:
+        """Scheduler: something is due sooner than was known."""
+        self._alarm.set()
+
+    def offer(self, queue: Queue) -> None:
+        """Scheduler: `queue` has deliveries in memory. Hot path."""
+        path = queue.path
+        if isinstance(path, Path) and path.route is not None and path.route.expires > time.monotonic():
+            self._bring(queue, path)
+        else:
+            self._find_route(queue)
+
+    def withdraw(self, queue: Queue) -> None:
+        """Scheduler: `queue` has nothing in memory any more."""
+        if isinstance(queue.path, Path):
+            queue.path.turns.discard(queue)
+
+    def _keep_time(self) -> None:
+        while True:
+            soonest_us = self.scheduler.next_wake_us()
+            wait_s = None if soonest_us == FOREVER_US else max((soonest_us - self.clock_us()) / 1e6, 0.0)
+            # Never sleep on a wall clock for long: it may be set while we do.
+            self._alarm.wait(None if wait_s is None else min(wait_s, 60.0))
+            self._alarm.clear()
+            self.scheduler.run()
+
+    # -- routes and paths ----------------------------------------------------------------------------------------
+
+    def _find_route(self, queue: Queue) -> None:
+        path = self._routes.get(queue.domain)
+        if path is not None and path.route is not None and path.route.expires > time.monotonic():
+            queue.path = path
+            self._bring(queue, path)
+            return
+        waiting = self._routing.get(queue.domain)
+        if waiting is not None:
+            if queue not in waiting:
+                waiting.append(queue)
+            return
+        self._routing[queue.domain] = [queue]
+        gevent.spawn(self._route, queue.domain)
+
+    def _route(self, domain: str) -> None:
+        found = self.router.route(domain)
+        queues = self._routing.pop(domain)
+        if isinstance(found, RouteFailure):
+            if found.permanent:
+                self._unroutable(queues, Reply(found.code, found.enhanced, (found.text,)))
+                return
+            path = self._path(f"?{domain}", None, domain)
+            path.reason = found.text
+            self._suspend(path, self._pause_s(path))
+        else:
+            path = self._path(self._path_name(found, domain), found, domain)
+            self._routes[domain] = path
+            self._routes.move_to_end(domain)
+            if len(self._routes) > ROUTES_KEPT:
+                self._routes.popitem(last=False)
+            failing = self.paths.get(f"?{domain}")
+            if failing is not None:
+                del self.paths[failing.name]
+        for queue in queues:
+            if isinstance(queue.path, Path) and queue.path is not path:
+                queue.path.turns.discard(queue)
+            queue.path = path
+            if queue.ready:
+                self._bring(queue, path)
+
+    def _path_name(self, route: Route, domain: str) -> str:
+        """A domain with shaping of its own has connections of its own."""
+        return f"{route.site}+{domain}" if domain in self.config.shaping.domains else route.site
+
+    def _path(self, name: str, route: Route | None, domain: str) -> Path:
+        shaping = self.config.shaping.for_domain(domain)
+        path = self.paths.get(name)
+        if path is None:
+            path = self.paths[name] = Path(name, route, shaping)
+            if len(self.paths) > PATHS_KEPT:
+                self._forget_paths()
+        path.route = route
+        path.shaping = shaping
+        return path
+
+    def _forget_paths(self) -> None:
+        """Drop the memory of the sites that failed longest ago."""
+        idle = [path for path in self.paths.values() if not path.connections and not path.turns]
+        for path in idle[: len(self.paths) - PATHS_KEPT * 9 // 10]:
+            del self.paths[path.name]
+
+    def _unroutable(self, queues: list[Queue], reply: Reply) -> None:
+        """No route will ever lead there: give the mail up, a little at a time."""
+        for queue in queues:
+            while (delivery := self.scheduler.pop(queue)) is not None:
+                self._apply(queue, delivery, self.settler.fail(delivery, reply))
+                if len(queue.ready) % GIVE_UP_BATCH == 0:
+                    gevent.sleep(0)
+
+    def _bring(self, queue: Queue, path: Path) -> None:
+        if path.suspended_until_us > self.clock_us():
+            self.scheduler.park(queue, path.suspended_until_us)
+            return
+        path.turns.add(queue)
+        self.kick(path)
+
+    # -- connections ---------------------------------------------------------------------------------------------
+
+    def kick(self, path: Path) -> None:
+        """There is work on `path`: wake a connection that rests, or open one. Hot path."""
+        if path.idle:
+            path.idle.pop().wake()
+            return
+        now_s = time.monotonic()
+        while path.wants_connection(now_s):
+            if not self._open(path):
+                break
+        if path.turns and not path.stalled:
+            path.stalled = True
+            gevent.spawn_later(STALL_S, self._look_again, path, path.head())
+
+    def _look_again(self, path: Path, head: object) -> None:
+        """Deliveries wait behind busy connections: if not even the first one has moved on, open another."""
+        path.stalled = False
+        if not path.turns or self.stopping:
+            return
+        if path.head() is head and path.wants_connection(time.monotonic(), forced=True):
+            self._open(path)
+        self.kick(path)
+
+    def _open(self, path: Path) -> bool:
+        """Open a connection if all limits allow it; else wait for a lease."""
+        if self.stopping or path.route is None:
+            return False
+        lacking = self.limits.acquire([(path.lease, path.shaping.connections),
+                                       (TOTAL, self.config.delivery.connections)])
+        if lacking is not None:
+            if path.waiting_for != lacking:
+                self._stop_waiting(path)
+                path.waiting_for = lacking
+                self._waiting.setdefault(lacking, set()).add(path)
+                self.limits.want(lacking, 1)
+            return False
+        self._stop_waiting(path)
+        connection = Connection(self, path)
+        path.connections.add(connection)
+        path.opening += 1
+        self.connections.add(connection)
+        gevent.spawn(self._run, connection)
+        return True
+
+    def _stop_waiting(self, path: Path) -> None:
+        if path.waiting_for:
+            paths = self._waiting.get(path.waiting_for, set())
+            paths.discard(path)
+            if not paths:
+                self._waiting.pop(path.waiting_for, None)
+                self.limits.want(path.waiting_for, 0)
+            path.waiting_for = ""
+
+    def _run(self, connection: Connection) -> None:
+        try:
+            connection.run()
+        except Exception:
+            log.exception("bug: connection to %s ends", connection.remote_name)
+            for job in connection.jobs:
+                self.scheduler.put_back(job.queue, job.delivery)
+
+    def nudged(self, names: Iterable[str]) -> None:
+        """Leases of these limits became free, or another worker wants some of ours."""
+        for name in names:
+            for path in list(self._waiting.get(name, ())):
+                self.kick(path)
+            path_held = self.paths.get(name)
+            for path in [path_held] if path_held is not None else list(self.paths.values()) if name == TOTAL else []:
+                path.contended = True
+                for connection in list(path.idle):
+                    connection.wake()
+
+    def established(self, connection: Connection) -> None:
+        """The peer took our EHLO."""
+        connection.path.opening -= 1
+
+    def connection_failed(self, connection: Connection, reply: Reply) -> None:
+        """No address of the site gave a session."""
+        if not self.stopping:
+            self._site_failed(connection.path, str(reply))
+
+    def closed(self, connection: Connection) -> None:
+        """The connection has ended, however it did."""
+        path = connection.path
+        path.connections.discard(connection)
+        self.connections.discard(connection)
+        if not connection.established:
+            path.opening -= 1
+        self.limits.release([path.lease, TOTAL])
+        if self.stopping:
+            if not self.connections:
+                self._empty.set()
+        elif path.turns:
+            self.kick(path)
+        elif not path.connections:
+            self._stop_waiting(path)
+            if not path.failures:
+                self.paths.pop(path.name, None)
+
+    def may_rest(self, connection: Connection) -> bool:
+        """`connection` has nothing to do. Whether it may stay open to wait for work; it then counts as idle."""
+        path = connection.path
+        if self.stopping or connection.stopping or self._spent(connection) or path.turns:
+            return False
+        if path.suspended_until_us > self.clock_us() or self._gives_way(connection, resting=True):
+            return False
+        connection.idle = True
+        path.idle.append(connection)
+        return True
+
+    def rested(self, connection: Connection) -> None:
+        """The rest is over: work, the peer, or time."""
+        connection.idle = False
+        if connection in connection.path.idle:
+            connection.path.idle.remove(connection)
+
+    def _spent(self, connection: Connection) -> bool:
+        shaping = connection.path.shaping
+        return (connection.messages >= shaping.messages_per_connection
+                or time.monotonic() - connection.opened_s >= shaping.connection_age)
+
+    def _gives_way(self, connection: Connection, resting: bool) -> bool:
+        """Whether another worker should have this connection's lease now."""
+        path = connection.path
+        if not path.contended or (not resting and time.monotonic() - connection.opened_s < TURN_S):
+            return False
+        if (self.limits.should_yield(path.lease, path.shaping.connections)
+                or self.limits.should_yield(TOTAL, self.config.delivery.connections)):
+            connection.stopping = True
+            return True
+        path.contended = False
+        return False
+
+    # -- deliveries ----------------------------------------------------------------------------------------------
+
+    def next_job(self, connection: Connection) -> Job | None:
+        """The next transaction for `connection`, fairly among the queues of its path. Hot path (bench S1, S2)."""
+        path = connection.path
+        if self.stopping or connection.stopping or self._spent(connection):
+            return None
+        now_us = self.clock_us()
+        if path.suspended_until_us > now_us or self._gives_way(connection, resting=False):
+            return None
+        turns, scheduler = path.turns, self.scheduler
+        while (queue := turns.next()) is not None:
+            delivery = scheduler.pop(queue)
+            if not queue.ready:
+                turns.discard(queue)
+            if delivery is None:
+                continue
+            if self.settler.expired(delivery, now_us):
+                self._apply(queue, delivery, self.settler.expire(delivery, path.reason))
+                continue
+            transaction, untried = transaction_for(delivery, path.shaping.recipients_per_message)
+            return Job(queue, delivery, transaction, time.monotonic(), untried)
+        return None
+
+    def read_content(self, job: Job) -> bool:
+        """Read the content of a message that is not in memory. Whether there is one; a damaged one leaves the queue."""
+        store = self.stores[job.queue.shard]
+        try:
+            job.transaction.content = self._read_body(store, job.delivery.message)
+        except BodyDamaged as damage:
+            log.error("%s", damage)
+            self._apply(job.queue, job.delivery, self.settler.quarantine(job.delivery, str(damage)))
+            return False
+        return True
+
+    def mark_in_flight(self, job: Job) -> None:
+        """The end of the content is about to be sent: from here on a crash may leave a duplicate."""
+        self.stores[job.queue.shard].mark_inflight(job.delivery)
+
+    def settle(self, connection: Connection, job: Job) -> None:
+        """A transaction has ended. Hot path (bench S1, S2)."""
+        transaction, delivery, path = job.transaction, job.delivery, connection.path
+        outcome = judge(transaction, connection.completed > 0, delivery.losses)
+        if not transaction.lost and outcome.host_failure is None:
+            connection.completed += 1
+            path.succeeded(time.monotonic())
+        elif transaction.mail is not None or transaction.lost_phase:
+            delivery.losses += 1
+        verdict = self.settler.settle(delivery, outcome, connection.peer, time.monotonic() - job.started_s)
+        self._apply(job.queue, delivery, verdict)
+        if outcome.host_failure is not None:
+            self._site_failed(path, str(outcome.host_failure))
+
+    def _apply(self, queue: Queue, delivery: Delivery, verdict: Verdict) -> None:
+        """Commit a verdict. What it says becomes true when it is durable; until then a crash undoes it."""
+        self._commit(queue.shard, verdict)
+        if verdict.again:
+            self.scheduler.put_back(queue, delivery)
+        else:
+            self.scheduler.done(queue, delivery)
+            if self.scheduler.starved:
+                self._alarm.set()
+
+    def _commit(self, shard: int, verdict: Verdict) -> None:
+        if verdict.updates or verdict.removes:
+            notices = verdict.notices
+            self.stores[shard].submit(
+                verdict.commit(), (lambda error: self._schedule(shard, notices, error)) if notices else None)
+
+    def _schedule(self, shard: int, deliveries: list[Delivery], error: Exception | None) -> None:
+        if error is None:
+            for delivery in deliveries:
+                self.scheduler.add(shard, delivery)
+
+    # -- failing sites -------------------------------------------------------------------------------------------
+
+    def _site_failed(self, path: Path, reason: str) -> None:
+        wait_s = self._pause_s(path)
+        if path.failed(reason, time.monotonic(), wait_s, self.clock_us()):
+            self._suspend(path, wait_s)
+
+    def _pause_s(self, path: Path) -> float:
+        retry = self.config.retry
+        return float(min(retry.site_first * 2 ** min(path.failures, 30), retry.site_cap))
+
+    def _suspend(self, path: Path, wait_s: float) -> None:
+        """Stop a path: its mail leaves memory and comes back when the pause is over; a probe then goes first."""
+        path.failures += 1
+        path.suspended_until_us = self.clock_us() + int(wait_s * 1_000_000)
+        log.info("%s: suspended for %.0f s: %s", path.name, wait_s, path.reason)
+        for queue in list(path.turns):
+            self.scheduler.park(queue, path.suspended_until_us)
+        for connection in list(path.idle):
+            connection.wake()
+
+    def _sweep(self) -> None:
+        """Give up mail that has become too old while nothing tried it, such as that of a site that stays dead."""
+        while True:
+            gevent.sleep(SWEEP_S)
+            for shard, store in self.stores.items():
+                before_us = self.clock_us() - int(self.config.expires * 1_000_000)
+                store.arrived_before(before_us, SWEEP_BATCH, lambda found, shard=shard: gevent.spawn(self._give_up, shard, found))
+
+    def _give_up(self, shard: int, deliveries: list[Delivery]) -> None:
+        now_us = self.clock_us()
+        for delivery in deliveries:
+            if not self.scheduler.in_memory(shard, delivery) and self.settler.expired(delivery, now_us):
+                path = self._routes.get(delivery.domain) or self.paths.get(f"?{delivery.domain}")
+                self._commit(shard, self.settler.expire(delivery, path.reason if path is not None else ""))
+
+    # -- what connections ask ------------------------------------------------------------------------------------
+
+    def source_address(self, family: int) -> str | None:
+        """The local address to send from."""
+        delivery = self.config.delivery
+        return delivery.source_ipv6 if family == AF_INET6 else delivery.source_ipv4
+
+    def no_address(self, path: Path) -> str:
+        """Why there was no address to try."""
+        assert path.route is not None
+        failures = [self.router.addresses(host).failure for host in path.route.hosts]
+        return "; ".join(dict.fromkeys(failure for failure in failures if failure)) or "no host has an address"
+
+
+def patience(timeouts: DeliveryTimeouts) -> dict[str, tuple[float, str]]:
+    """Deadline and description of each phase of the client machine."""
+    return {
+        "greeting": (timeouts.greeting, "the greeting"),
+        "ehlo": (timeouts.ehlo, "the answer to EHLO"),
+        "helo": (timeouts.ehlo, "the answer to HELO"),
+        "starttls": (timeouts.starttls, "the answer to STARTTLS"),
+        "handshake": (timeouts.starttls, "the TLS handshake"),
+        "ready": (timeouts.mail, "work"),
+        "mail": (timeouts.mail, "the answer to MAIL"),
+        "rcpt": (timeouts.rcpt, "the answer to RCPT"),
+        "data": (timeouts.data, "the answer to DATA"),
+        "body": (timeouts.block, "the peer to take the content"),
+        "dot": (timeouts.dot, "the answer to the content"),
+        "rset": (timeouts.mail, "the answer to RSET"),
+        "quit": (timeouts.mail, "the answer to QUIT"),
+        "closed": (timeouts.mail, "nothing"),
+    }

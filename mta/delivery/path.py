@@ -1,0 +1,108 @@
+"""A path: everything that shares the connections from one source to one site.
+
+Pure state, no I/O and no clock of its own: the engine tells it what happened and asks it what may be done. A path
+decides three things: whose delivery goes next (`turns`), whether one more connection is worth opening
+(`wants_connection`), and when to stand still (`failed`, `suspended`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mta.config.schema import Shaping
+from mta.delivery.fairness import Turns
+from mta.queue.scheduler import Queue
+
+if TYPE_CHECKING:
+    from mta.delivery.connection import Connection
+    from mta.delivery.routing import Route
+
+HOLD_FIRST_S = 2.0  # wait after a refused connection while others of the path still work; doubles up to HOLD_CAP_S
+HOLD_CAP_S = 60.0
+GOOD_FOR_S = 60.0  # a completed transaction vouches for the site this long
+
+
+class Path:
+    """One (source, site), or the connections of its own that a domain with an entry in `shaping.domains` has."""
+
+    __slots__ = ("connections", "contended", "failures", "good_until_s", "hold_until_s", "idle", "lease", "name",
+                 "opening", "reason", "route", "shaping", "stalled", "suspended_until_us", "turns", "waiting_for")
+
+    def __init__(self, name: str, route: Route | None, shaping: Shaping) -> None:
+        self.name = name
+        self.route = route
+        self.shaping = shaping
+        self.turns: Turns[Queue] = Turns()
+        self.connections: set[Connection] = set()
+        self.idle: list[Connection] = []
+        self.opening = 0  # of the connections, those without an established session yet
+        self.lease = name  # name of its limit in the table that all workers share
+        self.contended = False  # another worker wants connections of this limit
+        self.failures = 0  # in a row, of the site as such
+        self.suspended_until_us = 0
+        self.hold_until_s = 0.0  # no new connection before; monotonic
+        self.good_until_s = 0.0
+        self.reason = ""  # why it last stood still: what the peer or the network said
+        self.waiting_for = ""  # the limit that keeps it from one more connection
+        self.stalled = False  # a check for deliveries that wait behind busy connections is due
+
+    def __repr__(self) -> str:
+        return (f"<Path {self.name}: {len(self.connections)} connections ({len(self.idle)} idle, {self.opening} "
+                f"opening), {len(self.turns)} queues>")
+
+    @property
+    def probing(self) -> bool:
+        """After failures one connection goes first; the others wait for what it finds."""
+        return self.failures > 0
+
+    def backlog(self, at_most: int) -> int:
+        """Deliveries in memory that wait for a connection, counted up to `at_most`."""
+        count = 0
+        for queue in self.turns:
+            count += len(queue.ready)
+            if count >= at_most:
+                return at_most
+        return count
+
+    def head(self) -> object:
+        """The first delivery that waits, to see later whether it still does."""
+        for queue in self.turns:
+            if queue.ready:
+                return queue.ready[0]
+        return None
+
+    def wants_connection(self, now_s: float, forced: bool = False) -> bool:
+        """Whether one more connection would help and is not forbidden by this path's own state.
+
+        One is opened for the first delivery; more as long as deliveries wait in larger number than there are
+        connections, so that a fast site is served by few and a slow one by many. `forced` is for a delivery that has
+        waited behind busy connections for a while.
+        """
+        have = len(self.connections)
+        if self.idle or not self.turns or now_s < self.hold_until_s:
+            return False
+        if have == 0:
+            return True
+        if self.probing or have >= self.shaping.connections:
+            return False
+        return forced or self.backlog(have + 1) > have
+
+    def succeeded(self, now_s: float) -> None:
+        """A transaction was completed: the site works."""
+        self.good_until_s = now_s + GOOD_FOR_S
+        if self.failures:
+            self.failures = 0
+            self.reason = ""
+
+    def failed(self, reason: str, now_s: float, wait_s: float, now_us: int) -> bool:
+        """The site refused a connection or broke one before it served. Whether the path is now suspended.
+
+        While it serves other connections this is only a sign that it wants no more of them.
+        """
+        self.reason = reason
+        if now_s < self.good_until_s and len(self.connections) > self.opening:
+            behind = max(self.hold_until_s - now_s, 0.0)
+            self.hold_until_s = now_s + min(max(HOLD_FIRST_S, behind * 2), HOLD_CAP_S)
+            return False
+        self.suspended_until_us = now_us + int(wait_s * 1_000_000)
+        return True

@@ -1,0 +1,218 @@
+"""From the outcome of a transaction to what is committed: who left the queue, who waits, what is told to whom.
+
+Everything that one transaction decided goes into one `Verdict`, which the store commits as a whole: the events, the
+recipients that are done, the new due time of the others, and the notification to the sender. So a bounce is never
+recorded without its DSN, and no DSN is sent twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mta.config.schema import Config
+from mta.delivery.outcome import End, Outcome, Result
+from mta.message.dsn import Action
+from mta.queue import events, notices
+from mta.queue.ids import shard_of
+from mta.queue.records import NOTIFY_SUCCESS, Attempt, Delivery, Message, Recipient
+from mta.queue.retry import RetryClock
+from mta.queue.store import BodyDamaged
+from mta.queue.store import Transaction as Commit
+from mta.smtp.reply import Reply
+
+HISTORY = 8  # failed attempts kept with a delivery
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What to commit for one delivery, and how it goes on."""
+
+    events: list[bytes] = field(default_factory=list)
+    updates: list[Delivery] = field(default_factory=list)
+    removes: list[Delivery] = field(default_factory=list)
+    notices: list[Delivery] = field(default_factory=list)  # notifications made here, to be committed and scheduled
+    again: bool = False  # recipients are left to do now, in the next transaction
+
+    def commit(self) -> Commit:
+        """For the store, as one."""
+        accepts = [(delivery.message, [delivery]) for delivery in self.notices]
+        return Commit(accepts, self.updates, self.removes, self.events)
+
+
+@dataclass(slots=True, frozen=True)
+class Peer:
+    """The far end of a transaction, as events, history and notifications show it."""
+
+    remote: events.Remote
+    host: str = ""
+    address: str = ""  # with its port
+    has_dsn: bool = False  # it sends notifications itself (RFC 3461)
+
+    def __str__(self) -> str:
+        return f"{self.host} [{self.address}]" if self.host else ""
+
+
+NOBODY = Peer(events.Remote(""))
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a worker did since it started, in recipients; `deferred` counts attempts."""
+
+    accepted_messages: int = 0
+    accepted_recipients: int = 0
+    delivered: int = 0
+    deferred: int = 0
+    bounced: int = 0
+    expired: int = 0
+    deleted: int = 0
+
+
+class Settler:
+    """Turns outcomes into verdicts."""
+
+    def __init__(self, config: Config, retry: RetryClock, next_id: Callable[[int], int],
+                 original: Callable[[Message], bytes], clock_us: Callable[[], int]) -> None:
+        """`next_id` gives message ids of a shard; `original` reads a message, which may make the caller wait."""
+        self.config = config
+        self.retry = retry
+        self.counters = Counters()
+        self._next_id = next_id
+        self._original = original
+        self._clock_us = clock_us
+
+    def settle(self, delivery: Delivery, outcome: Outcome, peer: Peer, duration_s: float) -> Verdict:
+        """Apply `outcome` to `delivery` (it is changed) and say what to commit. Hot path (bench S1, S2, S4)."""
+        now_us = self._clock_us()
+        attempt = delivery.attempts + 1
+        delivered: list[Result] = []
+        failed: list[Result] = []
+        deferred: list[Result] = []
+        for result in outcome.results:
+            if result.end is End.DELIVERED:
+                delivered.append(result)
+            elif result.end is End.FAILED:
+                failed.append(result)
+            elif result.end is End.DEFERRED:
+                deferred.append(result)
+        verdict = Verdict()
+
+        for (reply, _), recipients in _grouped(delivered):
+            self.counters.delivered += len(recipients)
+            verdict.events.append(events.delivered(
+                delivery, recipients, reply, peer.remote, attempt=attempt, time_us=now_us, duration_s=duration_s))
+            if not peer.has_dsn and any(one.notify & NOTIFY_SUCCESS for one in recipients):
+                self._notify(verdict, "relayed", delivery, _fates(delivered, peer, now_us))
+        for (reply, failure), recipients in _grouped(failed):
+            self.counters.bounced += len(recipients)
+            verdict.events.append(events.bounced(
+                delivery, recipients, reply, peer.remote, failure=failure, attempt=attempt, time_us=now_us,
+                duration_s=duration_s))
+        if failed:
+            self._notify(verdict, "failed", delivery, _fates(failed, peer, now_us))
+        ended = {id(result.recipient) for result in delivered + failed}
+        if len(ended) == len(delivery.recipients):
+            delivery.recipients = []
+        elif ended:
+            delivery.recipients = [one for one in delivery.recipients if id(one) not in ended]
+        if deferred:
+            self._defer(verdict, delivery, deferred, peer, attempt, now_us, duration_s)
+
+        if not delivery.recipients:
+            verdict.removes.append(delivery)
+        elif len(delivery.recipients) > delivery.tried:
+            verdict.again = True
+            if ended or deferred:
+                verdict.updates.append(delivery)
+        else:
+            delivery.attempts = attempt
+            delivery.tried = 0
+            delivery.losses = 0
+            verdict.updates.append(delivery)
+        return verdict
+
+    def _defer(self, verdict: Verdict, delivery: Delivery, deferred: list[Result], peer: Peer, attempt: int,
+               now_us: int, duration_s: float) -> None:
+        """Recipients that wait for the next attempt go to the end of the list, counted by `tried`."""
+        self.counters.deferred += len(deferred)
+        waiting = {id(result.recipient) for result in deferred}
+        if len(waiting) < len(delivery.recipients):
+            # Stable, so that the others keep their order.
+            delivery.recipients.sort(key=lambda one: id(one) in waiting)
+        if delivery.tried == 0:
+            delivery.due_us = self.retry.next_us(attempt, now_us)
+        delivery.tried += len(deferred)
+        for (reply, failure), recipients in _grouped(deferred):
+            verdict.events.append(events.deferred(
+                delivery, recipients, reply, peer.remote, failure=failure, attempt=attempt, time_us=now_us,
+                duration_s=duration_s, next_us=delivery.due_us))
+        delivery.maybe_duplicate |= any(result.failure == "unknown" for result in deferred)
+        delivery.history = [*delivery.history[1 - HISTORY:], Attempt(now_us, str(peer), str(deferred[-1].reply))]
+        message = delivery.message
+        warn_s = self.config.bounces.delay_warning
+        if warn_s is not None and not delivery.warned and now_us - message.arrival_us >= warn_s * 1_000_000:
+            delivery.warned = True
+            until_us = message.arrival_us + int(self.config.expires * 1_000_000)
+            self._notify(verdict, "delayed", delivery, _fates(deferred, peer, now_us), until_us)
+
+    def fail(self, delivery: Delivery, reply: Reply) -> Verdict:
+        """Give up all recipients of `delivery`: no route will ever lead to them."""
+        results = [Result(one, End.FAILED, reply, "recipient") for one in delivery.recipients]
+        return self.settle(delivery, Outcome(results), NOBODY, 0.0)
+
+    def expired(self, delivery: Delivery, now_us: int) -> bool:
+        """Whether the time of `delivery` is over."""
+        return delivery.message.arrival_us + self.config.expires * 1_000_000 <= now_us
+
+    def expire(self, delivery: Delivery, reason: str) -> Verdict:
+        """Give up `delivery` for its age. `reason` is why it waited, when no attempt of its own says so."""
+        now_us = self._clock_us()
+        if not delivery.history and reason:
+            delivery.history = [Attempt(now_us, "", reason)]
+        self.counters.expired += len(delivery.recipients)
+        verdict = Verdict([events.expired(delivery, delivery.recipients, time_us=now_us)], removes=[delivery])
+        self._notify(verdict, "failed", delivery,
+                     [notices.fate_from_history(delivery, one) for one in delivery.recipients])
+        delivery.recipients = []
+        return verdict
+
+    def quarantine(self, delivery: Delivery, damage: str) -> Verdict:
+        """Take a delivery whose message is damaged out of the queue. Nothing of it can be sent, not even back."""
+        event = events.quarantined(delivery.message, [delivery], text=damage, time_us=self._clock_us())
+        return Verdict([event], removes=[delivery])
+
+    def _notify(self, verdict: Verdict, action: Action, delivery: Delivery, fates: Sequence[notices.Fate],
+                retry_until_us: int = 0) -> None:
+        message = delivery.message
+        if not any(notices.wanted(message, fate.recipient, action) for fate in fates):
+            return
+        try:
+            content = message.content if message.content is not None else self._original(message)
+        except BodyDamaged:
+            content = b""
+        made = notices.notify(
+            action, message, content, fates, queue=delivery.queue, config=self.config,
+            next_id=lambda: self._next_id(shard_of(message.id)), time_us=self._clock_us(),
+            retry_until_us=retry_until_us)
+        if made is not None:
+            verdict.notices.append(made.delivery)
+            verdict.events.extend(made.events)
+
+
+def _fates(results: list[Result], peer: Peer, now_us: int) -> list[notices.Fate]:
+    return [notices.Fate(one.recipient, one.reply, peer.host, peer.address, now_us) for one in results]
+
+
+def _grouped(results: list[Result]) -> list[tuple[tuple[Reply, str], list[Recipient]]]:
+    """Recipients that met the same together: almost always one group."""
+    if not results:
+        return []
+    first = results[0]
+    if len(results) == 1:
+        return [((first.reply, first.failure), [first.recipient])]
+    groups: dict[tuple[str, str], tuple[tuple[Reply, str], list[Recipient]]] = {}
+    for result in results:
+        key = (str(result.reply) if result.reply is not first.reply else "", result.failure)
+        groups.setdefault(key, ((result.reply, result.failure), []))[1].append(result.recipient)
+    return list(groups.values())

@@ -1,0 +1,296 @@
+"""One outgoing TCP connection as a greenlet sees it: read, write, encrypt, be woken, run out of time.
+
+A connection that has nothing to send waits for the peer and for new work at once, so `read` can end in three ways:
+with bytes, with `WOKEN`, or by an error. Deadlines cost nothing per wait: the connection sets `deadline`, and one
+`Sweeper` per process looks at all of them once a second.
+
+The socket is a plain non-blocking one; only waiting involves the gevent hub. TLS runs on memory buffers
+(`ssl.MemoryBIO`), so it needs no second kind of socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import ssl
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+import gevent
+from gevent import monkey
+from gevent.hub import get_hub
+
+socket = monkey.get_original("socket", "socket")
+
+AF_INET6 = 10
+SOCK_STREAM = 1
+IPPROTO_TCP = 6
+TCP_NODELAY = 1
+SOL_SOCKET = 1
+SO_ERROR = 4
+IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): choose the port at connect, so that ports are shared between destinations
+
+READ = 1  # libev's EV_READ and EV_WRITE
+WRITE = 2
+CHUNK = 65_536
+
+WOKEN: Final = object()
+_EXPIRED: Final = object()
+
+
+class WireError(Exception):
+    """The connection is of no more use; the text says why, in words for an operator."""
+
+
+class WireTimeout(WireError):
+    """The deadline passed."""
+
+
+class Wire:
+    """One connection. Used by one greenlet; `wake` and `expire` may be called by any."""
+
+    __slots__ = ("_early", "_greenlet", "_incoming", "_io", "_outgoing", "_sock", "_sweeper", "_tls", "_token",
+                 "deadline", "waiting_for")
+
+    def __init__(self, sweeper: Sweeper) -> None:
+        self._sock: Any = None
+        self._io: Any = None
+        self._greenlet: Any = None
+        self._token = 0  # counts waits, so that a late wake cannot end the wrong one
+        self._early = b""  # read while writing
+        self._tls: ssl.SSLObject | None = None
+        self._incoming: Any = None  # of TLS: what came and what is to go, encrypted
+        self._outgoing: Any = None
+        self._sweeper = sweeper
+        self.deadline = 0.0  # monotonic seconds
+        self.waiting_for = ""  # the phase, for the text of a timeout
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def connect(self, family: int, address: str, port: int, source: str | None) -> None:
+        """Connect before the deadline. Raises WireError."""
+        sock = self._sock = socket(family, SOCK_STREAM)
+        sock.setblocking(False)
+        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        self._sweeper.add(self)
+        try:
+            if source is not None:
+                if family != AF_INET6:
+                    sock.setsockopt(0, IP_BIND_ADDRESS_NO_PORT, 1)
+                sock.bind((source, 0))
+            code = sock.connect_ex((address, port))
+        except OSError as error:
+            raise WireError(f"connect from {source}: {error.strerror or error}") from None
+        if code == errno.EINPROGRESS:
+            self._wait(WRITE)
+            code = sock.getsockopt(SOL_SOCKET, SO_ERROR)
+        if code:
+            raise WireError(f"connect: {os.strerror(code)}")
+
+    def close(self) -> None:
+        """Close now; bytes that were written still go out."""
+        self._sweeper.discard(self)
+        if self._io is not None:
+            self._io.stop()
+            self._io.close()
+            self._io = None
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether TLS is established."""
+        return self._tls is not None
+
+    def tls_facts(self) -> tuple[str, str] | None:
+        """Protocol and cipher, as in ("TLSv1.3", "TLS_AES_256_GCM_SHA384"); None in clear."""
+        if self._tls is None:
+            return None
+        cipher = self._tls.cipher()
+        return (self._tls.version() or "", cipher[0] if cipher else "")
+
+    # -- waiting ------------------------------------------------------------------------------------------------
+
+    def _wait(self, events: int) -> object:
+        """Give way to others until the socket is ready for `events`, or `wake`, or the deadline."""
+        io = self._io
+        if io is None:
+            io = self._io = get_hub().loop.io(self._sock.fileno(), events)
+        elif io.events != events:
+            io.events = events
+        self._greenlet = gevent.getcurrent()
+        self._token += 1
+        io.start(self._greenlet.switch, None)
+        try:
+            why: object = get_hub().switch()
+        finally:
+            self._greenlet = None
+            if self._io is not None:
+                io.stop()
+        if why is _EXPIRED:
+            raise WireTimeout(f"timeout while waiting for {self.waiting_for}")
+        return why
+
+    def _resume(self, token: int, why: object) -> None:
+        greenlet = self._greenlet
+        if greenlet is not None and token == self._token:
+            greenlet.switch(why)
+
+    def wake(self) -> None:
+        """End the peer's `read` with WOKEN, if it is waiting."""
+        if self._greenlet is not None:
+            get_hub().loop.run_callback(self._resume, self._token, WOKEN)
+
+    def expire(self) -> None:
+        """End the current wait with WireTimeout, if there is one."""
+        if self._greenlet is not None:
+            get_hub().loop.run_callback(self._resume, self._token, _EXPIRED)
+
+    # -- bytes --------------------------------------------------------------------------------------------------
+
+    def read(self) -> bytes | object:
+        """Wait for bytes: those, or b"" at the end of the stream, or WOKEN. Raises WireError. Hot path."""
+        if self._early:
+            early, self._early = self._early, b""
+            return early
+        while True:
+            if self._wait(READ) is WOKEN:
+                return WOKEN
+            data = self._receive()
+            if data is not None:
+                return data
+
+    def _receive(self) -> bytes | None:
+        """What the kernel has, decrypted; None when that is not a whole TLS record yet."""
+        try:
+            data: bytes = self._sock.recv(CHUNK)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise WireError(f"connection lost: {error.strerror or error}") from None
+        if self._tls is None or not data:
+            return data
+        self._incoming.write(data)
+        plain: list[bytes] = []
+        try:
+            while True:
+                piece = self._tls.read(CHUNK)
+                if not piece:
+                    return b"".join(plain)
+                plain.append(piece)
+        except ssl.SSLWantReadError:
+            return b"".join(plain) or None
+        except ssl.SSLZeroReturnError:
+            return b"".join(plain)
+        except ssl.SSLError as error:
+            if plain:
+                return b"".join(plain)
+            raise WireError(f"TLS: {_reason(error)}") from None
+
+    def write(self, buffers: Iterable[bytes], block_s: float) -> None:
+        """Send all of `buffers`. The peer must take some of it every `block_s` seconds. Raises WireError. Hot path.
+
+        What the peer says meanwhile is kept for the next `read`, so a peer that answers before it has read everything
+        cannot make both sides wait for each other (RFC 2920 3.1).
+        """
+        data = b"".join(buffers)
+        if not data:
+            return
+        if self._tls is not None:
+            self._tls.write(data)
+            data = self._outgoing.read()
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise WireError(f"connection lost: {error.strerror or error}") from None
+        if sent < len(data):
+            self._write_rest(memoryview(data)[sent:], block_s)
+
+    def _write_rest(self, data: memoryview, block_s: float) -> None:
+        reading = READ
+        while data:
+            self.deadline = time.monotonic() + block_s
+            self._wait(WRITE | reading)
+            if reading:
+                early = self._receive()
+                if early is not None:
+                    self._early += early
+                    if not early or len(self._early) > CHUNK:
+                        reading = 0  # the end, or a peer that only talks: the machine will judge it
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if self._early:
+                    return  # it said why before it hung up
+                raise WireError(f"connection lost: {error.strerror or error}") from None
+            data = data[sent:]
+
+    def start_tls(self, context: ssl.SSLContext, server_name: str) -> None:
+        """Do the TLS handshake before the deadline. Raises WireError; the connection is then of no more use."""
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                pass
+            except (ssl.SSLError, ValueError) as error:
+                raise WireError(f"TLS handshake: {_reason(error)}") from None
+            self._flush_handshake()
+            self._wait(READ)
+            try:
+                data = self._sock.recv(CHUNK)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise WireError(f"TLS handshake: {error.strerror or error}") from None
+            if not data:
+                raise WireError("TLS handshake: connection closed by the peer")
+            self._incoming.write(data)
+        self._flush_handshake()
+        self._tls = tls
+
+    def _flush_handshake(self) -> None:
+        data = self._outgoing.read()
+        while data:
+            try:
+                data = data[self._sock.send(data):]
+            except BlockingIOError:
+                self._wait(WRITE)
+            except OSError as error:
+                raise WireError(f"TLS handshake: {error.strerror or error}") from None
+
+
+class Sweeper:
+    """Ends the waits of connections whose deadline has passed; looks once a second, for all of a process."""
+
+    def __init__(self) -> None:
+        self._wires: set[Wire] = set()
+        self._greenlet = gevent.spawn(self._run)
+
+    def add(self, wire: Wire) -> None:
+        """Watch `wire` until `discard`."""
+        self._wires.add(wire)
+
+    def discard(self, wire: Wire) -> None:
+        """Stop watching `wire`."""
+        self._wires.discard(wire)
+
+    def _run(self) -> None:
+        while True:
+            gevent.sleep(1.0)
+            now = time.monotonic()
+            for wire in [wire for wire in self._wires if wire.deadline <= now]:
+                wire.expire()
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    return str(reason).replace("_", " ").lower() if reason else str(error)

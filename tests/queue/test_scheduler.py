@@ -1,0 +1,338 @@
+"""The scheduler loses nothing and keeps its bounds, whatever the order of events.
+
+The store is played by `Shelf`: a list of deliveries with due times, of which some are "indexed" (visible to loads)
+and the others become visible at the next checkpoint, exactly as the real store behaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from mta.config.schema import Memory
+from mta.config.units import Size
+from mta.queue.records import Delivery, Message, Recipient
+from mta.queue.scheduler import FOREVER_US, Queue, Scheduler, domain_of, tenant_of
+
+SECOND = 1_000_000
+
+
+def delivery(number: int, queue: str = "example.org", due_us: int = 0, size: int = 100) -> Delivery:
+    message = Message(number, "a@b.test", due_us, b"x" * size, size=size)
+    return Delivery(message, 0, queue, domain_of(queue), [Recipient(f"u@{domain_of(queue)}")], due_us)
+
+
+@dataclass
+class Shelf:
+    """The store, the path and the clock around a scheduler under test."""
+
+    memory: Memory = field(default_factory=lambda: Memory(bodies=Size(1000), deliveries=100, window=10))
+    now_us: int = SECOND
+    stored: dict[tuple[int, int], Delivery] = field(default_factory=dict)
+    indexed: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)  # key: (queue, due)
+    changed: set[str] = field(default_factory=set)
+    pending: list[tuple[str, Queue | bytes, int]] = field(default_factory=list)
+    offered: list[Queue] = field(default_factory=list)
+    suspended_until: dict[str, int] = field(default_factory=dict)
+    scheduler: Scheduler = field(init=False)
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(self, self.memory, [0], lambda: self.now_us)
+
+    # SchedulerIO
+    def load(self, queue: Queue, limit: int) -> None:
+        self.pending.append(("load", queue, limit))
+
+    def scan(self, shard: int, after: bytes, limit: int) -> None:
+        self.pending.append(("scan", after, limit))
+
+    def alarm(self) -> None:
+        pass
+
+    def offer(self, queue: Queue) -> None:
+        until = self.suspended_until.get(queue.name, 0)
+        if until > self.now_us:
+            self.scheduler.park(queue, until)
+        elif queue not in self.offered:
+            self.offered.append(queue)
+
+    def withdraw(self, queue: Queue) -> None:
+        if queue in self.offered:
+            self.offered.remove(queue)
+
+    # the store
+    def accept(self, queue: str) -> Delivery:
+        self.number += 1
+        fresh = delivery(self.number, queue, self.now_us)
+        self.stored[fresh.key] = fresh
+        self.changed.add(queue)
+        self.scheduler.add(0, fresh)
+        return fresh
+
+    def checkpoint(self) -> None:
+        self.indexed = {key: (one.queue, one.due_us) for key, one in self.stored.items()}
+        touched: list[tuple[str, int | None]] = []
+        for name in sorted(self.changed):
+            touched.append((name, min((due for queue, due in self.indexed.values() if queue == name), default=None)))
+        self.changed.clear()
+        self.scheduler.checkpoint(0, touched)
+
+    def visible(self, key: tuple[int, int]) -> bool:
+        """In the index, and unchanged since."""
+        stored = self.stored.get(key)
+        return stored is not None and self.indexed[key] == (stored.queue, stored.due_us)
+
+    def answer(self) -> None:
+        """Answer the requests made so far, in order."""
+        requests, self.pending = self.pending, []
+        for kind, what, limit in requests:
+            if kind == "load":
+                assert isinstance(what, Queue)
+                exclude = {one.key for one in what.ready} | set(what.in_flight)
+                found = sorted((due, key) for key, (name, due) in self.indexed.items()
+                               if name == what.name and self.visible(key) and key not in exclude)
+                due_now = [key for due, key in found if due <= self.now_us]
+                rest = [due for due, key in found if key not in due_now[:limit]]
+                copies = []
+                for key in due_now[:limit]:
+                    one = self.stored[key]
+                    copies.append(Delivery(Message(key[0], "a@b.test", 0, None, size=100), 0, one.queue, one.domain,
+                                           one.recipients, one.due_us))
+                self.scheduler.loaded(what, copies, min(rest, default=None))
+            else:
+                assert isinstance(what, bytes)
+                queues = sorted((min(due for name, due in self.indexed.values() if name == queue), queue)
+                                for queue in {name for name, _ in self.indexed.values()})
+                after = (int(what.split()[0]), what.split()[1].decode()) if what else (-1, "")
+                page = [entry for entry in queues if entry > after][:limit]
+                last = f"{page[-1][0]} {page[-1][1]}".encode() if len(page) == limit else None
+                self.scheduler.scanned(0, page, last)
+
+    def settle(self) -> None:
+        while self.pending:
+            self.answer()
+
+    def deliver_all(self) -> list[tuple[int, int]]:
+        """Take what can be taken until nothing moves any more; everything is removed at once."""
+        taken = []
+        while True:
+            self.settle()
+            for queue in list(self.offered):
+                one = self.scheduler.pop(queue)
+                if one is None:
+                    self.offered.remove(queue)
+                    continue
+                taken.append(one.key)
+                del self.stored[one.key]
+                self.changed.add(one.queue)
+                self.scheduler.done(queue, one)
+            if self.scheduler.starved:
+                self.scheduler.run()
+            if not self.offered and not self.pending:
+                return taken
+
+
+def test_names_say_domain_and_tenant() -> None:
+    """`campaign:tenant@domain/pool` with parts left out."""
+    assert [domain_of(name) for name in ("a.org", "t@a.org", "c:t@a.org/p", "a.org/p")] == ["a.org"] * 4
+    assert [tenant_of(name) for name in ("a.org", "t@a.org", "c:t@a.org/p", "a.org/p")] == ["", "t", "t", ""]
+
+
+def test_fresh_mail_is_offered_at_once_in_order() -> None:
+    """What comes in goes out, first in, first out, without a look at the disk."""
+    shelf = Shelf()
+    keys = [shelf.accept("a.org").key for _ in range(5)]
+
+    assert not shelf.pending
+    assert shelf.deliver_all() == keys
+    assert not shelf.scheduler.queues
+
+
+def test_a_full_window_leaves_the_rest_on_disk_and_fetches_it_in_order() -> None:
+    """The window bounds what one queue has in memory; the rest follows from the index, oldest first."""
+    shelf = Shelf()
+    keys = []
+    for _ in range(35):
+        shelf.now_us += 1
+        keys.append(shelf.accept("a.org").key)
+    assert shelf.scheduler.deliveries == 10
+    shelf.checkpoint()
+
+    assert shelf.deliver_all() == keys
+
+
+def test_content_is_kept_within_the_bound() -> None:
+    """Above `memory.bodies` a delivery stays in memory but its content does not."""
+    shelf = Shelf(Memory(bodies=Size(250), deliveries=100, window=10))
+    kept = [shelf.accept("a.org").message.content is not None for _ in range(4)]
+
+    assert kept == [True, True, False, False]
+    assert shelf.scheduler.body_bytes == 200
+    shelf.deliver_all()
+    assert shelf.scheduler.body_bytes == 0
+
+
+def test_a_parked_queue_costs_nothing_until_its_time() -> None:
+    """While a path is suspended its mail is not read, not woken by checkpoints, and in full afterwards."""
+    shelf = Shelf()
+    shelf.suspended_until["a.org"] = 60 * SECOND
+    keys = [shelf.accept("a.org").key for _ in range(12)]
+    shelf.checkpoint()
+    keys += [shelf.accept("a.org").key for _ in range(3)]
+    shelf.checkpoint()
+    assert shelf.pending == []
+    assert shelf.scheduler.deliveries == 0
+    assert shelf.scheduler.next_wake_us() == 60 * SECOND
+
+    shelf.now_us = 60 * SECOND
+    shelf.scheduler.run()
+
+    assert sorted(shelf.deliver_all()) == sorted(keys)
+
+
+def test_start_up_reads_due_queues_only() -> None:
+    """A new scheduler asks for the first queues by due time, wakes those that are due, and sleeps until the next."""
+    shelf = Shelf()
+    for number, (name, due) in enumerate([("due.org", 0), ("later.org", 50 * SECOND)]):
+        one = delivery(number, name, due)
+        shelf.stored[one.key] = one
+    shelf.indexed = {key: (one.queue, one.due_us) for key, one in shelf.stored.items()}
+
+    shelf.scheduler.run()
+
+    assert shelf.deliver_all() == [(0, 0)]
+    assert shelf.scheduler.next_wake_us() == 50 * SECOND
+    shelf.now_us = 50 * SECOND
+    shelf.scheduler.run()
+    assert shelf.deliver_all() == [(1, 0)]
+
+
+def test_more_queues_than_wakes_are_all_found_again(monkeypatch: object) -> None:
+    """Wakes are bounded; what falls out of the heap comes back from the index, parked queues too."""
+    shelf = Shelf()
+    shelf.scheduler.WAKES = 8  # type: ignore[misc]
+    for index in range(60):
+        shelf.suspended_until[f"d{index:02d}.org"] = (10 + index) * SECOND
+        shelf.accept(f"d{index:02d}.org")
+    shelf.checkpoint()
+    shelf.settle()
+    assert len(shelf.scheduler._wakes) <= 17
+
+    taken = 0
+    for _ in range(200):
+        shelf.now_us += SECOND
+        shelf.scheduler.run()
+        taken += len(shelf.deliver_all())
+
+    assert taken == 60
+
+
+class Traffic(RuleBasedStateMachine):
+    """Random traffic; in the end every delivery was taken exactly once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shelf = Shelf(Memory(bodies=Size(400), deliveries=12, window=4))
+        self.flying: list[tuple[Queue, Delivery]] = []
+        self.ended: list[tuple[int, int]] = []
+
+    @rule(name=st.sampled_from(["a.org", "b.org", "t@c.org"]), count=st.integers(1, 8))
+    def accept(self, name: str, count: int) -> None:
+        for _ in range(count):
+            self.shelf.now_us += 1
+            self.shelf.accept(name)
+
+    @rule()
+    def take(self) -> None:
+        for queue in list(self.shelf.offered):
+            one = self.shelf.scheduler.pop(queue)
+            if one is None:
+                self.shelf.offered.remove(queue)
+            else:
+                assert one.key not in [other.key for _, other in self.flying], "taken twice"
+                assert one.key not in self.ended, "taken after its end"
+                self.flying.append((queue, one))
+
+    @rule(last=st.booleans())
+    def finish(self, last: bool) -> None:
+        if self.flying:
+            queue, one = self.flying.pop(-1 if last else 0)
+            del self.shelf.stored[one.key]
+            self.shelf.changed.add(one.queue)
+            self.ended.append(one.key)
+            self.shelf.scheduler.done(queue, one)
+
+    @rule(wait=st.integers(1, 5))
+    def defer(self, wait: int) -> None:
+        if self.flying:
+            queue, one = self.flying.pop(0)
+            stored = self.shelf.stored[one.key]
+            stored.due_us = self.shelf.now_us + wait * SECOND
+            self.shelf.changed.add(one.queue)
+            self.shelf.scheduler.done(queue, one)
+
+    @rule()
+    def put_back(self) -> None:
+        if self.flying:
+            self.shelf.scheduler.put_back(*self.flying.pop())
+
+    @rule(name=st.sampled_from(["a.org", "b.org"]), wait=st.integers(1, 4))
+    def suspend(self, name: str, wait: int) -> None:
+        self.shelf.suspended_until[name] = self.shelf.now_us + wait * SECOND
+        for queue in [queue for queue in self.shelf.offered if queue.name == name]:
+            self.shelf.scheduler.park(queue, self.shelf.suspended_until[name])
+
+    @rule()
+    def checkpoint(self) -> None:
+        self.shelf.checkpoint()
+
+    @rule()
+    def answer(self) -> None:
+        self.shelf.answer()
+
+    @rule(seconds=st.integers(0, 3))
+    def time_passes(self, seconds: int) -> None:
+        self.shelf.now_us += seconds * SECOND
+        if self.shelf.scheduler.next_wake_us() <= self.shelf.now_us or self.shelf.scheduler.starved:
+            self.shelf.scheduler.run()
+
+    @invariant()
+    def within_bounds(self) -> None:
+        scheduler = self.shelf.scheduler
+        held = sum(len(queue.ready) + len(queue.in_flight) for queue in scheduler.queues.values())
+        assert held == scheduler.deliveries
+        assert scheduler.body_bytes <= 400
+
+    def teardown(self) -> None:
+        shelf = self.shelf
+        for queue, one in self.flying:
+            shelf.scheduler.put_back(queue, one)
+        self.flying = []
+        for _ in range(40):
+            shelf.checkpoint()
+            self.ended += shelf.deliver_all()
+            shelf.now_us += SECOND
+            if shelf.scheduler.next_wake_us() <= shelf.now_us or shelf.scheduler.starved:
+                shelf.scheduler.run()
+        assert not shelf.stored, f"left behind: {list(shelf.stored)}"
+        assert len(set(self.ended)) == len(self.ended)
+        assert not shelf.scheduler.queues
+        assert shelf.scheduler.deliveries == 0
+        assert shelf.scheduler.body_bytes == 0
+
+
+Traffic.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestTraffic = Traffic.TestCase
+
+
+def test_nothing_to_wait_for_means_forever() -> None:
+    """Without work the scheduler asks for no wake-up at all."""
+    shelf = Shelf()
+    shelf.scheduler.run()
+    shelf.settle()
+
+    assert shelf.scheduler.next_wake_us() == FOREVER_US
