@@ -237,6 +237,7 @@ class Traffic(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.shelf = Shelf(Memory(bodies=Size(400), deliveries=12, window=4))
+        self.shelf.scheduler.run()  # as the engine does at its start
         self.flying: list[tuple[Queue, Delivery]] = []
         self.ended: list[tuple[int, int]] = []
 
