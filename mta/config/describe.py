@@ -122,7 +122,7 @@ def type_text(wanted: Any) -> str:
     origin = get_origin(wanted)
     if origin is tuple:
         inner = get_args(wanted)[0]
-        return f"list of {'sections' if section_of(inner) else type_text(inner)}"
+        return f"list of {'section' if section_of(inner) else type_text(inner)}{'' if inner is Endpoint else 's'}"
     if origin is dict:
         return f"section by {type_text(get_args(wanted)[0])}"
     if origin is Literal:

@@ -134,25 +134,23 @@ class Change:
 
 def changes(old: Config, new: Config) -> list[Change]:
     """What a reload from `old` to `new` means, in the order of the schema; what is gone comes last."""
-    before = {setting.path: setting for setting in settings(old)}
-    after = {setting.path: setting for setting in settings(new)}
+    before, after = ({s.path: s for s in settings(config) if s.value not in ((), {})} for config in (old, new))
     result = []
     for path in [*after, *(path for path in before if path not in after)]:
-        old_text = before[path].text if path in before else ""
-        new_text = after[path].text if path in after else ""
+        one, other = before.get(path), after.get(path)
+        old_text, new_text = one.text if one else "", other.text if other else ""
         if old_text != new_text:
-            result.append(Change(path, old_text, new_text, _needs_restart(path)))
+            result.append(Change(path, old_text, new_text, _needs_restart(path, one is None or other is None)))
     return result
 
 
-def _needs_restart(path: OptionPath) -> bool:
-    """Whether the option, or a section around it, is fixed while the MTA runs."""
+def _needs_restart(path: OptionPath, appears: bool) -> bool:
+    """Whether the option is fixed while the MTA runs, or the list is in which it `appears` or from which it goes."""
     section: Any = Config
+    fixed = False
     for part in path:
-        option = options_of(section).get(str(part)) if section is not None and isinstance(part, str) else None
-        if option is None:
-            continue  # a position in a list, or a domain
-        if option.needs_restart:
-            return True
-        section = section_of(option.type)
-    return False
+        if isinstance(part, str) and part in options_of(section):
+            option = options_of(section)[part]
+            fixed = option.needs_restart or (fixed and appears)
+            section = section_of(option.type) or section
+    return fixed

@@ -111,7 +111,7 @@ class Dns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Where the mail of a domain goes. Written `mx`, or as a mapping."""
+    """Where the mail of a domain goes. Written `mx` for the domain's own MX hosts, or as a mapping with `relay`."""
 
     relay: tuple[Endpoint, ...] = option(
         (), "Fixed hosts, tried in order, instead of the domain's MX: one `host:port` or a list; port 25 unless given.",

@@ -1,0 +1,153 @@
+"""`mta check`: every problem of a configuration, or what would run with it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+
+from mta.cli.options import add_config, add_json, add_parser
+from mta.config.loader import read
+from mta.config.problems import printable
+from mta.config.schema import Config, Listener, Retry
+from mta.config.units import format_duration, format_network, format_size
+from mta.control import exits
+
+_DESCRIPTION = """\
+Check a configuration without starting anything. Every problem is printed, one per line:
+
+  FILE:LINE:COLUMN: what is wrong, what is expected, did you mean ...
+
+and the exit code is 78. Without problems it prints `FILE: ok` and what would run; the exit code is 0."""
+
+_EXAMPLES = """\
+  mta check -c /etc/mta/mta.yaml
+  mta check -c new.yaml && cp new.yaml /etc/mta/mta.yaml && systemctl reload mta
+  mta check -c new.yaml --json | jq -r '.problems[].message'
+  mta check -q && echo fine                 only the problems"""
+
+_SHOWN_WAITS = 8
+_MANY = 10_000
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_parser(commands, "check", "report every error of a configuration", _DESCRIPTION, _EXAMPLES)
+    add_config(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but problems")
+    add_json(parser, "one JSON object: file, ok, problems (file, line, column, message), summary (texts by subject)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check the file."""
+    reading = read(options.config)
+    summary = list(_summary(reading.config)) if reading.config is not None else []
+    if options.json:
+        by_subject: dict[str, list[str]] = {}
+        for subject, text in summary:
+            by_subject.setdefault(subject, []).append(text)
+        problems = [problem._asdict() for problem in reading.problems]
+        print(json.dumps({"file": options.config, "ok": not problems, "problems": problems, "summary": by_subject}))
+    else:
+        for problem in reading.problems:
+            print(problem)
+        if not reading.problems and not options.quiet:
+            print(f"{printable(options.config)}: ok")
+            before = ""
+            for subject, text in summary:
+                print(f"  {subject if subject != before else '':10}{text}")
+                before = subject
+    return exits.CONFIG if reading.problems else exits.OK
+
+
+def _summary(config: Config) -> Iterator[tuple[str, str]]:
+    """What would run, as (subject, text)."""
+    cores = len(os.sched_getaffinity(0))
+    yield "name", config.hostname
+    for listener in config.listeners:
+        yield "accepts", _listener_text(listener)
+    for pickup in config.pickup:
+        yield "accepts", f"files in {printable(pickup.directory)}"
+    if not config.listeners and not config.pickup:
+        yield "accepts", "nothing: no listeners, no pickup; only what is in the queue would be delivered"
+    yield "workers", f"{cores}, one per core" if config.workers == "auto" else str(config.workers)
+    if config.user:
+        yield "user", config.user
+    yield "queue", f"in {printable(config.spool)}; no new mail with less than {format_size(config.store.reserve)} free"
+    yield "run", f"sockets in {printable(config.run)}"
+    servers = ", ".join(map(str, config.dns.servers))
+    yield "dns", f"asks {servers}" if servers else "asks the resolvers of /etc/resolv.conf"
+    yield from (("routes", text) for text in _routes(config))
+    yield from (("limits", text) for text in _limits(config))
+    yield "retries", _retries(config.retry, config.expires)
+    yield "bounces", _bounces(config)
+
+
+def _listener_text(listener: Listener) -> str:
+    if not listener.relay_from:
+        return f"smtp on {listener.smtp}, from nobody: relay_from is empty, every recipient is refused"
+    return f"smtp on {listener.smtp}, to any domain from {', '.join(map(format_network, listener.relay_from))}"
+
+
+def _routes(config: Config) -> Iterator[str]:
+    rest = config.routes.get("*")
+    relays = [(domain, route) for domain, route in config.routes.items() if domain != "*" and not route.mx]
+    for domain, route in relays[:5]:
+        yield f"{domain} to {', '.join(map(str, route.relay))}"
+    if len(relays) > 5:
+        yield f"{len(relays) - 5} more domains to relays"
+    which = "all other" if relays else "all"
+    if rest is None or rest.mx:
+        families = " and ".join(
+            name for name, used in (("IPv4", config.delivery.ipv4), ("IPv6", config.delivery.ipv6)) if used)
+        loopback = ", loopback allowed" if config.delivery.allow_loopback else ""
+        yield f"{which} domains to their MX hosts, port {config.delivery.port}, {families}{loopback}"
+    else:
+        yield f"{which} domains to {', '.join(map(str, rest.relay))}"
+
+
+def _limits(config: Config) -> Iterator[str]:
+    shaping = config.shaping.default
+    yield (f"{shaping.connections} connections to a site, {shaping.messages_per_connection} messages on each, "
+           f"{config.delivery.connections} connections in all; tls {shaping.tls}")
+    if config.shaping.domains:
+        count = len(config.shaping.domains)
+        yield f"{count} domain{'s' if count > 1 else ''} with limits of {'their' if count > 1 else 'its'} own"
+
+
+def _retries(retry: Retry, expires: float) -> str:
+    """The waits without jitter, and how many attempts they leave time for."""
+    waits = _waits(retry)
+    attempts, age = 1, waits[0]
+    while age < expires and attempts < _MANY:
+        age += waits[min(attempts, len(waits) - 1)]
+        attempts += 1
+    texts = [format_duration(wait) for wait in waits[: attempts - 1]]
+    if attempts > len(waits):
+        texts[-1] = f"{'then ' if len(texts) > 1 else ''}every {texts[-1]}"
+    if len(texts) > _SHOWN_WAITS:
+        texts[_SHOWN_WAITS - 2 : -1] = ["..."]
+    number = f"about {attempts}" if attempts < _MANY else f"more than {_MANY}"
+    return f"{'' if texts[0].startswith('every') else 'after '}{', '.join(texts)}; gives up after " \
+           f"{format_duration(expires)} and {number} attempts"
+
+
+def _waits(retry: Retry) -> list[float]:
+    """The waits up to the one that repeats for ever, which is the last."""
+    if retry.schedule:
+        return list(retry.schedule)
+    result = [float(retry.first)]
+    while retry.factor > 1.0 and result[-1] < retry.cap and len(result) < _MANY:
+        result.append(min(result[-1] * retry.factor, retry.cap))
+    return result
+
+
+def _bounces(config: Config) -> str:
+    bounces = config.bounces
+    if not bounces.send:
+        return "none: bounces.send is off, only events tell of failures"
+    warning = f", a warning after {format_duration(bounces.delay_warning)}" if bounces.delay_warning else ""
+    what = "headers" if bounces.returned == "headers" else f"whole message up to {format_size(bounces.full_size)}"
+    return f"to the sender, with the {what} of the original{warning}"
