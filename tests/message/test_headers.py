@@ -25,7 +25,7 @@ MESSAGE = (
 
 def slow_section(content: bytes) -> bytes:
     """The header section, found line by line as RFC 5322 says it."""
-    taken = []
+    taken: list[bytes] = []
     for line in re.findall(rb"[^\n]*\n|[^\n]+$", content):
         if line == b"\r\n":
             break

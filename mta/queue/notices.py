@@ -1,0 +1,204 @@
+"""Who is notified of what: from the fates of recipients to a notification in the queue.
+
+The rules of RFC 3461 5.2: never to the null sender; about a failure unless NOTIFY excludes it, about a delay likewise,
+about a hand-over to a host without the DSN extension only when NOTIFY asked for success. Recipients of one message
+that meet the same fate together are told of in one notification. The result is a message like any other, which the
+caller commits together with the change that caused it, so that neither is lost without the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mta.config.schema import Config
+from mta.message import dsn
+from mta.queue import events
+from mta.queue.ids import format_id
+from mta.queue.records import (
+    EIGHT_BIT,
+    NOTIFICATION,
+    NOTIFY_DELAY,
+    NOTIFY_FAILURE,
+    NOTIFY_NEVER,
+    NOTIFY_SUCCESS,
+    SMTPUTF8,
+    Delivery,
+    Message,
+    Recipient,
+    queue_name,
+)
+from mta.smtp import xtext
+from mta.smtp.address import domain_to_ascii
+from mta.smtp.reply import Reply
+
+_NOTIFY = {"failed": NOTIFY_FAILURE, "delayed": NOTIFY_DELAY, "relayed": NOTIFY_SUCCESS}
+_EXPIRED = "4.4.7"  # RFC 3463: only when no code tells the actual problem
+_STATUS = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
+_KEPT_REPLY = re.compile(r"(\d{3}) (?:([245]\.\d{1,3}\.\d{1,3}) )?(.*)", re.DOTALL)
+_KEPT_REMOTE = re.compile(r"([^\s\[\]]*) ?\[([^]]*)\]")
+
+
+class Fate(NamedTuple):
+    """What a recipient met, for the notification."""
+
+    recipient: Recipient
+    reply: Reply | None  # the last reply, or our own words; None when no attempt was made
+    remote: str = ""  # who replied, as in `records.Attempt`; empty when we decided ourselves
+    last_attempt_us: int = 0
+
+
+@dataclass(slots=True)
+class Notification:
+    """A notification to be committed: the message, its only delivery, and the events `received` and `notified`."""
+
+    message: Message
+    delivery: Delivery
+    events: list[bytes]
+
+
+def wanted(message: Message, recipient: Recipient, action: dsn.Action) -> bool:
+    """Whether the sender of `message` is to be told that `action` happened to `recipient`."""
+    if not message.sender:
+        return False
+    if not recipient.notify:
+        return action != "relayed"
+    return bool(recipient.notify & _NOTIFY[action])
+
+
+def fate_from_history(delivery: Delivery, recipient: Recipient) -> Fate:
+    """The fate of a recipient that is given up or delayed: how the last attempt of its delivery failed."""
+    if not delivery.history:
+        return Fate(recipient, None)
+    last = delivery.history[-1]
+    kept = _KEPT_REPLY.fullmatch(last.reply)
+    reply = Reply(int(kept[1]), kept[2] or "", (kept[3],)) if kept else Reply(451, "", (last.reply,))
+    return Fate(recipient, reply, last.remote, last.time_us)
+
+
+def notify(
+    action: dsn.Action,
+    message: Message,
+    content: bytes,
+    fates: Sequence[Fate],
+    *,
+    queue: str,
+    config: Config,
+    next_id: Callable[[], int],
+    time_us: int,
+    retry_until_us: int = 0,
+) -> Notification | None:
+    """The notification about those of `fates` that are wanted, or None when there is none to send.
+
+    `content` is the original's; without it (it may be damaged) nothing is returned to the sender. `queue` is the one
+    of the deliveries concerned, for the event.
+    """
+    options = config.bounces
+    told = [fate for fate in fates if wanted(message, fate.recipient, action)] if options.send else []
+    if not told:
+        return None
+    number = next_id()
+    built = dsn.build(
+        dsn.Notice(
+            action,
+            [_report(fate, action) for fate in told],
+            format_id(number),
+            time_us,
+            config.hostname,
+            options.from_name,
+            format_id(message.id),
+            message.sender,
+            message.arrival_us,
+            content,
+            message.header_size,
+            message.message_id,
+            _envelope_id(message.envid),
+            bool(message.flags & SMTPUTF8),
+            _returns_full(action, message, content, config),
+            retry_until_us,
+        )
+    )
+    flags = NOTIFICATION | (SMTPUTF8 if built.smtputf8 else 0) | (0 if built.content.isascii() else EIGHT_BIT)
+    notification = Message(
+        number,
+        "",
+        time_us,
+        built.content,
+        built.header_size,
+        built.message_id,
+        flags,
+        origin="dsn",
+        size=len(built.content),
+        deliveries=1,
+    )
+    domain = message.sender.rpartition("@")[2]
+    domain = domain.lower() if domain.isascii() else domain_to_ascii(domain)
+    recipient = Recipient(message.sender, NOTIFY_NEVER)  # the only value that RFC 3461 6.1 allows
+    delivery = Delivery(notification, 0, queue_name(domain), domain, [recipient], time_us)
+    recipients = [fate.recipient for fate in told]
+    return Notification(
+        notification,
+        delivery,
+        [
+            events.received(notification, [delivery]),
+            events.notified(message, queue, recipients, action=action, notification=number, time_us=time_us),
+        ],
+    )
+
+
+def _returns_full(action: dsn.Action, message: Message, content: bytes, config: Config) -> bool:
+    # Only a failure returns the content (RFC 3461 6.2), and no large one, whatever was asked.
+    if action != "failed" or len(content) > config.bounces.full_size:
+        return False
+    return message.ret == "FULL" or (not message.ret and config.bounces.returned == "full")
+
+
+def _report(fate: Fate, action: dsn.Action) -> dsn.Report:
+    reply = fate.reply
+    remote = _KEPT_REMOTE.match(fate.remote)
+    return dsn.Report(
+        fate.recipient.address,
+        _status(reply, action),
+        _lines(reply) if reply else (),
+        remote[1] if remote else "",
+        remote[2] if remote else "",
+        fate.last_attempt_us,
+        _original_recipient(fate.recipient.orcpt),
+    )
+
+
+def _status(reply: Reply | None, action: dsn.Action) -> str:
+    """The status code: the reply's own when it has one, else the general one of its class (RFC 3461 6.3 g)."""
+    if reply is None:
+        return _EXPIRED
+    if _STATUS.fullmatch(reply.enhanced) and (action != "delayed" or reply.enhanced[0] == "4"):
+        return reply.enhanced
+    if action == "relayed":
+        return "2.0.0"
+    return "5.0.0" if reply.code >= 500 and action == "failed" else "4.0.0"
+
+
+def _lines(reply: Reply) -> tuple[str, ...]:
+    """The reply as it stood on the wire."""
+    enhanced = f"{reply.enhanced} " if reply.enhanced else ""
+    last = len(reply.lines) - 1
+    return tuple(
+        f"{reply.code}{' ' if index == last else '-'}{enhanced}{line}" for index, line in enumerate(reply.lines)
+    )
+
+
+def _original_recipient(orcpt: str | None) -> str:
+    """ORCPT without its transport encoding."""
+    try:
+        return ";".join(xtext.decode_orcpt(orcpt)) if orcpt else ""
+    except ValueError:  # no listener of ours lets it in
+        return ""
+
+
+def _envelope_id(envid: str | None) -> str | None:
+    try:
+        return None if envid is None else xtext.decode(envid)
+    except ValueError:
+        return None
