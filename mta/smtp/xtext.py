@@ -55,3 +55,8 @@ def decode_orcpt(value: str) -> tuple[str, str]:
     if not text.isprintable():
         raise ValueError("address with characters that do not print")
     return kind, text
+
+
+def orcpt_to_ascii(value: str) -> str:
+    r"""An ORCPT value for a session without SMTPUTF8: characters beyond ASCII become \x{HEX} (RFC 6533 3)."""
+    return value if value.isascii() else "".join(c if c.isascii() else f"\\x{{{ord(c):X}}}" for c in value)

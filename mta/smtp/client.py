@@ -1,0 +1,565 @@
+"""The client's side of one SMTP connection, without the connection: bytes in, events and bytes out.
+
+Theory of operation
+-------------------
+The caller owns the socket and the clock. It feeds what it reads to `receive`, acts on the events, and writes what
+`output` gives. Once `Ready` has come it hands in transactions with `send` whenever `can_send` says so; each comes
+back once, in a `Finished`, with the peer's replies in it. `phase` names what the machine waits for, so that the
+caller can choose a deadline.
+
+The machine is a queue of questions. Whatever it says puts the phase of the expected reply at the end of `_asked`;
+every reply answers the question at the front, and the function that `_ANSWERED` names for that phase decides what is
+said next. Everything that depends on the order of things is in those functions.
+
+    greeting -> ehlo [-> helo] [-> starttls -> handshake -> ehlo] -> ready
+    [rset ->] mail -> rcpt ... -> data -> dot -> ready              one transaction
+    quit -> closed
+
+With PIPELINING the questions of one envelope are asked in one write, and those of the next one right behind the
+content of the present one (RFC 2920 3.1), so at most two transactions are under way: `current`, and one whose envelope
+is out but has no answer yet.
+
+Rules
+-----
+* The first digit of a reply decides (RFC 5321 4.2). 3xx answers DATA and nothing else; 2xx to DATA is no answer.
+* 421 is an answer to anything, and the end: the present transaction is over, its successor is handed back untouched.
+* A reply to nothing (but 421), or what is no reply, raises RemoteProtocolError. Nothing is ever resynchronised: a
+  reply taken for the answer to another question is a lost message. The caller drops the connection and calls `lost`.
+* A reply to content that comes before the content was sent can only be a refusal, and ends the session.
+* RCPT replies belong to recipients by position. All refused, yet DATA allowed: a lone dot (RFC 2920 3.1). MAIL
+  refused: the replies to the rest of the envelope are read and mean nothing.
+* RSET is sent only before a MAIL that follows a transaction which DATA or the end of the recipients left open.
+* No parameter that EHLO did not offer. SMTPUTF8 only where an address or the header needs it; a domain in UTF-8 goes
+  as A-labels where that is enough.
+* A refused transaction is the peer's verdict, unless it says that commands came out of step (503, or words about
+  pipelining or synchronisation) when they had been pipelined: that is the fault of the form. The transaction is handed
+  back untouched, `pipelining_suspect` says which form the host did not bear, and the session is over. A host that
+  hangs up at the first envelope sent across is suspected likewise.
+
+What it does not do: BDAT, AUTH, conversion of 8-bit content for hosts without 8BITMIME (it is sent as it is, see
+`Transaction.sent_8bit_unannounced`), checks of content for bare CR and LF (every way into the queue refuses them).
+
+Cost: 12 µs for a transaction of 5 KB, pipelined (tests/smtp/timing.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from mta.smtp.data import stuff
+from mta.smtp.errors import LocalProtocolError, RemoteProtocolError
+from mta.smtp.reply import Reply, ReplyParser
+from mta.smtp.transaction import Capabilities, Pipelining, Transaction, commands_for
+
+__all__ = [
+    "Capabilities", "Client", "ClientEvent", "Finished", "Greeted", "Phase", "Pipelining", "Ready", "Refused",
+    "StartTls", "Transaction",
+]  # fmt: skip
+
+Phase: TypeAlias = Literal[
+    "greeting", "ehlo", "helo", "starttls", "handshake", "ready", "rset", "mail", "rcpt", "data", "body", "dot",
+    "quit", "closed",
+]  # fmt: skip
+
+DOT: Final = b".\r\n"
+
+
+@dataclass(slots=True)
+class Greeted:
+    """The host's greeting, 2xx."""
+
+    reply: Reply
+
+
+@dataclass(slots=True)
+class StartTls:
+    """Do the TLS handshake now, then call `tls_established`, or `lost` when it failed."""
+
+
+@dataclass(slots=True)
+class Ready:
+    """The session is open and takes transactions."""
+
+
+@dataclass(slots=True)
+class Refused:
+    """The host gives no session. Close the connection."""
+
+    reply: Reply  # the host's; or ours (`local`) when TLS is required and not offered
+    phase: Phase
+    local: bool = False
+
+
+@dataclass(slots=True)
+class Finished:
+    """A transaction is over, for better or worse."""
+
+    transaction: Transaction
+
+
+ClientEvent: TypeAlias = Greeted | StartTls | Ready | Refused | Finished
+
+
+class Client:
+    """One outgoing session. The module's docstring says how it works."""
+
+    __slots__ = (
+        "_after_dot", "_asked", "_closed", "_content_waits", "_current", "_cut", "_dot_at", "_ehlo", "_esmtp",
+        "_events", "_handshaking", "_index", "_next", "_open", "_output", "_parser", "_pipelining", "_proven",
+        "_quitting", "_reset", "_secured", "_taken", "_tls", "_unasked", "capabilities", "pipeline_across",
+        "pipelining_suspect", "transactions",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        ehlo: str,
+        *,
+        tls: Literal["opportunistic", "required", "off"] = "opportunistic",
+        pipelining: bool = True,
+        esmtp: bool = True,
+    ) -> None:
+        """`ehlo` is our name. Without `esmtp` it begins with HELO, for a host that hung up at EHLO."""
+        self.capabilities = Capabilities()
+        self.pipeline_across = True  # whether an envelope may follow the content of the message before it
+        self.pipelining_suspect: Pipelining = ""  # the form of pipelining that the host does not seem to bear
+        self.transactions = 0  # that were begun with MAIL
+        self._ehlo = ehlo
+        self._tls = tls
+        self._pipelining = pipelining
+        self._esmtp = esmtp
+        self._parser = ReplyParser()
+        self._asked: deque[Phase] = deque(("greeting",))
+        self._events: list[ClientEvent] = []
+        self._output: list[bytes] = []
+        self._current: Transaction | None = None
+        self._next: Transaction | None = None  # its envelope was sent behind the content of the current one
+        self._index = 0  # of the recipient whose reply comes next
+        self._taken = False  # the peer has accepted a recipient of the current transaction
+        self._unasked: deque[str] = deque()  # commands of the current envelope still to be sent, without pipelining
+        self._open = False
+        self._handshaking = False
+        self._secured = False
+        self._closed = False
+        self._quitting = False
+        self._reset = False  # the peer's transaction is open and must not be: RSET before the next MAIL
+        self._proven = False  # the host has taken an envelope sent across
+        self._content_waits = False  # content is in the output and was not fetched from there
+        self._dot_at = 0  # where in the output the first thing after its dot would be
+        self._after_dot = 0  # octets behind the dot in what `output` gave last
+        self._cut = False  # some output could not be written: nothing can be sent any more
+
+    def __repr__(self) -> str:
+        under_way = (self._current is not None) + (self._next is not None)
+        return f"<Client: {self.phase}, {self.transactions} transactions, {under_way} under way>"
+
+    # -- what the caller asks ---------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """What is waited for: the oldest question without an answer; else `ready`, `handshake` or `closed`.
+
+        `body`: content is in the output and was not fetched; `dot`: it was, and its reply is waited for.
+        """
+        if self._closed:
+            return "closed"
+        if self._asked:
+            phase = self._asked[0]
+            return "body" if phase == "dot" and self._content_waits else phase
+        return "handshake" if self._handshaking else "ready"
+
+    @property
+    def current(self) -> Transaction | None:
+        """The oldest transaction under way."""
+        return self._current
+
+    @property
+    def secured(self) -> bool:
+        """Whether TLS is established."""
+        return self._secured
+
+    @property
+    def can_send(self) -> bool:
+        """Whether `send` takes a transaction now."""
+        if not self._open or self._closed or self._quitting or self._cut:
+            return False
+        if self._current is None:
+            return True
+        return (
+            self._next is None
+            and self._current.dot_sent
+            and self.pipeline_across
+            and self._pipelining
+            and self.capabilities.pipelining
+        )
+
+    # -- what the caller tells --------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> list[ClientEvent]:
+        """Take bytes of the peer. Raises RemoteProtocolError; `lost` must follow then, and gives what came before.
+
+        Hot path: once per message (tests/smtp/timing.py).
+        """
+        if self._handshaking:
+            raise LocalProtocolError("bytes for the TLS layer were given to the machine")
+        asked = self._asked
+        for reply in self._parser.feed(data):
+            if self._closed:
+                break
+            if reply.code == 421 and not self._handshaking:
+                self._close(reply)
+                break
+            if not asked:
+                raise RemoteProtocolError(f"a reply to nothing: {reply}")
+            phase = asked.popleft()
+            if reply.code < 400 and (reply.code >= 300) != (phase == "data"):
+                asked.appendleft(phase)
+                raise RemoteProtocolError(f"a reply that {phase.upper()} cannot have: {reply}")
+            _ANSWERED[phase](self, reply)
+        if self._handshaking and self._parser.pending:
+            raise RemoteProtocolError("text behind the answer to STARTTLS")  # CVE-2021-38371: it was not encrypted
+        events, self._events = self._events, []
+        return events
+
+    def output(self) -> list[bytes]:
+        """What is to be written now, in order. Content that needs no stuffing is the caller's own object."""
+        output, self._output = self._output, []
+        if self._content_waits:
+            self._content_waits = False
+            self._after_dot = sum(map(len, output[self._dot_at :]))
+        elif output:
+            self._after_dot = -1  # a dot that was sent earlier is safely out
+        return output
+
+    def unsent(self, octets: int) -> None:
+        """Say that the last `octets` of what `output` gave last could not be written, before `receive` and `lost`.
+
+        When the final dot is among them the peer cannot have the message: `dot_sent` is taken back.
+        """
+        self._cut = True
+        if self._current is not None and 0 <= self._after_dot < octets:
+            self._current.dot_sent = False
+
+    def send(self, transaction: Transaction) -> list[ClientEvent]:
+        """Begin a transaction. It is finished at once when it cannot be sent to this host (`local_reply`).
+
+        Raises LocalProtocolError unless `can_send`. Hot path: once per message (tests/smtp/timing.py).
+        """
+        if not self.can_send:
+            raise LocalProtocolError(f"no transaction can be sent now: {self!r}")
+        commands = commands_for(transaction, self.capabilities)
+        if transaction.local_reply is not None:
+            return [Finished(transaction)]
+        self.transactions += 1
+        asked = self._asked
+        if self._current is None:
+            self._begin(transaction)
+            if self._reset:
+                self._reset = False
+                asked.append("rset")
+                commands.insert(0, "RSET\r\n")
+        else:
+            self._next = transaction
+            transaction.pipelined = "across"
+        if self._pipelining and self.capabilities.pipelining:
+            transaction.pipelined = transaction.pipelined or "inside"
+            self._say("".join(commands), len(commands))
+            asked.append("mail")
+            asked.extend(["rcpt"] * len(transaction.recipients))
+            asked.append("data")
+        else:
+            if not asked:
+                asked.append("mail")
+            self._unasked = deque(commands)
+            self._say(self._unasked.popleft())
+        return []
+
+    def tls_established(self) -> None:
+        """The handshake is done: forget all that was said in clear and begin again (RFC 3207 4.2)."""
+        if not self._handshaking:
+            raise LocalProtocolError("there was no handshake to do")
+        self._handshaking = False
+        self._secured = True
+        self.capabilities = Capabilities()
+        self._parser = ReplyParser()
+        self._greet()
+
+    def quit(self) -> None:
+        """Say QUIT; the answer need not be waited for. Raises LocalProtocolError inside a transaction."""
+        if self._current is not None or self._handshaking:
+            raise LocalProtocolError(f"QUIT cannot be said now: {self!r}")
+        if not self._closed and not self._quitting:
+            self._quitting = True
+            self._ask("quit", "QUIT\r\n")
+
+    def lost(self, reason: str) -> list[ClientEvent]:
+        """The connection is gone, or given up: all transactions are finished. `reason` is for the operator."""
+        if not self._closed:
+            phase = self.phase
+            self._closed = True
+            current, successor = self._current, self._next
+            if current is not None:
+                if self._content_waits:
+                    current.dot_sent = False
+                across = successor is not None or (current.pipelined == "across" and current.mail is None)
+                if across and not self._proven:
+                    self.pipelining_suspect = "across"
+                if not self._decided(current):
+                    current.lost, current.lost_phase = reason, phase
+            self._finish_all(reason)
+        events, self._events = self._events, []
+        return events
+
+    def eof(self) -> list[ClientEvent]:
+        """The peer has closed the connection."""
+        return self.lost("connection closed by the host")
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+
+    def _greeting(self, reply: Reply) -> None:
+        if not reply.positive:
+            self._refuse(reply, "greeting")
+            return
+        self._events.append(Greeted(reply))
+        self._greet()
+
+    def _greet(self) -> None:
+        if self._esmtp:
+            self._ask("ehlo", f"EHLO {self._ehlo}\r\n")
+        else:
+            self._ask("helo", f"HELO {self._ehlo}\r\n")
+
+    def _ehlo_answered(self, reply: Reply) -> None:
+        if reply.positive:
+            self.capabilities = Capabilities.from_reply(reply)
+            if self._tls != "off" and not self._secured and self.capabilities.starttls:
+                self._ask("starttls", "STARTTLS\r\n")
+            else:
+                self._opened()
+        elif self._tls == "required" and not self._secured:
+            self._refuse(reply, "ehlo")  # there is no STARTTLS after HELO
+        else:
+            self._ask("helo", f"HELO {self._ehlo}\r\n")
+
+    def _helo_answered(self, reply: Reply) -> None:
+        if reply.positive:
+            self._opened()
+        else:
+            self._refuse(reply, "helo")
+
+    def _starttls_answered(self, reply: Reply) -> None:
+        if reply.positive:
+            self._handshaking = True
+            self._events.append(StartTls())
+        elif self._tls == "required":
+            self._refuse(reply, "starttls")
+        else:
+            self._opened()
+
+    def _opened(self) -> None:
+        if self._tls == "required" and not self._secured:
+            ours = Reply(454, "4.7.0", ("TLS is required, but the host does not offer STARTTLS",))
+            self._refuse(ours, "starttls", local=True)
+            return
+        self._open = True
+        self._events.append(Ready())
+
+    def _refuse(self, reply: Reply, phase: Phase, *, local: bool = False) -> None:
+        self._closed = True
+        self._events.append(Refused(reply, phase, local))
+
+    # -- a transaction ----------------------------------------------------------------------------------------------
+
+    def _rset_answered(self, reply: Reply) -> None:
+        if not reply.positive:
+            self._give_up(f"RSET refused: {reply}")
+        elif self._unasked:
+            self._ask("mail", self._unasked.popleft())
+
+    def _mail_answered(self, reply: Reply) -> None:
+        transaction = self._present()
+        if reply.positive:
+            transaction.mail = reply
+            if transaction.pipelined == "across":
+                self._proven = True
+            elif self._unasked:
+                self._ask("rcpt", self._unasked.popleft())
+        elif transaction.pipelined and _out_of_step(reply, first=transaction.pipelined == "inside"):
+            self._does_not_bear(transaction.pipelined, reply)
+        else:
+            transaction.mail = reply
+            if self._unasked:
+                self._unasked.clear()
+                self._finish()
+
+    def _rcpt_answered(self, reply: Reply) -> None:
+        transaction = self._present()
+        mail = transaction.mail
+        if mail is not None and mail.positive:
+            if reply.positive:
+                self._taken = True
+            elif transaction.pipelined and _out_of_step(reply):
+                self._does_not_bear("inside", reply)
+                return
+            transaction.rcpts[self._index] = reply
+        self._index += 1
+        if self._unasked:
+            if len(self._unasked) > 1:
+                self._ask("rcpt", self._unasked.popleft())
+            elif self._taken:
+                self._ask("data", self._unasked.popleft())
+            else:
+                self._unasked.clear()
+                self._reset = True
+                self._finish()
+
+    def _data_answered(self, reply: Reply) -> None:
+        transaction = self._present()
+        mail_accepted = transaction.mail is not None and transaction.mail.positive
+        if reply.code < 400:
+            transaction.data = reply
+            self._asked.append("dot")
+            if self._taken:
+                self._output += (stuff(transaction.content), DOT)
+                self._dot_at = len(self._output)
+                self._content_waits = True
+                transaction.dot_sent = True
+            else:
+                self._output.append(DOT)
+        elif self._taken and transaction.pipelined and _out_of_step(reply):
+            self._does_not_bear("inside", reply)
+        else:
+            if mail_accepted:
+                transaction.data = reply
+                self._reset = True
+            self._finish()
+
+    def _dot_answered(self, reply: Reply) -> None:
+        transaction = self._present()
+        if not self._taken:  # a lone dot, and whatever is said of it
+            self._finish()
+            return
+        early = self._content_waits or not transaction.dot_sent
+        if early and reply.positive:
+            self._asked.appendleft("dot")
+            raise RemoteProtocolError(f"content was accepted before it was sent: {reply}")
+        if not reply.positive and self._next is not None and _out_of_step(reply):
+            self._does_not_bear("across", reply)
+            return
+        transaction.final = reply
+        if early:
+            transaction.dot_sent = False
+            self._closed = True
+            self._finish_all(f"content was refused before it was sent: {reply}")
+        else:
+            self._finish()
+
+    def _quit_answered(self, reply: Reply) -> None:
+        self._closed = True
+
+    def _present(self) -> Transaction:
+        """The transaction that a reply of the phases from MAIL to the dot belongs to."""
+        assert self._current is not None
+        return self._current
+
+    def _begin(self, transaction: Transaction | None) -> None:
+        self._current = transaction
+        self._index = 0
+        self._taken = False
+
+    def _finish(self) -> None:
+        """The current transaction is over; the next one, if there is one, takes its place."""
+        self._events.append(Finished(self._present()))
+        successor, self._next = self._next, None
+        self._begin(successor)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def _close(self, reply: Reply) -> None:
+        """421: the host ends the session, whatever was asked."""
+        self._closed = True
+        phase = self._asked[0] if self._asked else "ready"
+        if phase in ("greeting", "ehlo", "helo", "starttls"):
+            self._events.append(Refused(reply, phase))
+        reason = f"the host ends the session: {reply}"
+        current = self._current
+        if current is not None:
+            if phase == "dot" and self._taken:
+                current.final = reply
+                current.dot_sent = current.dot_sent and not self._content_waits
+            elif not self._decided(current):
+                current.lost, current.lost_phase = reason, phase
+                if phase == "mail":
+                    current.mail = reply
+                elif phase == "rcpt":
+                    current.rcpts[self._index] = reply
+                elif phase == "data":
+                    current.data = reply
+        self._finish_all(reason)
+
+    def _decided(self, transaction: Transaction) -> bool:
+        """Whether the current transaction has its verdict, though replies that mean nothing are still to come."""
+        mail = transaction.mail
+        if mail is None:
+            return False
+        return not mail.positive or (self._index == len(transaction.recipients) and not self._taken)
+
+    def _does_not_bear(self, form: Pipelining, reply: Reply) -> None:
+        self.pipelining_suspect = form
+        self._give_up(f"the host does not bear pipelining: {reply}")
+
+    def _give_up(self, reason: str) -> None:
+        """End the session and hand back the current transaction as if nothing had been said of it."""
+        self._closed = True
+        transaction = self._present()
+        transaction.forget()
+        transaction.lost = reason
+        self._finish_all(reason)
+
+    def _finish_all(self, reason: str) -> None:
+        """Finish what is under way; the current transaction bears its mark already."""
+        self._output.clear()
+        self._content_waits = False
+        self._asked.clear()
+        if self._current is not None:
+            self._events.append(Finished(self._current))
+        if self._next is not None:
+            self._next.lost = reason
+            self._events.append(Finished(self._next))
+        self._current = self._next = None
+
+    # -- what is said -----------------------------------------------------------------------------------------------
+
+    def _ask(self, phase: Phase, command: str) -> None:
+        self._asked.append(phase)
+        self._say(command)
+
+    def _say(self, text: str, lines: int = 1) -> None:
+        said = text.encode()
+        if said.count(b"\n") != lines or said.count(b"\r") != lines:
+            raise LocalProtocolError(f"a line end inside a command: {text!r}")
+        self._output.append(said)
+
+
+_ANSWERED: dict[Phase, Callable[[Client, Reply], None]] = {
+    "greeting": Client._greeting,
+    "ehlo": Client._ehlo_answered,
+    "helo": Client._helo_answered,
+    "starttls": Client._starttls_answered,
+    "rset": Client._rset_answered,
+    "mail": Client._mail_answered,
+    "rcpt": Client._rcpt_answered,
+    "data": Client._data_answered,
+    "dot": Client._dot_answered,
+    "quit": Client._quit_answered,
+}
+
+_STEP = re.compile(r"pipelin|synchroni[sz]|out of (?:sequence|order)", re.IGNORECASE)
+
+
+def _out_of_step(reply: Reply, *, first: bool = False) -> bool:
+    """Whether a refusal says that a command came at the wrong time. To the `first` of a group, 503 does not."""
+    return (reply.code == 503 and not first) or (reply.code >= 500 and _STEP.search(reply.text) is not None)

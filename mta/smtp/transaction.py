@@ -1,0 +1,169 @@
+"""One outgoing transaction: what is sent, what came of it, and its commands for a host with given capabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from mta.queue.records import NOTIFY_DELAY, NOTIFY_FAILURE, NOTIFY_NEVER, NOTIFY_SUCCESS, Recipient
+from mta.smtp.address import AddressError, domain_to_ascii
+from mta.smtp.reply import Reply
+from mta.smtp.xtext import orcpt_to_ascii
+
+Pipelining: TypeAlias = Literal["", "inside", "across"]
+
+
+@dataclass(slots=True)
+class Capabilities:
+    """What the host offers in its answer to EHLO."""
+
+    esmtp: bool = False
+    pipelining: bool = False
+    eight_bit: bool = False
+    smtputf8: bool = False
+    dsn: bool = False
+    starttls: bool = False
+    chunking: bool = False
+    size: int | None = None  # largest message in octets; 0: no limit, or none that makes sense
+    mail_max: int = 0  # transactions in one session (RFC 9422); 0: unknown, like the next two
+    rcpt_max: int = 0  # recipients in one transaction
+    rcpt_domain_max: int = 0  # recipient domains in one transaction
+
+    @classmethod
+    def from_reply(cls, reply: Reply) -> Capabilities:
+        """Read a positive answer to EHLO. What is malformed counts as not offered."""
+        found = cls(esmtp=True)
+        for line in reply.lines[1:]:
+            # `AUTH=LOGIN` and the like: some hosts put `=` where the keyword ends.
+            keyword, *values = line.replace("=", " ", 1).upper().split() if line.strip() else [""]
+            if keyword == "PIPELINING":
+                found.pipelining = True
+            elif keyword == "8BITMIME":
+                found.eight_bit = True
+            elif keyword == "SMTPUTF8":
+                found.smtputf8 = found.eight_bit = True  # RFC 6531 3.1 makes the one imply the other
+            elif keyword == "DSN":
+                found.dsn = True
+            elif keyword == "STARTTLS":
+                found.starttls = True
+            elif keyword == "CHUNKING":
+                found.chunking = True
+            elif keyword == "SIZE":
+                found.size = _number(values[0]) if values else 0
+            elif keyword == "LIMITS":
+                limits = dict(value.partition("=")[::2] for value in line.upper().split()[1:])
+                found.mail_max = _number(limits.get("MAILMAX", ""))
+                found.rcpt_max = _number(limits.get("RCPTMAX", ""))
+                found.rcpt_domain_max = _number(limits.get("RCPTDOMAINMAX", ""))
+        return found
+
+
+def _number(text: str) -> int:
+    """A limit as an EHLO line has it; 0 for what is none, not positive or absurd."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+
+
+@dataclass(slots=True)
+class Transaction:
+    """One message to some recipients: what is to be sent, and what came of it."""
+
+    sender: str  # "" is the null sender
+    recipients: list[Recipient]
+    content: bytes  # CRLF line ends, not stuffed
+    eight_bit: bool = False
+    smtputf8: bool = False
+    ret: str = ""
+    envid: str | None = None
+    token: object = None  # the caller's
+
+    # Results. Replies are None where the machine did not get to ask, or the peer to answer.
+    mail: Reply | None = None
+    rcpts: list[Reply | None] = field(default_factory=list)  # by position in `recipients`
+    data: Reply | None = None
+    final: Reply | None = None  # to the content: the verdict for every recipient that was accepted
+    dot_sent: bool = False  # content and final dot were put into the output: the peer may have the message
+    lost: str = ""  # why the session ended before the transaction did
+    lost_phase: str = ""  # the phase it was lost in; empty when it is handed back untouched
+    local_reply: Reply | None = None  # nothing was sent, because this stands in the way
+    sent_8bit_unannounced: bool = False  # 8-bit content went to a host without 8BITMIME
+    dsn_offered: bool = False  # the host takes over what RET, ENVID, NOTIFY and ORCPT ask for (RFC 3461 5.2)
+    pipelined: Pipelining = ""  # how its envelope was sent
+
+    def __post_init__(self) -> None:
+        self.rcpts = [None] * len(self.recipients)
+
+    def forget(self) -> None:
+        """Take back what the peer said: it is as if the transaction had not been sent."""
+        self.mail = self.data = self.final = None
+        self.rcpts = [None] * len(self.recipients)
+        self.dot_sent = False
+
+
+def commands_for(transaction: Transaction, can: Capabilities) -> list[str]:
+    """The commands of an envelope, with the parameters that the host offers. May set `local_reply` instead."""
+    sender = transaction.sender
+    recipients = transaction.recipients
+    parameters = ""
+    if can.size is not None:
+        size = len(transaction.content)
+        if 0 < can.size < size:
+            text = f"The message has {size} octets, the host takes {can.size}"
+            transaction.local_reply = Reply(552, "5.3.4", (text,))
+            return []
+        parameters = f" SIZE={size}"
+    if transaction.eight_bit:
+        if can.eight_bit:
+            parameters += " BODY=8BITMIME"
+        else:
+            transaction.sent_8bit_unannounced = True
+    if can.dsn:
+        transaction.dsn_offered = True
+        if transaction.ret:
+            parameters += f" RET={transaction.ret}"
+        if transaction.envid:
+            parameters += f" ENVID={transaction.envid}"
+        commands = [f"RCPT TO:<{to.address}>{_dsn(to) if to.notify or to.orcpt else ''}\r\n" for to in recipients]
+    else:
+        commands = [f"RCPT TO:<{to.address}>\r\n" for to in recipients]
+    commands.insert(0, f"MAIL FROM:<{sender}>{parameters}\r\n")
+    commands.append("DATA\r\n")
+    if transaction.smtputf8 or not all(map(str.isascii, commands)):
+        return _international(transaction, can, commands)
+    return commands
+
+
+def _international(transaction: Transaction, can: Capabilities, commands: list[str]) -> list[str]:
+    """The envelope of a message with addresses or headers in UTF-8 (RFC 6531 3.4)."""
+    addresses = [transaction.sender, *(to.address for to in transaction.recipients)]
+    needed = not all(address.rpartition("@")[0].isascii() for address in addresses)
+    if transaction.smtputf8 and not needed:
+        header = transaction.content.partition(b"\r\n\r\n")[0]
+        needed = not header.isascii()
+    if needed:
+        if not can.smtputf8:
+            text = "The message needs SMTPUTF8, which the host does not offer"
+            transaction.local_reply = Reply(550, "5.6.7", (text,))
+        commands[0] = f"{commands[0][:-2]} SMTPUTF8\r\n"
+        return commands
+    try:
+        for number, address in enumerate(addresses):
+            local, at, domain = address.rpartition("@")
+            ascii_form = f"{local}{at}{domain_to_ascii(domain)}" if at else address
+            verb, _, parameters = commands[number][:-2].partition(f"<{address}>")
+            commands[number] = f"{verb}<{ascii_form}>{orcpt_to_ascii(parameters)}\r\n"
+    except AddressError as error:
+        transaction.local_reply = Reply(550, "5.6.7", (f"No form in ASCII: {error}",))
+    return commands
+
+
+_NOTIFY = ((NOTIFY_NEVER, "NEVER"), (NOTIFY_SUCCESS, "SUCCESS"), (NOTIFY_FAILURE, "FAILURE"), (NOTIFY_DELAY, "DELAY"))
+
+
+def _dsn(recipient: Recipient) -> str:
+    """The parameters of RCPT that RFC 3461 4 defines."""
+    text = ""
+    if recipient.notify:
+        text = " NOTIFY=" + ",".join(name for bit, name in _NOTIFY if recipient.notify & bit)
+    if recipient.orcpt:
+        text += f" ORCPT={recipient.orcpt}"
+    return text
