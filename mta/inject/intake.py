@@ -49,7 +49,7 @@ class Source(NamedTuple):
     @classmethod
     def smtp(cls, address: str, port: int, helo: str, hostname: str = "", tls: bool = False) -> Source:
         """The client of an SMTP session."""
-        return cls(f"smtp {address}:{port} {helo}", address, hostname, tls)
+        return cls(f"smtp {address}:{port} {helo[:255]}", address, hostname, tls)
 
     @classmethod
     def pickup(cls, path: str) -> Source:

@@ -20,6 +20,9 @@ from typing import NamedTuple
 HEADER_LIMIT = 262_144
 """Largest header section in bytes. Large receivers refuse more, and it bounds the time of a scan to about 1 ms."""
 
+MESSAGE_ID_LIMIT = 998
+"""Characters kept of a Message-ID: a whole line of RFC 5322. It is stored with the message and in every event."""
+
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")  # RFC 5322 2.2 and, for the space before the colon, 4.5
 _SCANNED = re.compile(
     rb"\r\n(?:([Rr][Ee][Cc][Ee][Ii][Vv][Ee][Dd])|([Dd][Aa][Tt][Ee])|([Mm][Ee][Ss][Ss][Aa][Gg][Ee]-[Ii][Dd])"
@@ -35,7 +38,7 @@ class HeaderScan(NamedTuple):
     end: int  # length of the header section, 0 when there is none, -1 when it is longer than HEADER_LIMIT
     received: int  # how many Received fields
     has_date: bool
-    message_id: str  # value of the first Message-ID field without outer white space; "" when there is none
+    message_id: str  # value of the first Message-ID that is not empty, unfolded and cut to MESSAGE_ID_LIMIT; or ""
     has_return_path: bool
 
 
@@ -145,4 +148,4 @@ def _text(section: bytes, start: int, end: int) -> str:
     raw = section[start:end]
     if b"\r\n" in raw:
         raw = raw.replace(b"\r\n", b"")
-    return raw.strip(b" \t\r\n").decode("utf-8", "replace")
+    return raw.strip(b" \t\r\n").decode("utf-8", "replace")[:MESSAGE_ID_LIMIT]

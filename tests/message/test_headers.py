@@ -161,3 +161,9 @@ def test_a_header_section_has_a_limit() -> None:
     assert headers.scan(b"X" + exact).end == -1
     assert headers.scan(b"X" + exact + b"\r\nbody\r\n").end == -1
     assert headers.scan(b"no field" + exact.replace(b":", b"") + b"body\r\n").end == 0
+
+
+def test_a_message_id_is_kept_in_part_only_when_it_is_absurd() -> None:
+    """It is stored and logged with every event, so its length has a bound."""
+    content = b"Message-ID: <" + b"x" * 5000 + b">\r\n"
+    assert headers.scan(content).message_id == "<" + "x" * (headers.MESSAGE_ID_LIMIT - 1)
