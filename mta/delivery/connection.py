@@ -8,28 +8,31 @@ in steady state a message takes one round trip (RFC 2920).
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mta.delivery.settle import Peer
-from mta.delivery.wire import WOKEN, Wire, WireError
+from mta.delivery.wire import AF_INET6, WOKEN, Wire, WireError
 from mta.queue import events
 from mta.queue.records import EIGHT_BIT, SMTPUTF8, Delivery
 from mta.queue.scheduler import Queue
-from mta.smtp import client as smtp
+from mta.smtp.client import Client, ClientEvent, Finished, Greeted, Ready, Refused, StartTls, Transaction
 from mta.smtp.errors import RemoteProtocolError
 from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
-    from mta.config.schema import DeliveryTimeouts
     from mta.delivery.engine import Engine
     from mta.delivery.path import Path
     from mta.delivery.routing import Host
 
-AF_INET6 = 10
+TlsPolicy = Literal["opportunistic", "required", "off"]
+QUIT_S = 1.0  # for QUIT to leave; the answer is not waited for
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -38,9 +41,9 @@ class Job:
 
     queue: Queue
     delivery: Delivery
-    transaction: smtp.Transaction
+    transaction: Transaction
     started_s: float
-    untried: int  # recipients of the delivery beyond those in this transaction
+    cold: bool  # its content has to be read from disk
     marked: bool = False  # its content was sent: after a crash it may be a duplicate
 
 
@@ -58,11 +61,13 @@ class Target:
 
 
 class Refusal(Exception):
-    """An address did not give us a session; the reply is the peer's or our own description."""
+    """An address gave us no session; `reply` is the peer's (`said`) or our own description."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, phase: str, said: bool = False) -> None:
         super().__init__(str(reply))
         self.reply = reply
+        self.phase = phase
+        self.said = said
 
 
 class Connection:
@@ -71,13 +76,13 @@ class Connection:
     def __init__(self, engine: Engine, path: Path) -> None:
         self.engine = engine
         self.path = path
-        self.wire: Wire | None = None
-        self.client: smtp.Client | None = None
+        self.wire = Wire(engine.sweeper)
+        self.client = Client("")
         self.target: Target | None = None
         self.peer = Peer(events.Remote(path.name))
         self.opened_s = time.monotonic()
-        self.messages = 0  # handed to the peer
-        self.completed = 0  # transactions that came to a verdict
+        self.messages = 0  # transactions begun
+        self.completed = 0  # of those, the ones that came to a verdict
         self.jobs: list[Job] = []
         self.established = False
         self.idle = False
@@ -85,17 +90,15 @@ class Connection:
 
     def __repr__(self) -> str:
         state = "idle" if self.idle else f"{len(self.jobs)} under way" if self.established else "opening"
-        return f"<Connection to {self.remote_name}: {state}, {self.messages} messages>"
+        return f"<Connection to {self.name}: {state}, {self.messages} messages>"
 
     @property
-    def remote_name(self) -> str:
+    def name(self) -> str:
         """Host and address, as in `mx1.example.org [192.0.2.1:25]`."""
-        return f"{self.target.host.name} [{self.target}]" if self.target is not None else ""
-
-    # -- called by the engine ------------------------------------------------------------------------------------
+        return f"{self.target.host.name} [{self.target}]" if self.target is not None else self.path.name
 
     def run(self) -> None:
-        """Open, converse, close. Never raises but for a bug."""
+        """Open, converse, close."""
         try:
             failure = self._open()
             if failure is not None:
@@ -105,39 +108,36 @@ class Connection:
             self.engine.established(self)
             self._converse()
         finally:
-            if self.wire is not None:
-                self.wire.close()
+            self.wire.close()
             self.engine.closed(self)
 
     def wake(self) -> None:
         """There may be work, or it is time to close."""
-        if self.wire is not None:
-            self.wire.wake()
+        self.wire.wake()
 
     # -- opening -------------------------------------------------------------------------------------------------
 
     def _open(self) -> Reply | None:
-        """Try addresses in order of preference until one gives a session; else what the best of them said."""
-        failure: Reply | None = None
+        """Try addresses in order of preference until one gives a session; else what the most telling of them said."""
+        best: Refusal | None = None
         for target in self._targets():
             try:
                 self._open_one(target)
                 return None
             except Refusal as refusal:
                 # What a mail server says tells more than that another one could not be reached.
-                if failure is None or refusal.reply.code != 450:
-                    failure = refusal.reply
+                if best is None or refusal.said or not best.said:
+                    best = refusal
             if self.stopping:
                 break
-        return failure or Reply(450, "4.4.1", (self.engine.no_address(self.path),))
+        return best.reply if best is not None else Reply(451, "4.4.4", (self.engine.no_address(self.path),))
 
     def _targets(self) -> Iterator[Target]:
         """Addresses of the hosts by preference, equal ones in random order, at most `delivery.addresses`."""
         route = self.path.route
         assert route is not None
         left = self.engine.config.delivery.addresses
-        hosts = sorted(route.hosts, key=lambda host: (host.preference, random.random()))
-        for host in hosts:
+        for host in sorted(route.hosts, key=lambda host: (host.preference, random.random())):
             for family, address in self.engine.router.addresses(host).addresses:
                 if left == 0:
                     return
@@ -145,83 +145,83 @@ class Connection:
                 yield Target(host, family, address)
 
     def _open_one(self, target: Target) -> None:
-        """A session with `target`. Raises Refusal. Falls back to clear text where policy and the peer demand it."""
-        now_s = time.monotonic()
-        tls = self.path.shaping.tls
-        if tls == "opportunistic" and self.engine.broken_tls.has(target.address, now_s):
+        """A session with `target`, in the plainer forms that some hosts need. Raises Refusal."""
+        policy: TlsPolicy = self.path.shaping.tls
+        tls = policy
+        if policy == "opportunistic" and self.engine.broken_tls.has(target.address, time.monotonic()):
             tls = "off"
         try:
             self._session(target, tls)
-        except _HandshakeFailed as failed:
-            if tls != "opportunistic":
+        except Refusal as refusal:
+            if refusal.phase == "ehlo" and not refusal.said:
+                self._session(target, tls, esmtp=False)  # some hosts hang up at EHLO
+            elif refusal.phase == "handshake" and policy == "opportunistic":
+                log.info("%s; going on in clear", refusal.reply.text)
+                self.engine.broken_tls.add(target.address, time.monotonic())
+                self._session(target, "off")
+            else:
                 raise
-            self.engine.log.info("%s: %s; going on in clear", self.remote_name, failed.reply.text)
-            self.engine.broken_tls.add(target.address, now_s)
-            self._session(target, "off")
 
-    def _session(self, target: Target, tls: str) -> None:
+    def _session(self, target: Target, tls: TlsPolicy, esmtp: bool = True) -> None:
         """Connect, greet and wait for Ready. Raises Refusal."""
-        engine = self.engine
+        engine, shaping = self.engine, self.path.shaping
         timeouts = engine.config.delivery.timeouts
-        if self.wire is not None:
-            self.wire.close()
+        self.wire.close()
         wire = self.wire = Wire(engine.sweeper)
         self.target = target
-        client = self.client = smtp.Client(
-            engine.ehlo_name, tls=tls, pipelining=self.path.shaping.pipelining,  # type: ignore[arg-type]
-        )
-        client.pipeline_across = not engine.no_pipelining.has(target.address, time.monotonic())
-        wire.deadline = time.monotonic() + timeouts.connect
+        now_s = time.monotonic()
+        client = self.client = Client(
+            engine.ehlo_name, tls=tls, esmtp=esmtp,
+            pipelining=shaping.pipelining and not engine.no_pipelining.has(target.address, now_s))
+        client.pipeline_across = not engine.no_pipelining_across.has(target.address, now_s)
+        wire.deadline = now_s + timeouts.connect
         wire.waiting_for = "the connection"
-        handshaking = False
+        phase = "connect"
         try:
             wire.connect(target.family, target.address, target.host.port, engine.source_address(target.family))
             while True:
                 wire.write(client.output(), timeouts.block)
-                self._set_deadline(timeouts)
+                phase = client.phase
+                self._set_deadline(phase)
                 data = wire.read()
-                if data is WOKEN:
-                    if self.stopping:
-                        raise Refusal(Reply(421, "4.3.2", ("we are shutting down",)))
-                    continue
-                assert isinstance(data, bytes)
-                for event in client.receive(data) if data else client.lost("connection closed by the peer"):
-                    if isinstance(event, smtp.Refused):
-                        raise Refusal(event.reply)
-                    if isinstance(event, smtp.StartTls):
-                        handshaking = True
-                        wire.deadline = time.monotonic() + timeouts.starttls
-                        wire.waiting_for = "the TLS handshake"
+                if isinstance(data, bytes):
+                    for event in client.receive(data) if data else client.eof():
+                        if self._opening(target, event):
+                            return
+                    if not data:
+                        raise WireError(f"connection closed by the host while waiting for {wire.waiting_for}")
+                    if client.phase == "handshake":
+                        phase = "handshake"
                         wire.start_tls(engine.tls_context, target.host.name)
-                        handshaking = False
                         client.tls_established()
-                    elif isinstance(event, smtp.Ready):
-                        self._describe(target)
-                        return
-                if not data:
-                    raise WireError(f"connection closed by the peer while waiting for {wire.waiting_for}")
+                elif self.stopping:
+                    raise WireError("we are shutting down")
         except (WireError, RemoteProtocolError) as error:
-            text = f"{target.host.name} [{target}]: {error}"
-            if handshaking:
-                raise _HandshakeFailed(Reply(450, "4.7.5", (text,))) from None
-            raise Refusal(Reply(450, "4.4.1", (text,))) from None
+            raise Refusal(Reply(451, "4.4.1", (f"{self.name}: {error}",)), phase) from None
 
-    def _describe(self, target: Target) -> None:
-        assert self.wire is not None
-        assert self.client is not None
-        version, cipher = self.wire.tls_facts() or ("", "")
-        source = self.engine.source_address(target.family) or ""
-        remote = events.Remote(self.path.name, target.host.name, str(target), source, version, cipher)
-        self.peer = Peer(remote, target.host.name, str(target), "DSN" in self.client.capabilities)
+    def _opening(self, target: Target, event: ClientEvent) -> bool:
+        """One event before the session is open. Whether it is open now. Raises Refusal."""
+        if isinstance(event, Refused):
+            raise Refusal(event.reply, event.phase, said=not event.local)
+        if isinstance(event, Greeted):
+            greeter = event.reply.lines[0].partition(" ")[0].lower()
+            if greeter == self.engine.config.hostname and not target.host.fixed:
+                raise Refusal(Reply(451, "4.4.6", (f"{self.name} greets us with our own name: a loop",)), "greeting")
+        elif isinstance(event, Ready):
+            version, cipher = self.wire.tls_facts() or ("", "")
+            source = self.engine.source_address(target.family) or ""
+            remote = events.Remote(self.path.name, target.host.name, str(target), source, version, cipher)
+            self.peer = Peer(remote, self.name, self.client.capabilities.dsn)
+            return True
+        else:
+            assert isinstance(event, StartTls), event
+        return False
 
     # -- conversation --------------------------------------------------------------------------------------------
 
     def _converse(self) -> None:
         """Carry deliveries until there is none, or the peer or a limit ends it. Hot path (bench S1, S2, S8)."""
         wire, client = self.wire, self.client
-        assert wire is not None
-        assert client is not None
-        timeouts = self.engine.config.delivery.timeouts
         try:
             while True:
                 self._fill()
@@ -229,105 +229,110 @@ class Connection:
                     if not self._rest():
                         return
                     continue
-                self._set_deadline(timeouts)
+                self._set_deadline(client.phase)
                 data = wire.read()
-                if data is WOKEN:
-                    continue
-                if not data:
-                    self._handle(client.lost("connection closed by the peer"))
-                    return
-                self._handle(client.receive(data))  # type: ignore[arg-type]
-                if client.phase == "closed":
-                    return
-                for job in self.jobs:
-                    if job.transaction.dot_sent and not job.marked:
-                        job.marked = True
-                        self.engine.mark_in_flight(job)
+                if isinstance(data, bytes):
+                    self._handle(client.receive(data) if data else client.eof())
+                    if client.phase == "closed":
+                        return
         except WireError as error:
+            client.unsent(wire.unsent)
+            try:
+                early = wire.early()
+                self._handle(client.receive(early) if early else [])
+            except RemoteProtocolError:
+                pass
             self._handle(client.lost(str(error)))
         except RemoteProtocolError as error:
             self._handle(client.lost(f"protocol error: {error}"))
         finally:
-            if client.pipelining_suspect and self.target is not None:
-                self.engine.no_pipelining.add(self.target.address, time.monotonic())
+            if client.pipelining_suspect:
+                self._remember_suspect()
 
     def _fill(self) -> None:
         """Give the machine what it can take, and the wire what the machine has to say."""
         wire, client, engine = self.wire, self.client, self.engine
-        assert wire is not None
-        assert client is not None
-        block_s = engine.config.delivery.timeouts.block
         while client.can_send:
             job = engine.next_job(self)
             if job is None:
                 break
-            if job.transaction.content is None:
-                wire.write(client.output(), block_s)  # what the peer waits for does not wait for our disk
+            if job.cold:
+                self._write()  # what the peer waits for does not wait for our disk
                 if not engine.read_content(job):
                     continue
+                if not client.can_send:
+                    engine.untouched(job)
+                    break
             self.jobs.append(job)
             self.messages += 1
             self._handle(client.send(job.transaction))
-        wire.write(client.output(), block_s)
+        self._write()
+
+    def _write(self) -> None:
+        """Send what the machine has to say; before the end of a message leaves, the mark that it may have arrived."""
+        for job in self.jobs:
+            if job.transaction.dot_sent and not job.marked:
+                job.marked = True
+                self.engine.mark_in_flight(job)
+        self.wire.write(self.client.output(), self.engine.config.delivery.timeouts.block)
 
     def _rest(self) -> bool:
         """Nothing to do: wait for work, the peer, or the end of patience. Whether the connection goes on."""
-        wire, client, engine = self.wire, self.client, self.engine
-        assert wire is not None
-        assert client is not None
-        if not engine.may_rest(self):
-            client.quit()
-            wire.write(client.output(), 1.0)  # and the answer is not waited for
-            return False
-        wire.deadline = time.monotonic() + engine.config.delivery.idle
-        wire.waiting_for = "work"
-        try:
-            data = wire.read()
-        except WireError:
-            data = b"timeout"
-        finally:
-            engine.rested(self)
-        if data is WOKEN:
-            return True
-        if data == b"timeout":
-            client.quit()
-            wire.write(client.output(), 1.0)
-        # Otherwise the peer has closed or says why it will: a session that ends between messages is no failure.
+        wire, engine = self.wire, self.engine
+        if engine.may_rest(self):
+            wire.deadline = time.monotonic() + engine.config.delivery.idle
+            wire.waiting_for = "work"
+            try:
+                data = wire.read()
+                if not isinstance(data, bytes):
+                    return True
+                # The peer closes, or says why it will. A session that ends between messages is no failure.
+                return False
+            except WireError:
+                pass
+            finally:
+                engine.rested(self)
+        self.client.quit()
+        wire.write(self.client.output(), QUIT_S)
         return False
 
-    def _handle(self, happened: list[smtp.ClientEvent]) -> None:
+    def _handle(self, happened: list[ClientEvent]) -> None:
         for event in happened:
-            if isinstance(event, smtp.Finished):
-                job = next(job for job in self.jobs if job.transaction is event.transaction)
-                self.jobs.remove(job)
-                self.engine.settle(self, job)
+            if isinstance(event, Finished):
+                for job in self.jobs:
+                    if job.transaction is event.transaction:
+                        self.jobs.remove(job)
+                        self.engine.settle(self, job)
+                        break
 
-    def _set_deadline(self, timeouts: DeliveryTimeouts) -> None:
-        """The deadline of the phase whose reply is awaited; set anew only when something was received or sent."""
-        wire, client = self.wire, self.client
-        assert wire is not None
-        assert client is not None
-        phase = client.phase
-        seconds, wire.waiting_for = self.engine.patience[phase]
-        wire.deadline = time.monotonic() + seconds
+    def _set_deadline(self, phase: str) -> None:
+        """A phase has its time from the last byte in either direction; the wire and its sweeper watch it."""
+        seconds, self.wire.waiting_for = self.engine.patience[phase]
+        self.wire.deadline = time.monotonic() + seconds
+
+    def _remember_suspect(self) -> None:
+        """The host did not bear a form of pipelining: it gets the next plainer one for a while."""
+        assert self.target is not None
+        log.info("%s does not bear pipelining %s messages; not used for a while", self.name,
+                 "inside" if self.client.pipelining_suspect == "inside" else "across")
+        memory = (self.engine.no_pipelining if self.client.pipelining_suspect == "inside"
+                  else self.engine.no_pipelining_across)
+        memory.add(self.target.address, time.monotonic())
 
 
-class _HandshakeFailed(Refusal):
-    """TLS could not be established on a connection that offered it."""
-
-
-def transaction_for(delivery: Delivery, at_most: int) -> tuple[smtp.Transaction, int]:
-    """The next transaction of `delivery`, and how many untried recipients do not fit into it."""
+def transaction_for(delivery: Delivery, at_most: int) -> Transaction:
+    """The next transaction of `delivery`: those of its recipients that this attempt has not tried, up to `at_most`."""
     message = delivery.message
-    untried = delivery.recipients[: len(delivery.recipients) - delivery.tried]
-    chunk = untried[:at_most]
-    transaction = smtp.Transaction(
+    recipients = delivery.recipients
+    untried = len(recipients) - delivery.tried
+    if untried > at_most or delivery.tried:
+        recipients = recipients[: min(untried, at_most)]
+    return Transaction(
         sender=message.sender,
-        recipients=chunk,
-        content=message.content,  # type: ignore[arg-type]  # read before it is sent
+        recipients=recipients,
+        content=message.content or b"",
         eight_bit=bool(message.flags & EIGHT_BIT),
         smtputf8=bool(message.flags & SMTPUTF8),
         ret=message.ret,
         envid=message.envid,
     )
-    return transaction, len(untried) - len(chunk)

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import gevent
 from gevent.event import Event
@@ -26,7 +27,7 @@ from mta.delivery.settle import Peer, Settler, Verdict
 from mta.delivery.tls import HostMemory, opportunistic_context
 from mta.delivery.wire import AF_INET6, Sweeper
 from mta.queue.records import Delivery, Message
-from mta.queue.scheduler import FOREVER_US, Queue, Scheduler
+from mta.queue.scheduler import FOREVER_US, Queue, Scheduler, domain_of
 from mta.queue.store import BodyDamaged, Store
 from mta.smtp.reply import Reply
 
@@ -58,6 +59,7 @@ class Engine:
         self.tls_context = opportunistic_context()
         self.broken_tls = HostMemory()
         self.no_pipelining = HostMemory()
+        self.no_pipelining_across = HostMemory()
         self.paths: dict[str, Path] = {}
         self.connections: set[Connection] = set()
         self.stopping = False
@@ -69,9 +71,10 @@ class Engine:
         self._empty = Event()
         self.configure(config)
 
-    def configure(self, config: Config) -> None:
+    def configure(self, config: Config, router: Router | None = None) -> None:
         """Take a new configuration; connections under way go on as they were begun."""
         self.config = config
+        self.router = router or self.router
         self.settler.config = config
         self.ehlo_name = config.delivery.ehlo or config.hostname
         self.patience = patience(config.delivery.timeouts)
@@ -83,7 +86,7 @@ class Engine:
     def start(self) -> None:
         """Begin: find what is due in the stores, and keep time."""
         for shard, store in self.stores.items():
-            store.on_checkpoint = lambda touched, shard=shard: self.scheduler.checkpoint(shard, touched)
+            store.on_checkpoint = partial(self.scheduler.checkpoint, shard)
         gevent.spawn(self._keep_time)
         gevent.spawn(self._sweep)
         self.scheduler.run()
@@ -275,7 +278,7 @@ class Engine:
         try:
             connection.run()
         except Exception:
-            log.exception("bug: connection to %s ends", connection.remote_name)
+            log.exception("bug: connection to %s ends", connection.name)
             for job in connection.jobs:
                 self.scheduler.put_back(job.queue, job.delivery)
 
@@ -336,7 +339,9 @@ class Engine:
 
     def _spent(self, connection: Connection) -> bool:
         shaping = connection.path.shaping
+        mail_max = connection.client.capabilities.mail_max
         return (connection.messages >= shaping.messages_per_connection
+                or 0 < mail_max <= connection.messages
                 or time.monotonic() - connection.opened_s >= shaping.connection_age)
 
     def _gives_way(self, connection: Connection, resting: bool) -> bool:
@@ -371,8 +376,11 @@ class Engine:
             if self.settler.expired(delivery, now_us):
                 self._apply(queue, delivery, self.settler.expire(delivery, path.reason))
                 continue
-            transaction, untried = transaction_for(delivery, path.shaping.recipients_per_message)
-            return Job(queue, delivery, transaction, time.monotonic(), untried)
+            at_most = path.shaping.recipients_per_message
+            if connection.client.capabilities.rcpt_max:
+                at_most = min(at_most, connection.client.capabilities.rcpt_max)
+            transaction = transaction_for(delivery, at_most)
+            return Job(queue, delivery, transaction, time.monotonic(), delivery.message.content is None)
         return None
 
     def read_content(self, job: Job) -> bool:
@@ -385,6 +393,10 @@ class Engine:
             self._apply(job.queue, job.delivery, self.settler.quarantine(job.delivery, str(damage)))
             return False
         return True
+
+    def untouched(self, job: Job) -> None:
+        """The connection cannot carry `job` after all."""
+        self.scheduler.put_back(job.queue, job.delivery)
 
     def mark_in_flight(self, job: Job) -> None:
         """The end of the content is about to be sent: from here on a crash may leave a duplicate."""
@@ -400,6 +412,8 @@ class Engine:
         elif transaction.mail is not None or transaction.lost_phase:
             delivery.losses += 1
         verdict = self.settler.settle(delivery, outcome, connection.peer, time.monotonic() - job.started_s)
+        if job.marked and verdict.again and not verdict.updates:
+            self.stores[job.queue.shard].clear_inflight(delivery)  # refused after all, and nothing to write down
         self._apply(job.queue, delivery, verdict)
         if outcome.host_failure is not None:
             self._site_failed(path, str(outcome.host_failure))
@@ -461,6 +475,42 @@ class Engine:
                 path = self._routes.get(delivery.domain) or self.paths.get(f"?{delivery.domain}")
                 self._commit(shard, self.settler.expire(delivery, path.reason if path is not None else ""))
 
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def state(self, shard: int, name: str, next_due_us: int) -> tuple[str, str, int, int]:
+        """How a queue stands: state, reason in words, deliveries in flight, connections of its path."""
+        queue = self.scheduler.queues.get((shard, name))
+        domain = domain_of(name)
+        path = self._routes.get(domain) or self.paths.get(f"?{domain}")
+        in_flight = len(queue.in_flight) if queue is not None else 0
+        connections = len(path.connections) if path is not None else 0
+        now_us = self.clock_us()
+        if domain in self._routing:
+            return "ready", "its route is being looked up", in_flight, connections
+        if path is not None and path.suspended_until_us > now_us:
+            seconds = (path.suspended_until_us - now_us) // 1_000_000
+            what = "no route" if path.route is None else f"{path.name} is suspended"
+            return "suspended", f"{what} for another {seconds} s: {path.reason}", in_flight, connections
+        if in_flight:
+            return "active", "", in_flight, connections
+        if next_due_us > now_us:
+            return "waiting", "for its retry time", in_flight, connections
+        if path is None:
+            return "ready", "waits for room in memory", in_flight, connections
+        return "ready", self._why_not_now(path), in_flight, connections
+
+    def _why_not_now(self, path: Path) -> str:
+        if path.waiting_for:
+            limit = self.config.delivery.connections if path.waiting_for == TOTAL else path.shaping.connections
+            return f"limit of {limit} connections ({path.waiting_for}) is reached"
+        if path.opening:
+            return "a connection is being opened" + (f" as a probe, after: {path.reason}" if path.probing else "")
+        if path.hold_until_s > time.monotonic():
+            return f"no further connection for a while: {path.reason}"
+        if len(path.connections) >= path.shaping.connections:
+            return f"limit of {path.shaping.connections} connections to {path.name} is reached"
+        return "its turn comes" if path.connections else ""
+
     # -- what connections ask ------------------------------------------------------------------------------------
 
     def source_address(self, family: int) -> str | None:
@@ -472,7 +522,7 @@ class Engine:
         """Why there was no address to try."""
         assert path.route is not None
         failures = [self.router.addresses(host).failure for host in path.route.hosts]
-        return "; ".join(dict.fromkeys(failure for failure in failures if failure)) or "no host has an address"
+        return "; ".join(dict.fromkeys(failure.text for failure in failures if failure)) or "no host has an address"
 
 
 def patience(timeouts: DeliveryTimeouts) -> dict[str, tuple[float, str]]:

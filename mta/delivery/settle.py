@@ -45,12 +45,8 @@ class Peer:
     """The far end of a transaction, as events, history and notifications show it."""
 
     remote: events.Remote
-    host: str = ""
-    address: str = ""  # with its port
+    name: str = ""  # host, address and port, as in `mx1.example.org [192.0.2.1:25]`
     has_dsn: bool = False  # it sends notifications itself (RFC 3461)
-
-    def __str__(self) -> str:
-        return f"{self.host} [{self.address}]" if self.host else ""
 
 
 NOBODY = Peer(events.Remote(""))
@@ -148,7 +144,7 @@ class Settler:
                 delivery, recipients, reply, peer.remote, failure=failure, attempt=attempt, time_us=now_us,
                 duration_s=duration_s, next_us=delivery.due_us))
         delivery.maybe_duplicate |= any(result.failure == "unknown" for result in deferred)
-        delivery.history = [*delivery.history[1 - HISTORY:], Attempt(now_us, str(peer), str(deferred[-1].reply))]
+        delivery.history = [*delivery.history[1 - HISTORY:], Attempt(now_us, peer.name, str(deferred[-1].reply))]
         message = delivery.message
         warn_s = self.config.bounces.delay_warning
         if warn_s is not None and not delivery.warned and now_us - message.arrival_us >= warn_s * 1_000_000:
@@ -201,7 +197,7 @@ class Settler:
 
 
 def _fates(results: list[Result], peer: Peer, now_us: int) -> list[notices.Fate]:
-    return [notices.Fate(one.recipient, one.reply, peer.host, peer.address, now_us) for one in results]
+    return [notices.Fate(one.recipient, one.reply, peer.name, now_us) for one in results]
 
 
 def _grouped(results: list[Result]) -> list[tuple[tuple[Reply, str], list[Recipient]]]:

@@ -51,7 +51,7 @@ class Wire:
     """One connection. Used by one greenlet; `wake` and `expire` may be called by any."""
 
     __slots__ = ("_early", "_greenlet", "_incoming", "_io", "_outgoing", "_sock", "_sweeper", "_tls", "_token",
-                 "deadline", "waiting_for")
+                 "deadline", "unsent", "waiting_for")
 
     def __init__(self, sweeper: Sweeper) -> None:
         self._sock: Any = None
@@ -63,6 +63,7 @@ class Wire:
         self._incoming: Any = None  # of TLS: what came and what is to go, encrypted
         self._outgoing: Any = None
         self._sweeper = sweeper
+        self.unsent = 0  # octets at the end of the last `write` that certainly did not leave
         self.deadline = 0.0  # monotonic seconds
         self.waiting_for = ""  # the phase, for the text of a timeout
 
@@ -198,6 +199,7 @@ class Wire:
         data = b"".join(buffers)
         if not data:
             return
+        self.unsent = len(data)
         if self._tls is not None:
             self._tls.write(data)
             data = self._outgoing.read()
@@ -209,10 +211,12 @@ class Wire:
             raise WireError(f"connection lost: {error.strerror or error}") from None
         if sent < len(data):
             self._write_rest(memoryview(data)[sent:], block_s)
+        self.unsent = 0
 
     def _write_rest(self, data: memoryview, block_s: float) -> None:
         reading = READ
         while data:
+            self.unsent = len(data) if self._tls is None else 0  # what a part of the records holds is not known
             self.deadline = time.monotonic() + block_s
             self._wait(WRITE | reading)
             if reading:
@@ -226,10 +230,13 @@ class Wire:
             except BlockingIOError:
                 continue
             except OSError as error:
-                if self._early:
-                    return  # it said why before it hung up
                 raise WireError(f"connection lost: {error.strerror or error}") from None
             data = data[sent:]
+
+    def early(self) -> bytes:
+        """What the peer had said while we wrote, when the writing failed: often why it hung up."""
+        early, self._early = self._early, b""
+        return early
 
     def start_tls(self, context: ssl.SSLContext, server_name: str) -> None:
         """Do the TLS handshake before the deadline. Raises WireError; the connection is then of no more use."""

@@ -1,0 +1,104 @@
+"""A path opens connections by what waits, and stands still when its site fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mta.config.schema import Shaping
+from mta.delivery.path import Path
+from mta.queue.records import Delivery, Message, Recipient
+from mta.queue.scheduler import Queue
+
+SECOND = 1_000_000
+
+
+def path(connections: int = 5) -> Path:
+    return Path("mx.d.test", None, Shaping(connections=connections))
+
+
+def waiting(count: int, name: str = "d.test") -> Queue:
+    queue = Queue(0, name, name, "")
+    for number in range(count):
+        message = Message(number, "a@x.test", 0, None)
+        queue.ready.append(Delivery(message, 0, name, name, [Recipient(f"u@{name}")], 0))
+    return queue
+
+
+def connect(one: Path, count: int) -> None:
+    for _ in range(count):
+        stand_in: Any = object()
+        one.connections.add(stand_in)
+
+
+def test_the_first_delivery_opens_a_connection_and_a_backlog_opens_more() -> None:
+    """Connections follow the number of waiting deliveries, up to the limit."""
+    one = path(connections=3)
+    assert not one.wants_connection(0.0)
+    one.turns.add(waiting(10))
+
+    opened = 0
+    while one.wants_connection(0.0):
+        connect(one, 1)
+        opened += 1
+
+    assert opened == 3
+
+
+def test_a_single_delivery_behind_a_busy_connection_opens_none_unless_forced() -> None:
+    """A fast site is served by one connection; a delivery that has waited a while gets one more."""
+    one = path()
+    one.turns.add(waiting(1))
+    connect(one, 1)
+
+    assert not one.wants_connection(0.0)
+    assert one.wants_connection(0.0, forced=True)
+
+
+def test_an_idle_connection_is_used_first() -> None:
+    """None is opened while one rests."""
+    one = path()
+    one.turns.add(waiting(10))
+    connect(one, 1)
+    one.idle.append(next(iter(one.connections)))
+
+    assert not one.wants_connection(0.0)
+
+
+def test_after_a_failure_one_probe_goes_first() -> None:
+    """Until a transaction succeeds a failed site sees a single connection."""
+    one = path()
+    one.turns.add(waiting(10))
+    assert one.failed("refused", now_s=0.0, wait_s=60, now_us=0)
+    one.failures = 1
+    connect(one, 1)
+
+    assert not one.wants_connection(61.0)
+    one.succeeded(61.0)
+    assert one.wants_connection(61.0)
+    assert one.reason == ""
+
+
+def test_a_refused_connection_beside_working_ones_only_holds_back() -> None:
+    """A site that serves others is not down: no suspension, but no further connection for a growing while."""
+    one = path()
+    one.turns.add(waiting(10))
+    connect(one, 2)
+    one.opening = 1
+    one.succeeded(100.0)
+
+    assert not one.failed("421 too many", now_s=100.0, wait_s=60, now_us=0)
+    assert not one.wants_connection(101.9)
+    assert one.wants_connection(102.1)
+    one.failed("421 too many", now_s=101.0, wait_s=60, now_us=0)
+    assert one.hold_until_s > 102.1
+
+
+def test_a_failure_long_after_the_last_success_suspends() -> None:
+    """Success vouches for a site for a minute, not for ever."""
+    one = path()
+    connect(one, 2)
+    one.opening = 1
+    one.succeeded(0.0)
+
+    assert one.failed("timeout", now_s=1000.0, wait_s=60, now_us=5 * SECOND)
+    assert one.suspended_until_us == 65 * SECOND

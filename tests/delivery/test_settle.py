@@ -1,0 +1,182 @@
+"""What is committed after a transaction: ends, retries, events and notifications, all in one."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+from mta.config.schema import Bounces, Config, Retry
+from mta.config.units import Duration
+from mta.delivery.outcome import End, Outcome, Result
+from mta.delivery.settle import HISTORY, Peer, Settler, Verdict
+from mta.queue import events
+from mta.queue.records import NOTIFY_NEVER, NOTIFY_SUCCESS, Delivery, Message, Recipient
+from mta.queue.retry import RetryClock
+from mta.smtp.reply import Reply
+
+SECOND = 1_000_000
+NOW_US = 1_000_000 * SECOND
+CONTENT = b"From: a@x.test\r\nSubject: hello\r\n\r\nbody\r\n"
+PEER = Peer(events.Remote("site", "mx.d.test", "192.0.2.1:25"), "mx.d.test [192.0.2.1:25]")
+OK = Reply(250, "2.0.0", ("ok",))
+LATER = Reply(451, "4.3.0", ("later",))
+NEVER = Reply(550, "5.1.1", ("no such user",))
+
+
+def settler(**options: Any) -> Settler:
+    retry = Retry(first=Duration(300), jitter=0.0)
+    config = Config(hostname="mta.test", retry=retry, **options)
+    numbers = iter(range(5000 << 10, 6000 << 10, 1 << 10))
+    return Settler(config, RetryClock(retry, random.Random(1)), lambda shard: next(numbers), lambda message: CONTENT,
+                   lambda: NOW_US)
+
+
+def delivery(count: int = 1, sender: str = "a@x.test", notify: int = 0, age_s: int = 10) -> Delivery:
+    message = Message(1 << 10, sender, NOW_US - age_s * SECOND, CONTENT, header_size=30, size=len(CONTENT))
+    recipients = [Recipient(f"u{index}@d.test", notify) for index in range(count)]
+    return Delivery(message, 0, "d.test", "d.test", recipients, NOW_US)
+
+
+def outcome(one: Delivery, *ends: tuple[End, Reply]) -> Outcome:
+    return Outcome([Result(recipient, end, reply, "" if end is End.DELIVERED else "recipient")
+                    for recipient, (end, reply) in zip(one.recipients, ends, strict=False)])
+
+
+def told(verdict: Verdict) -> list[tuple[str, list[str]]]:
+    lines = [json.loads(line) for line in verdict.events]
+    return [(line["event"], line["recipients"]) for line in lines]
+
+
+def test_a_delivered_recipient_leaves_with_one_event() -> None:
+    """All delivered: the delivery is removed and its event says to whom."""
+    one = delivery()
+
+    verdict = settler().settle(one, outcome(one, (End.DELIVERED, OK)), PEER, 0.1)
+
+    assert told(verdict) == [("delivered", ["u0@d.test"])]
+    assert verdict.removes == [one]
+    assert not verdict.updates
+    assert not verdict.again
+
+
+def test_a_deferred_delivery_counts_the_attempt_and_gets_its_time() -> None:
+    """Due time, attempts and history are updated together, and the event tells the due time."""
+    one = delivery()
+
+    verdict = settler().settle(one, outcome(one, (End.DEFERRED, LATER)), PEER, 0.1)
+
+    assert verdict.updates == [one]
+    assert (one.attempts, one.due_us) == (1, NOW_US + 300 * SECOND)
+    assert one.history[-1].reply == "451 4.3.0 later"
+    assert json.loads(verdict.events[0])["next_attempt"] == events.timestamp(one.due_us)
+
+
+def test_mixed_ends_are_one_commit() -> None:
+    """Delivered and failed recipients leave, the deferred one stays, the sender is told of the failure."""
+    one = delivery(3)
+
+    verdict = settler().settle(
+        one, outcome(one, (End.DELIVERED, OK), (End.FAILED, NEVER), (End.DEFERRED, LATER)), PEER, 0.1)
+
+    assert sorted(told(verdict)[:2] + told(verdict)[-1:]) == [
+        ("bounced", ["u1@d.test"]), ("deferred", ["u2@d.test"]), ("delivered", ["u0@d.test"])]
+    assert [recipient.address for recipient in one.recipients] == ["u2@d.test"]
+    assert verdict.updates == [one]
+    assert [notice.recipients[0].address for notice in verdict.notices] == ["a@x.test"]
+    commit = verdict.commit()
+    assert [message.sender for message, _ in commit.accepts] == [""]
+
+
+def test_no_notification_for_a_null_sender_or_notify_never() -> None:
+    """A bounce never bounces (RFC 5321 4.5.5), and NOTIFY=NEVER is obeyed (RFC 3461 5.2.6)."""
+    for one in (delivery(sender=""), delivery(notify=NOTIFY_NEVER)):
+        verdict = settler().settle(one, outcome(one, (End.FAILED, NEVER)), PEER, 0.1)
+
+        assert not verdict.notices
+        assert told(verdict) == [("bounced", ["u0@d.test"])]
+
+
+def test_success_is_told_when_asked_and_the_next_host_will_not() -> None:
+    """NOTIFY=SUCCESS towards a host without DSN makes a "relayed" notice; a host with DSN does that itself."""
+    one, other = delivery(notify=NOTIFY_SUCCESS), delivery(notify=NOTIFY_SUCCESS)
+    knows = Peer(PEER.remote, PEER.name, has_dsn=True)
+
+    assert settler().settle(one, outcome(one, (End.DELIVERED, OK)), PEER, 0.1).notices
+    assert not settler().settle(other, outcome(other, (End.DELIVERED, OK)), knows, 0.1).notices
+
+
+def test_recipients_that_did_not_fit_go_on_at_once() -> None:
+    """With untried recipients left it is no attempt yet: the delivery goes again, what ended is committed."""
+    one = delivery(5)
+    settle = settler()
+
+    verdict = settle.settle(one, outcome(one, (End.DELIVERED, OK), (End.DEFERRED, LATER)), PEER, 0.1)
+    assert verdict.again
+    assert verdict.updates == [one]
+    assert (one.attempts, one.tried) == (0, 1)
+    assert [recipient.address for recipient in one.recipients] == [
+        "u2@d.test", "u3@d.test", "u4@d.test", "u1@d.test"]
+
+    verdict = settle.settle(one, outcome(one, *[(End.DELIVERED, OK)] * 3), PEER, 0.1)
+    assert not verdict.again
+    assert (one.attempts, one.tried, one.due_us) == (1, 0, NOW_US + 300 * SECOND)
+    assert [recipient.address for recipient in one.recipients] == ["u1@d.test"]
+
+
+def test_a_lost_reply_marks_the_next_attempt_as_a_possible_duplicate() -> None:
+    """After `unknown` the delivery says maybe_duplicate (DESIGN I2)."""
+    one = delivery()
+    unknown = Outcome([Result(one.recipients[0], End.DEFERRED, LATER, "unknown")])
+    settle = settler()
+
+    settle.settle(one, unknown, PEER, 0.1)
+    verdict = settle.settle(one, outcome(one, (End.DELIVERED, OK)), PEER, 0.1)
+
+    assert json.loads(verdict.events[0])["maybe_duplicate"] is True
+
+
+def test_history_is_bounded() -> None:
+    """Only the last few attempts are kept with a delivery."""
+    one, settle = delivery(), settler()
+    for _ in range(HISTORY + 5):
+        settle.settle(one, outcome(one, (End.DEFERRED, LATER)), PEER, 0.1)
+
+    assert len(one.history) == HISTORY
+    assert one.attempts == HISTORY + 5
+
+
+def test_expiry_is_an_end_with_the_last_reply_and_a_notice() -> None:
+    """Given up for its age: the event and the notification say why it waited."""
+    one, settle = delivery(age_s=6 * 86_400), settler()
+    assert settle.expired(one, NOW_US)
+
+    verdict = settle.expire(one, "connect: Connection refused")
+
+    first = json.loads(verdict.events[0])
+    assert (first["event"], first["last_reply"]) == ("expired", "connect: Connection refused")
+    assert verdict.removes == [one]
+    content = verdict.notices[0].message.content
+    assert content is not None
+    assert b"Connection refused" in content
+
+
+def test_the_delay_warning_is_sent_once() -> None:
+    """After `bounces.delay_warning` one "delayed" notice goes out, not one per attempt."""
+    one, settle = delivery(age_s=7200), settler(bounces=Bounces(delay_warning=Duration(3600)))
+
+    first = settle.settle(one, outcome(one, (End.DEFERRED, LATER)), PEER, 0.1)
+    second = settle.settle(one, outcome(one, (End.DEFERRED, LATER)), PEER, 0.1)
+
+    assert len(first.notices) == 1
+    assert not second.notices
+
+
+def test_a_damaged_message_ends_with_an_event_and_no_notice() -> None:
+    """Nothing of a damaged message is sent, not even back."""
+    one = delivery()
+
+    verdict = settler().quarantine(one, "checksum differs")
+
+    assert told(verdict) == [("quarantined", ["u0@d.test"])]
+    assert verdict.removes == [one]
