@@ -124,14 +124,14 @@ def _retries(retry: Retry, expires: float) -> str:
     while age < expires and attempts < _MANY:
         age += waits[min(attempts, len(waits) - 1)]
         attempts += 1
-    texts = [format_duration(wait) for wait in waits[: attempts - 1]]
+    texts = [format_duration(wait if wait < 10 else round(wait)) for wait in waits[: attempts - 1]]
     if attempts > len(waits):
         texts[-1] = f"{'then ' if len(texts) > 1 else ''}every {texts[-1]}"
     if len(texts) > _SHOWN_WAITS:
         texts[_SHOWN_WAITS - 2 : -1] = ["..."]
     number = f"about {attempts}" if attempts < _MANY else f"more than {_MANY}"
-    return f"{'' if texts[0].startswith('every') else 'after '}{', '.join(texts)}; gives up after " \
-           f"{format_duration(expires)} and {number} attempts"
+    when = ("" if texts[0].startswith("every") else "after ") + ", ".join(texts)
+    return f"{when}; gives up after {format_duration(expires)} and {number} attempts"
 
 
 def _waits(retry: Retry) -> list[float]:

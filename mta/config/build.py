@@ -55,7 +55,8 @@ class Builder:
         self.problems.append(Problem(self.file, line, column, printable(message, 1000)))
 
     def fault(self, node: Node, path: OptionPath, message: str) -> _Fault:
-        self.report(node.line, node.column, f"{path_text(path)}: {message}" if path else message)
+        if not (isinstance(node, Scalar) and node.broken):
+            self.report(node.line, node.column, f"{path_text(path)}: {message}" if path else message)
         return _Fault()
 
     def config(self, node: Node) -> Config | None:
@@ -77,9 +78,7 @@ class Builder:
             return self.route(node, path)
         entries = self.entries(node, path, f"options such as {', '.join(list(options_of(cls))[:3])}")
         options = options_of(cls)
-        for name, (key, _) in entries.items():
-            if name not in options:
-                self.report(key.line, key.column, _unknown(name, path, options))
+        meant = self.unknown_options(entries, path, options)
         values: dict[str, Any] = {}
         for name, option in options.items():
             if base is not None:
@@ -88,10 +87,11 @@ class Builder:
                 values[name] = None
             if name not in entries:
                 if option.required and base is None:
-                    example = f", as in {option.example}" if option.example else ""
-                    self.report(node.line, node.column, f"{path_text((*path, name))}: missing, expected "
-                                                        f"{expected_text(option.type, option.metadata)}{example}")
                     self.faulty.add((*path, name))
+                    if name not in meant:
+                        example = f", as in {option.example}" if option.example else ""
+                        self.report(node.line, node.column, f"{path_text((*path, name))}: missing, expected "
+                                                            f"{expected_text(option.type, option.metadata)}{example}")
                 continue
             key, value = entries[name]
             inherited = values.get(option.metadata.get("inherits", ""))
@@ -100,6 +100,27 @@ class Builder:
             except _Fault:
                 self.faulty.add((*path, name))
         return cls(**values)
+
+    def unknown_options(self, entries: Mapping[str, tuple[Scalar, Node]], path: OptionPath, options: Iterable[str]) -> set[str]:
+        """Report the names that are no options; returns those that were probably meant."""
+        meant: set[str] = set()
+        for name in entries:
+            if name in options:
+                continue
+            wanted = name.lower().replace("-", "_")[:64]
+            close = difflib.get_close_matches(wanted, list(options), 1, 0.7)
+            meant.update(close)
+            here = path_text(path)
+            homes = [home for home in _homes().get(wanted, []) if home != here]
+            if close:
+                rest = "unknown option" + _did_you_mean(close)
+            elif homes:
+                rest = f"unknown option here; it belongs to {one_of(tuple(homes))}"
+            else:
+                rest = f"unknown option, expected {one_of(tuple(options))}"
+            key = entries[name][0]
+            self.report(key.line, key.column, f"{here}{'.' if here else ''}{printable(name, 60)}: {rest}")
+        return meant
 
     def option(self, key: Scalar, node: Node, wanted: Any, path: OptionPath, metadata: Mapping[str, Any],
                inherited: object) -> Any:
@@ -172,9 +193,9 @@ class Builder:
             raise self.fault(node, path, f"{quoted(node.text)}, expected mx or {{relay: host:port}}{hint}")
         entries = self.entries(node, path, "mx or {relay: host:port}")
         options = options_of(Route)
-        for name, (key, _) in entries.items():
-            if name not in options:
-                self.report(key.line, key.column, _unknown(name, path, options))
+        meant = self.unknown_options(entries, path, options)
+        if "relay" in meant:
+            raise _Fault
         if "relay" not in entries:
             raise self.fault(node, path, "no relay, expected mx or {relay: host:port}")
         key, value = entries["relay"]
@@ -332,18 +353,6 @@ def _homes() -> dict[str, list[str]]:
 
     visit(Config, "")
     return homes
-
-
-def _unknown(name: str, path: OptionPath, options: Iterable[str]) -> str:
-    wanted = name.lower().replace("-", "_")[:64]
-    close = difflib.get_close_matches(wanted, list(options), 1, 0.7)
-    homes = [home for home in _homes().get(wanted, []) if home != path_text(path)]
-    message = f"{path_text((*path, printable(name, 60)))}: unknown option"
-    if close:
-        return message + _did_you_mean(close)
-    if homes:
-        return f"{message} here; it belongs to {one_of(tuple(homes))}"
-    return f"{message}, expected {one_of(tuple(options))}"
 
 
 def _did_you_mean(words: list[str]) -> str:

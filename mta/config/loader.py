@@ -63,7 +63,8 @@ def read(path: str) -> Reading:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line, column = tree.position(data[: error.start].decode("utf-8"), error.start)
+        before = data[: error.start].decode("utf-8")
+        line, column = tree.position(before, len(before))
         message = f"the byte 0x{data[error.start]:02x} is not UTF-8, expected a file in UTF-8"
         return Reading(path, None, [Problem(path, line, column, message)], {})
     return read_text(text, path)

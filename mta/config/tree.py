@@ -33,12 +33,18 @@ Report: TypeAlias = Callable[[int, int, str], None]
 
 @dataclass(slots=True)
 class Scalar:
-    """One value. `plain` is whether it is written without quotes, so that it may stand for null."""
+    """One value. `plain`: written without quotes, so that it may stand for null. `broken`: its fault was reported."""
 
     line: int
     column: int
     text: str
     plain: bool
+    broken: bool = False
+
+    @property
+    def size(self) -> int:
+        """Nodes in it, as of the other kinds."""
+        return 1
 
     @property
     def is_null(self) -> bool:
@@ -125,6 +131,7 @@ class _Builder:
         self.stack: list[_Open] = []
         self.anchors: dict[str, Node | None] = {}  # None: still open
         self.documents = 0
+        self.merged = 0  # entries looked at for `<<`
 
     def take(self, event: Any) -> None:
         line, column = event.start_mark.line + 1, event.start_mark.column + 1
@@ -169,22 +176,22 @@ class _Builder:
             self.report(line, column, f'the alias {quoted("*" + anchor)} '
                         + ("is part of what it stands for" if known else
                            f'has no anchor {quoted("&" + anchor)} above it; a text that begins with * needs quotes'))
-            return Scalar(line, column, "", False)
+            return Scalar(line, column, "", plain=False, broken=True)
         return node
 
     def add(self, node: Node, line: int, column: int) -> None:
         """Put a finished node where it belongs. `line` and `column` are where it is used."""
-        size = 1 if isinstance(node, Scalar) else node.size
         if not self.stack:
             self.root = node
             return
         parent = self.stack[-1]
-        self.grow(parent.node, size, line, column)
         if isinstance(parent.node, Sequence):
             parent.node.items.append(node)
+            self.grow(parent.node, node.size, line, column)
         elif parent.expects_key:
             parent.expects_key = False
             self.add_key(parent, parent.node, node, line, column)
+            self.grow(parent.node, 1, line, column)
         else:
             parent.expects_key = True
             if parent.key is not None and not parent.skip:
@@ -192,10 +199,11 @@ class _Builder:
                     parent.merges.append((parent.key, node))
                 else:
                     parent.node.entries[parent.key.text] = (parent.key, node)
+                    self.grow(parent.node, node.size, line, column)
 
     def grow(self, node: Sequence | Mapping, size: int, line: int, column: int) -> None:
         node.size += size
-        if node.size > MAX_NODES:
+        if node.size > MAX_NODES or self.merged > MAX_NODES:
             self.report(line, column, f"more than {MAX_NODES} values, with aliases written out")
             raise _TooMuch
 
@@ -204,6 +212,8 @@ class _Builder:
         if not isinstance(node, Scalar):
             self.report(line, column, "a list or mapping stands where a name is expected; a name with brackets or "
                                       "braces needs quotes")
+            return
+        if node.broken:
             return
         parent.key = Scalar(line, column, node.text, node.plain)
         before = mapping.entries.get(node.text)
@@ -218,12 +228,17 @@ class _Builder:
             return
         for key, value in closed.merges:
             for source in value.items if isinstance(value, Sequence) else [value]:
+                if isinstance(source, Scalar) and source.broken:
+                    continue
                 if not isinstance(source, Mapping):
                     self.report(key.line, key.column, "<< merges mappings, expected an alias of one or a list of them")
                     continue
-                self.grow(closed.node, source.size, key.line, key.column)
+                self.merged += len(source.entries)
                 for name, entry in source.entries.items():
-                    closed.node.entries.setdefault(name, entry)
+                    if name not in closed.node.entries:
+                        closed.node.entries[name] = entry
+                        self.grow(closed.node, 1 + entry[1].size, key.line, key.column)
+                self.grow(closed.node, 0, key.line, key.column)
 
 
 # --- syntax errors -------------------------------------------------------------------------------------------------
