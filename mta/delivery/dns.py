@@ -1,0 +1,306 @@
+"""The DNS resolver of a worker: asks recursive servers over UDP and TCP, remembers what they say.
+
+Promises: `query` never raises for what a server or the network does, always returns within about `dns.attempts` x
+`dns.timeout` plus time spent behind `MOST_UNDER_WAY` other names, and asks for a name once however many greenlets
+want it. Every question has a source port and an id of its own, both random, and an answer counts only if both and
+the question match. Names are looked up as they are: no search list, no hosts file.
+
+The decisions are in `dns_lookup`, which has no I/O; here they meet sockets and timers. UDP runs in callbacks of the
+hub, without a greenlet: an answer costs about 0.1 ms of CPU in all (`bench/dns.py`). Only TCP has greenlets.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, overload
+
+import gevent
+from gevent import monkey
+from gevent import socket as gevent_socket
+from gevent.event import AsyncResult
+from gevent.hub import get_hub
+
+from mta.config.schema import Dns
+from mta.config.units import Endpoint
+from mta.delivery.dns_answer import Answer
+from mta.delivery.dns_cache import Cache
+from mta.delivery.dns_lookup import Ask, Lookup, Servers
+from mta.delivery.dns_wire import MailHost, RecordType
+
+MOST_UNDER_WAY: Final = 256  # names looked up at once, so that no burst of ours floods a server; the others wait
+_RECEIVE: Final = 4096  # three times what we say we take; a datagram that is longer is read as broken
+_READ: Final = 1  # libev's EV_READ
+_AF_INET: Final = 2
+_AF_INET6: Final = 10
+_SOCK_DGRAM: Final = 2
+
+# Non-blocking sockets of the system: waiting is done by watchers of the hub, also where gevent has patched.
+_socket = monkey.get_original("socket", "socket")
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What the resolver has done since it was made."""
+
+    queries: int = 0  # calls of `query`
+    cached: int = 0  # of those, answered from the cache
+    questions: int = 0  # sent to servers
+    over_tcp: int = 0  # of those
+    failures: int = 0  # lookups that ended without an answer
+    busy_s: float = 0.0  # CPU time, roughly: wall time in callbacks, which do not wait
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A lookup under way, its sockets, and those who wait for it."""
+
+    key: tuple[str, RecordType]
+    lookup: Lookup
+    result: Any  # AsyncResult[Answer]
+    sockets: list[tuple[Any, Any]] = field(default_factory=list)  # socket and watcher
+    done: bool = False
+
+
+class Resolver:
+    """The resolver. Used from the greenlets of one hub; `close` it when it is replaced."""
+
+    def __init__(self, settings: Dns) -> None:
+        """Raises ValueError when a server in `settings` is not given by its address."""
+        self._settings = settings
+        self.servers = Servers(settings.servers or system_servers())
+        for server in self.servers.all:
+            if not _is_address(server.endpoint.host):
+                raise ValueError(f"dns.servers: {server.endpoint.host} is not an address")
+        self.statistics = Statistics()
+        self._cache = Cache(settings.cache)
+        self._flights: dict[tuple[str, RecordType], _Flight] = {}
+        self._waiting: deque[_Flight] = deque()
+        self._under_way = 0
+        self._deadlines: deque[tuple[float, _Flight, Ask]] = deque()  # in order, since all wait equally long
+        self._timer = get_hub().loop.timer(0.0)
+        self._closed = False
+
+    # -- the interface -------------------------------------------------------------------------------------------
+
+    @overload
+    def query(self, name: str, record_type: Literal["MX"]) -> Answer[MailHost]: ...
+
+    @overload
+    def query(self, name: str, record_type: Literal["A", "AAAA"]) -> Answer[str]: ...
+
+    def query(self, name: str, record_type: RecordType) -> Answer[Any]:
+        """The records of `name`: from the cache, or wait for them. `name` is ASCII, as in `example.org`."""
+        self.statistics.queries += 1
+        key = (name, record_type)
+        answer = self._cache.get(key, time.monotonic())
+        if answer is not None:
+            self.statistics.cached += 1
+            return answer
+        try:
+            flight = self._flights.get(key) or self._take_off(key)
+        except ValueError as error:
+            return Answer("nxdomain", (), time.monotonic() + self._settings.negative_ttl, str(error))
+        found: Answer[Any] = flight.result.get()
+        return found
+
+    def prefetch(self, name: str, record_type: RecordType) -> None:
+        """Begin to look `name` up, without waiting: a `query` will follow."""
+        key = (name, record_type)
+        if key not in self._flights and self._cache.get(key, time.monotonic()) is None:
+            try:
+                self._take_off(key)
+            except ValueError:
+                pass  # `query` will say so
+
+    def forget(self) -> None:
+        """Drop everything that is remembered."""
+        self._cache.clear()
+
+    def close(self) -> None:
+        """End all lookups; those who wait get a failure."""
+        self._closed = True
+        self._timer.stop()
+        self._waiting.clear()
+        now = time.monotonic()
+        for flight in list(self._flights.values()):
+            self._land(flight, Answer("failure", (), now, "the resolver was closed"))
+
+    # -- one lookup ----------------------------------------------------------------------------------------------
+
+    def _take_off(self, key: tuple[str, RecordType]) -> _Flight:
+        """Raises ValueError for a name that cannot be."""
+        now = time.monotonic()
+        flight = _Flight(key, Lookup(*key, self._settings, self.servers.in_order(now)), AsyncResult())
+        self._flights[key] = flight
+        if self._closed:
+            self._land(flight, Answer("failure", (), now, "the resolver was closed"))
+        elif self._under_way < MOST_UNDER_WAY:
+            self._under_way += 1
+            self._go_on(flight, flight.lookup.begin(now), now)
+            self.statistics.busy_s += time.monotonic() - now
+        else:
+            self._waiting.append(flight)
+        return flight
+
+    def _go_on(self, flight: _Flight, step: Ask | Answer[Any] | None, now: float) -> None:
+        """Do what the lookup says. Hot path (bench/dns.py)."""
+        if isinstance(step, Ask):
+            self._expect(flight, step, now)
+            self.statistics.questions += 1
+            if step.over_tcp:
+                self.statistics.over_tcp += 1
+                gevent.spawn(self._ask_over_tcp, flight, step)
+            else:
+                self._ask_over_udp(flight, step, now)
+        elif step is not None:
+            self._land(flight, step)
+            self._under_way -= 1
+            if self._waiting:
+                get_hub().loop.run_callback(self._start_waiting)
+
+    def _start_waiting(self) -> None:
+        """A callback of the hub, so that lookups that end at once do not pile up on the stack."""
+        if self._waiting and self._under_way < MOST_UNDER_WAY:
+            now = time.monotonic()
+            flight = self._waiting.popleft()
+            self._under_way += 1
+            self._go_on(flight, flight.lookup.begin(now), now)
+
+    def _land(self, flight: _Flight, answer: Answer[Any]) -> None:
+        flight.done = True
+        for sock, watcher in flight.sockets:
+            watcher.stop()
+            watcher.close()
+            sock.close()
+        flight.sockets.clear()
+        del self._flights[flight.key]
+        if answer.kind == "failure":
+            self.statistics.failures += 1
+        if not self._closed:
+            self._cache.put(flight.key, answer)
+        flight.result.set(answer)
+
+    # -- UDP -----------------------------------------------------------------------------------------------------
+
+    def _ask_over_udp(self, flight: _Flight, ask: Ask, now: float) -> None:
+        endpoint = ask.server.endpoint
+        sock = None
+        try:
+            sock = _socket(_AF_INET6 if ":" in endpoint.host else _AF_INET, _SOCK_DGRAM)
+            sock.setblocking(False)
+            sock.connect(endpoint)  # so that the kernel drops what comes from elsewhere, and tells of ICMP errors
+            sock.send(ask.wire)
+        except OSError as error:
+            if sock is not None:
+                sock.close()
+            self._go_on(flight, flight.lookup.broken(ask, _describe(error), now), now)
+            return
+        watcher = get_hub().loop.io(sock.fileno(), _READ)
+        flight.sockets.append((sock, watcher))
+        watcher.start(self._readable, flight, ask, sock)
+
+    def _readable(self, flight: _Flight, ask: Ask, sock: Any) -> None:
+        """A callback of the hub: a datagram or an ICMP error has come for `ask`."""
+        if flight.done:
+            return
+        now = time.monotonic()
+        try:
+            step = flight.lookup.received(ask, sock.recv(_RECEIVE), now)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            step = flight.lookup.broken(ask, _describe(error), now)
+        self._go_on(flight, step, now)
+        self.statistics.busy_s += time.monotonic() - now
+
+    # -- TCP -----------------------------------------------------------------------------------------------------
+
+    def _ask_over_tcp(self, flight: _Flight, ask: Ask) -> None:
+        """A greenlet: one question on a connection of its own (RFC 7766 allows it; it is rare)."""
+        endpoint = ask.server.endpoint
+        wire: bytes | None = None
+        why = "connection closed"
+        with gevent.Timeout(self._settings.timeout, False):
+            try:
+                with gevent_socket.socket(_AF_INET6 if ":" in endpoint.host else _AF_INET) as sock:
+                    sock.connect(endpoint)
+                    sock.sendall(len(ask.wire).to_bytes(2, "big") + ask.wire)
+                    wire = _receive_message(sock)
+            except OSError as error:
+                why = _describe(error)
+            if not flight.done:
+                now = time.monotonic()
+                lookup = flight.lookup
+                step = lookup.broken(ask, why, now) if wire is None else lookup.received(ask, wire, now)
+                self._go_on(flight, step, now)
+                self.statistics.busy_s += time.monotonic() - now
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def _expect(self, flight: _Flight, ask: Ask, now: float) -> None:
+        """Have `ask` time out. One timer serves all, because all wait equally long."""
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][1].done:
+            deadlines.popleft()
+        deadlines.append((now + self._settings.timeout, flight, ask))
+        if not self._timer.active:
+            self._start_timer(now)
+
+    def _start_timer(self, now: float) -> None:
+        loop = get_hub().loop
+        loop.update_now()  # a timer counts from the loop's idea of now, which may lag
+        self._timer.close()
+        self._timer = loop.timer(max(self._deadlines[0][0] - now, 0.0))
+        self._timer.start(self._run_late)
+
+    def _run_late(self) -> None:
+        """A callback of the hub: the first deadline has come."""
+        now = time.monotonic()
+        deadlines = self._deadlines
+        while deadlines and (deadlines[0][1].done or deadlines[0][0] <= now):
+            _, flight, ask = deadlines.popleft()
+            if not flight.done:
+                self._go_on(flight, flight.lookup.timed_out(ask, now), now)
+        if deadlines and not self._closed:
+            self._start_timer(now)
+
+
+def system_servers(path: str = "/etc/resolv.conf") -> tuple[Endpoint, ...]:
+    """The name servers of the system; the local machine when none is given (resolv.conf(5))."""
+    found = []
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            for line in file:
+                words = line.split()
+                if len(words) > 1 and words[0] == "nameserver" and _is_address(words[1]):
+                    found.append(Endpoint(words[1], 53))
+    except OSError:
+        pass
+    return tuple(found) or (Endpoint("127.0.0.1", 53),)
+
+
+def _is_address(host: str) -> bool:
+    family = _AF_INET6 if ":" in host else _AF_INET
+    try:
+        gevent_socket.inet_pton(family, host.partition("%")[0])
+    except OSError:
+        return False
+    return True
+
+
+def _receive_message(sock: Any) -> bytes | None:
+    """One message with its two octets of length (RFC 1035 4.2.2); None when the peer closed before its end."""
+    data = b""
+    while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
+        chunk = sock.recv(65_536)
+        if not chunk:
+            return None
+        data += chunk
+    return data[2 : 2 + int.from_bytes(data[:2], "big")]
+
+
+def _describe(error: OSError) -> str:
+    return os.strerror(error.errno).lower() if error.errno else str(error)

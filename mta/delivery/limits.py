@@ -1,0 +1,403 @@
+"""The table of limits that all workers share: a limit on connections holds over all of them at every instant.
+
+It is an LMDB environment in the runtime directory. Every operation is one write transaction of some microseconds
+(`bench/limits.py`), which is atomic over all processes; a process that is killed inside one leaves no trace of it, and
+its lock is recovered. Nothing is synced: the table lives as long as the instance.
+
+Nobody polls. A worker that is refused is entered in the same transaction as wanting (`mta.delivery.leases` has the
+rules), and is nudged when a lease has been granted to it. Those who hold more than their part are nudged, too, so
+that a connection at rest makes room. A nudge is an entry in the table, made in the transaction that caused it, plus
+a byte in the worker's FIFO, which only says "look". So a nudge cannot be lost when a buffer is full; and if the nudging
+worker is killed between the two, `clear_worker` or the next heartbeat makes up for it.
+
+A granted lease that the worker does not take within `GRANT_S` goes on to the next in line.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import stat
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import lmdb
+import msgpack
+
+from mta.delivery.leases import Leases
+
+GRANT_S: Final = 1.0
+MAP_SIZE: Final = 256_000_000  # address space; some 150 bytes are used for a limit that anybody holds or wants
+PREALLOCATED: Final = 4_000_000  # so that a full disk stops no delivery
+BATCH: Final = 500  # limits looked at in one transaction when all are: others wait for its end
+
+_LIMIT: Final = b"L"
+_NUDGE: Final = b"N"
+_LONGEST_KEY: Final = 500  # LMDB takes 511
+
+log = logging.getLogger(__name__)
+
+
+class Usage(NamedTuple):
+    """The state of one limit, for operators."""
+
+    name: str
+    limit: int
+    held: dict[int, int]  # by worker
+    waiting: list[int]  # workers, the one that is served next first
+
+
+class Limits:
+    """The table as one worker sees it. Used from one thread; an operation waits for other processes' transactions."""
+
+    def __init__(self, run: str, worker: int | None) -> None:
+        """Open the table in the runtime directory, make it if need be. `worker` is None for the supervisor.
+
+        What an earlier worker of this number held is given back. Raises OSError.
+        """
+        directory = Path(run, "limits")
+        directory.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self._env = lmdb.open(
+                str(directory), map_size=MAP_SIZE, sync=False, metasync=False, mode=0o600, max_spare_txns=0
+            )
+            _preallocate(directory / "data.mdb")
+        except lmdb.Error as error:
+            raise OSError(errno.EIO, f"table of limits: {error}", str(directory)) from error
+        self._run = run
+        self._worker = -1 if worker is None else worker
+        self._bells: dict[int, int] = {}  # FIFOs of workers, open for writing
+        self._waiting: dict[str, int] = {}  # wanted and not granted yet: the limit that refused
+        self._granted: dict[str, tuple[int, float]] = {}  # not taken yet: how many, since when
+        self._owed: list[str] = []  # given back when the table could not be written
+        self._again: set[str] = set()  # refused because the table could not be written
+        self._bell = -1
+        if worker is not None:
+            self._bell = _open_bell(self._bell_path(worker))
+            self.clear_worker(worker)
+
+    def close(self) -> None:
+        """Give everything back and close the table."""
+        if self._bell != -1:
+            self.clear_worker(self._worker)
+            os.close(self._bell)
+            self._bell = -1
+        for fd in self._bells.values():
+            os.close(fd)
+        self._bells.clear()
+        self._env.close()
+
+    # -- leases --------------------------------------------------------------------------------------------------
+
+    def acquire(self, leases: Sequence[tuple[str, int]]) -> str | None:
+        """Take one lease of each (name, limit), all or none. Returns None, or the name of the limit that is full.
+
+        The worker then waits for that limit: it will be nudged, and until then is refused without a look.
+        """
+        waiting = self._waiting
+        for name, limit in leases:
+            if waiting.get(name) == limit:
+                return name
+        try:
+            with self._env.begin(write=True) as txn:
+                refused, nudged = self._acquire(txn, sorted(leases, key=_by_limit))
+        except lmdb.Error as error:
+            log.error("table of limits: %s", error)
+            self._again.add(leases[0][0])
+            return leases[0][0]
+        if refused is not None:
+            waiting[refused] = next(limit for name, limit in leases if name == refused)
+        else:
+            for name, _ in leases:
+                waiting.pop(name, None)
+                if name in self._granted:
+                    self._take_granted(name)
+        self._ring(nudged)
+        return refused
+
+    def _acquire(self, txn: Any, leases: Sequence[tuple[str, int]]) -> tuple[str | None, set[int]]:
+        """The smallest limit first. Returns the limit that refused, if any, and the workers to wake."""
+        me = self._worker
+        nudged: set[int] = set()
+        taken = []
+        for name, limit in leases:
+            if name in self._granted:
+                continue
+            state = _load(txn, name, limit)
+            state.limit = limit
+            waited = state.of(me).want
+            took, granted = state.take(me, time.monotonic())
+            for worker in granted:
+                self._nudge(txn, worker, name, 1, nudged)
+            if not took:
+                if not waited:
+                    self._tell_holders(txn, state, nudged)
+                _save(txn, state)
+                return name, nudged
+            taken.append(state)
+        for state in taken:
+            _save(txn, state)
+        return None, nudged
+
+    def release(self, names: Sequence[str]) -> None:
+        """Give one lease of each back. Those who wait are nudged."""
+        nudged: set[int] = set()
+        try:
+            with self._env.begin(write=True) as txn:
+                for name in (*names, *self._owed):
+                    self._give_back(txn, _load(txn, name, 0), 1, nudged)
+            self._owed.clear()
+        except lmdb.Error as error:
+            log.error("table of limits: %s", error)
+            self._owed.extend(names)
+        self._ring(nudged)
+
+    def want(self, name: str, count: int) -> None:
+        """This worker could use `count` more leases of `name`; 0: it does not wait any more.
+
+        `acquire` says it by itself when it is refused, with a count of 1.
+        """
+        if name not in self._waiting and name not in self._granted:
+            return
+        nudged: set[int] = set()
+        granted = self._granted.pop(name, (0, 0.0))[0] if not count else 0
+        if not count:
+            self._waiting.pop(name, None)
+        try:
+            with self._env.begin(write=True) as txn:
+                state = _load(txn, name, 0)
+                if granted or state.of(self._worker).want != count:
+                    state.want(self._worker, count, time.monotonic())
+                    self._give_back(txn, state, granted, nudged)
+        except lmdb.Error as error:
+            log.error("table of limits: %s", error)
+            self._owed.extend([name] * granted)
+        self._ring(nudged)
+
+    def should_yield(self, name: str, limit: int, resting: bool = False) -> bool:
+        """Whether this worker should give a lease of `name` back for another one; `resting`: one it does not use."""
+        with self._env.begin(write=True) as txn:  # not a reader: a killed one would keep old pages for ever
+            state = _load(txn, name, limit)
+        return state.should_yield(self._worker, resting)
+
+    def share(self, name: str, limit: int) -> int:
+        """The fair share of this worker among those who hold or want leases of `name`, at least 1."""
+        with self._env.begin(write=True) as txn:
+            state = _load(txn, name, limit)
+        state.limit = limit
+        return state.fair_share(self._worker)
+
+    def waiters(self, name: str) -> list[int]:
+        """The workers that wait for a lease of `name`, the one that is served next first."""
+        with self._env.begin(write=True) as txn:
+            return _load(txn, name, 0).waiting()
+
+    # -- nudges --------------------------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Readable when there are nudges."""
+        return self._bell
+
+    def recv_nudges(self) -> list[str]:
+        """The limits to look at: a lease was granted to us (`acquire` takes it), or others want some of ours.
+
+        Call it when `fileno` is readable, and on every heartbeat: it also sees to what went wrong in between.
+        """
+        try:
+            while os.read(self._bell, 4096):
+                pass
+        except BlockingIOError:
+            pass
+        names = self._again
+        self._again = set()
+        now = time.monotonic()
+        try:
+            with self._env.begin(write=True) as txn:
+                for key, count, name in _nudges_of(txn, self._worker):
+                    txn.delete(key)
+                    names.add(name)
+                    if count:
+                        self._waiting.pop(name, None)
+                        self._granted[name] = (self._granted.get(name, (0, 0.0))[0] + count, now)
+        except lmdb.Error as error:
+            log.error("table of limits: %s", error)
+        late = [name for name, (_, since) in self._granted.items() if now - since > GRANT_S]
+        for name in late:
+            self._owed.extend([name] * self._granted.pop(name)[0])
+        if self._owed:
+            self.release(())
+        return list(names)
+
+    def _take_granted(self, name: str) -> None:
+        count, since = self._granted.pop(name)
+        if count > 1:
+            self._granted[name] = (count - 1, since)
+
+    def _give_back(self, txn: Any, state: Leases, count: int, nudged: set[int]) -> None:
+        state.give_back(self._worker, count)
+        for worker in state.grant():
+            self._nudge(txn, worker, state.name, 1, nudged)
+        _save(txn, state)
+
+    def _tell_holders(self, txn: Any, state: Leases, nudged: set[int]) -> None:
+        for worker, share in state.shares.items():
+            if share.held:  # us, too: one of our own connections may rest
+                self._nudge(txn, worker, state.name, 0, nudged)
+
+    def _nudge(self, txn: Any, worker: int, name: str, granted: int, nudged: set[int]) -> None:
+        """Enter a nudge: `granted` leases of `name` are `worker`'s now, or with 0, others want some of its own."""
+        key = _NUDGE + struct.pack("!H", worker) + _key(name)
+        record = txn.get(key)
+        if record is not None:
+            granted += msgpack.unpackb(record)[0]
+        txn.put(key, msgpack.packb([granted, name]))
+        nudged.add(worker)
+
+    def _ring(self, workers: Iterable[int]) -> None:
+        """Wake workers. One that is full of rings is awake; one that is not there will look when it starts."""
+        for worker in workers:
+            try:
+                fd = self._bells.get(worker)
+                if fd is None:
+                    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                    fd = self._bells[worker] = os.open(self._bell_path(worker), flags)
+                os.write(fd, b"!")
+            except BlockingIOError:
+                pass
+            except OSError:
+                stale = self._bells.pop(worker, None)
+                if stale is not None:
+                    os.close(stale)
+
+    def _bell_path(self, worker: int) -> str:
+        return str(Path(self._run, f"worker-{worker}.nudge"))
+
+    # -- all limits ----------------------------------------------------------------------------------------------
+
+    def clear_worker(self, worker: int) -> None:
+        """Give back all that `worker`, which has ended, held or wanted. Wakes everybody it may not have woken."""
+        position: bytes | None = _LIMIT
+        while position is not None:
+            nudged: set[int] = set()
+            with self._env.begin(write=True) as txn:
+                states, position = _some_limits(txn, position)
+                for state in states:
+                    if state.shares.pop(worker, None) is not None:
+                        for other in state.grant():
+                            self._nudge(txn, other, state.name, 1, nudged)
+                        _save(txn, state)
+            self._ring(nudged)
+        with self._env.begin(write=True) as txn:
+            for key, _, _ in _nudges_of(txn, worker):
+                txn.delete(key)
+            left = _nudged_workers(txn)
+        self._ring(left)
+
+    def usage(self) -> list[Usage]:
+        """All limits of which anybody holds or wants a lease."""
+        found = []
+        position: bytes | None = _LIMIT
+        while position is not None:
+            with self._env.begin(write=True) as txn:
+                states, position = _some_limits(txn, position)
+            for state in states:
+                held = {worker: share.held for worker, share in state.shares.items() if share.held}
+                found.append(Usage(state.name, state.limit, held, state.waiting()))
+        return found
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+def _by_limit(lease: tuple[str, int]) -> int:
+    return lease[1]
+
+
+def _key(name: str) -> bytes:
+    """A key that LMDB takes, whatever the length of the name."""
+    encoded = name.encode()
+    if len(encoded) <= _LONGEST_KEY:
+        return encoded
+    return encoded[: _LONGEST_KEY - 32] + hashlib.blake2b(encoded, digest_size=32).digest()
+
+
+def _load(txn: Any, name: str, limit: int) -> Leases:
+    record = txn.get(_LIMIT + _key(name))
+    return Leases(name, limit) if record is None else Leases.decode(record)
+
+
+def _save(txn: Any, state: Leases) -> None:
+    key = _LIMIT + _key(state.name)
+    record = state.encode()
+    if record is None:
+        txn.delete(key)
+    else:
+        txn.put(key, record)
+
+
+def _some_limits(txn: Any, position: bytes) -> tuple[list[Leases], bytes | None]:
+    """Up to BATCH limits from the key `position` on, and the key to go on from; None at the end."""
+    states: list[Leases] = []
+    with txn.cursor() as cursor:
+        found = cursor.set_range(position)
+        while found and cursor.key().startswith(_LIMIT):
+            if len(states) == BATCH:
+                return states, bytes(cursor.key())
+            states.append(Leases.decode(cursor.value()))
+            found = cursor.next()
+    return states, None
+
+
+def _nudges_of(txn: Any, worker: int) -> list[tuple[bytes, int, str]]:
+    """The nudges of `worker`: key in the table, number of leases granted, name of the limit."""
+    prefix = _NUDGE + struct.pack("!H", worker)
+    nudges = []
+    with txn.cursor() as cursor:
+        found = cursor.set_range(prefix)
+        while found and cursor.key().startswith(prefix):
+            count, name = msgpack.unpackb(cursor.value())
+            nudges.append((bytes(cursor.key()), count, name))
+            found = cursor.next()
+    return nudges
+
+
+def _nudged_workers(txn: Any) -> list[int]:
+    """The workers that have nudges, each once."""
+    workers = []
+    with txn.cursor() as cursor:
+        found = cursor.set_range(_NUDGE)
+        while found and cursor.key().startswith(_NUDGE):
+            worker: int = struct.unpack("!H", cursor.key()[1:3])[0]
+            workers.append(worker)
+            found = cursor.set_range(_NUDGE + struct.pack("!H", worker + 1)) if worker < 0xFFFF else False
+    return workers
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def _open_bell(path: str) -> int:
+    """The FIFO that wakes this worker. Open for writing too, so that it never comes to an end."""
+    try:
+        if not stat.S_ISFIFO(os.lstat(path).st_mode):
+            os.unlink(path)
+            os.mkfifo(path, 0o600)
+    except FileNotFoundError:
+        os.mkfifo(path, 0o600)
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _preallocate(path: Path) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.posix_fallocate(fd, 0, PREALLOCATED)
+    except OSError as error:
+        # A file system that cannot do it, or is full already: the table grows as it can.
+        log.debug("%s: %s", path, error)
+    finally:
+        os.close(fd)

@@ -1,0 +1,80 @@
+"""Which hosts are this MTA, so that mail is not delivered to itself (RFC 5321 5.1).
+
+No I/O but one question to the kernel. Behind NAT or a proxy DNS shows no address of ours; there the name of the host
+tells. What slips through is stopped by the count of `Received` lines.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from mta.config import schema
+
+AF_INET: Final = int(socket.AF_INET)
+AF_INET6: Final = int(socket.AF_INET6)
+
+
+class Ourselves:
+    """Which hosts are this MTA: mail for them would come back (RFC 5321 5.1).
+
+    Only a listener on the port that mail is delivered to counts. Our name or address with another server behind that
+    port is a host like any other: a separate MTA for incoming mail on the same machine is usual.
+    """
+
+    def __init__(self, config: schema.Config, is_local: Callable[[str], bool]) -> None:
+        self._is_local = is_local
+        self._listening = {(listener.smtp.host, listener.smtp.port) for listener in config.listeners}
+        self._on_all = {port: host for host, port in self._listening if host in ("0.0.0.0", "::")}
+        at_port = [listener for listener in config.listeners if listener.smtp.port == config.delivery.port]
+        self.take_mail = bool(at_port)  # whether an MX host can be this MTA at all
+        # A listener on loopback is reached by no MX host, unless loopback is believed.
+        public = [it for it in at_port if config.delivery.allow_loopback or not it.smtp.host.startswith(("127.", "::1"))]
+        self._names = frozenset(listener.hostname or config.hostname for listener in public)
+
+    def is_named(self, name: str) -> bool:
+        """Whether mail for the MX host `name` comes to us, by the name alone (behind NAT no address tells)."""
+        return name in self._names
+
+    def listens_at(self, address: str, port: int) -> bool:
+        """Whether one of our listeners is at `address` and `port`. A name is never recognised."""
+        if (address, port) in self._listening:
+            return True
+        on_all = self._on_all.get(port)
+        if on_all is None or family_of(address) is None:
+            return False
+        if on_all == "0.0.0.0" and ":" in address:
+            return False
+        return is_loopback(address) or self._is_local(address)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether connecting to `address` leads to this machine by its very form: 127/8, ::1, and the unspecified ones."""
+    return address.startswith("127.") or address in ("::1", "::", "0.0.0.0")
+
+
+def is_local_address(address: str) -> bool:
+    """Whether `address` is one of this machine: the kernel would talk to it from itself. Sends nothing."""
+    family = family_of(address)
+    if family is None:
+        return False
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((address, 25))
+        except OSError:  # no way there: certainly not here
+            return False
+        name: str = sock.getsockname()[0]
+        return name == address
+
+
+def family_of(host: str) -> int | None:
+    """The address family when `host` is an address, None when it is a name."""
+    if not host[-1:].isdigit() and ":" not in host:
+        return None
+    family = AF_INET6 if ":" in host else AF_INET
+    try:
+        socket.inet_pton(family, host)
+    except (OSError, ValueError):
+        return None
+    return family

@@ -1,0 +1,319 @@
+"""Where the mail of a domain goes: from the domain to a site and its hosts, from a host to addresses.
+
+The rules are those of RFC 5321 5 and RFC 7505, with what Postfix learned in practice. Two principles decide doubtful
+cases. Mail fails for good only on the word of the domain itself (it does not exist, it wants no mail, it has no way
+in, its way leads back to us); whatever a resolver, a network or our own configuration is to blame for, waits. And
+whatever is left out is said: in the failure's text, in `Route.notes`, and by `mta dns`.
+
+| the domain has                                  | result                                                    |
+|-------------------------------------------------|-----------------------------------------------------------|
+| an entry in `routes`, or `*` has                | its relays in their order; MX is not asked                |
+| an address for a name, `[192.0.2.1]`            | that address                                              |
+| MX records                                      | those hosts; never the domain's own address besides       |
+| only `MX 0 .`                                   | 556 5.1.10 (RFC 7505)                                     |
+| us among its MX hosts                           | the hosts preferred to us; none: 550 5.4.6                |
+| no MX, but an address                           | that address                                              |
+| neither                                         | 550 5.4.4                                                 |
+| no existence (NXDOMAIN), or an impossible name  | 550 5.1.2                                                 |
+| servers that fail (SERVFAIL, REFUSED, silence)  | 451 4.4.3, also when only the MX question fails           |
+| MX hosts without a usable address               | a route; no host of it has addresses: 451 4.4.4 or 4.4.3  |
+
+No sockets of its own; `route` and `addresses` wait for the resolver, so they are for greenlets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, Protocol, overload
+
+from mta.config import schema
+from mta.config.units import Endpoint, parse_domain
+from mta.delivery.dns_answer import Answer
+from mta.delivery.dns_wire import MailHost, RecordType
+from mta.delivery.ourselves import AF_INET, AF_INET6, Ourselves, family_of, is_local_address, is_loopback
+
+FOREVER: Final = float("inf")
+LOOPBACK: Final = "loopback, and delivery.allow_loopback is off"
+
+
+class Host(NamedTuple):
+    """One host that takes mail. `name` is a DNS name or an address; `fixed`: named by the configuration, not by DNS."""
+
+    name: str
+    port: int
+    preference: int  # lower is better; among equals the order is random for each connection
+    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a domain's mail goes. Domains with the same `site` share its connections."""
+
+    site: str
+    hosts: tuple[Host, ...]  # by preference, each name once
+    expires: float  # monotonic seconds; ask again then
+    fixed: bool  # by the configuration, not by MX
+    notes: tuple[str, ...] = ()  # what was left out and why, for operators
+
+
+@dataclass(frozen=True, slots=True)
+class RouteFailure:
+    """Why there is no way now (`permanent`: never) and how that is said in a reply."""
+
+    permanent: bool
+    code: int
+    enhanced: str
+    text: str
+    expires: float  # monotonic seconds; ask again then
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a host can be reached: (family, address) in the order to try, newly drawn at every call."""
+
+    addresses: list[tuple[int, str]]
+    failure: str  # why there are none; empty when there are some
+    enhanced: str  # of a failure: 4.4.3 when servers failed, 4.4.4 when this is what DNS says; never permanent
+    expires: float  # monotonic seconds
+    skipped: tuple[str, ...] = ()  # addresses left out, each with its reason
+
+
+class Resolver(Protocol):
+    """What is needed of `mta.delivery.dns.Resolver`."""
+
+    @overload
+    def query(self, name: str, record_type: Literal["MX"]) -> Answer[MailHost]: ...
+
+    @overload
+    def query(self, name: str, record_type: Literal["A", "AAAA"]) -> Answer[str]: ...
+
+    def prefetch(self, name: str, record_type: RecordType) -> None:
+        """Begin a lookup without waiting for it."""
+
+
+class Router:
+    """Routes by one configuration; made anew when it changes."""
+
+    def __init__(
+        self, config: schema.Config, resolver: Resolver, is_local: Callable[[str], bool] | None = None
+    ) -> None:
+        """`is_local` tells whether an address is one of this machine; by default the kernel is asked."""
+        self._resolver = resolver
+        self._delivery = config.delivery
+        self._routes = config.routes
+        self._ourselves = Ourselves(config, is_local or is_local_address)
+
+    # -- from a domain to hosts ----------------------------------------------------------------------------------
+
+    def route(self, domain: str) -> Route | RouteFailure:
+        """The way for mail to `domain`, a recipient's (U-labels and address literals too). Waits for DNS."""
+        try:
+            name = parse_domain(domain)
+        except ValueError as error:
+            return RouteFailure(True, 550, "5.1.2", f"domain {domain[:100]} cannot exist: {error}", FOREVER)
+        rule = self._routes.get(name) or self._routes.get("*")
+        if rule is not None and not rule.mx:
+            return self._by_relay(name, rule.relay)
+        if name.startswith("["):
+            return self._by_literal(name)
+        return self._by_mx(name)
+
+    def _by_relay(self, domain: str, relays: Sequence[Endpoint]) -> Route | RouteFailure:
+        hosts = []
+        notes = []
+        for preference, relay in enumerate(relays):
+            if self._ourselves.listens_at(relay.host, relay.port):
+                notes.append(f"relay {relay} is skipped: it is this MTA itself")
+            else:
+                hosts.append(Host(relay.host, relay.port, preference, fixed=True))
+        if not hosts:  # our own mistake: the mail waits until it is mended
+            return RouteFailure(
+                False, 451, "4.3.5", f"every relay in the route for {domain} is this MTA itself", FOREVER
+            )
+        return Route("relay:" + ",".join(map(str, relays)), tuple(hosts), FOREVER, True, tuple(notes))
+
+    def _by_literal(self, literal: str) -> Route | RouteFailure:
+        """RFC 5321 4.1.3: `[192.0.2.1]`, `[IPv6:2001:db8::1]`."""
+        host = Host(literal[1:-1].removeprefix("IPv6:"), self._delivery.port, 0)
+        if self._ourselves.listens_at(host.name, host.port):
+            return _loop(literal, host.name, FOREVER)
+        found = self.addresses(host)
+        if found.failure:
+            return RouteFailure(False, 451, found.enhanced, found.failure, found.expires)
+        return Route(literal, (host,), FOREVER, False)
+
+    def _by_mx(self, domain: str) -> Route | RouteFailure:
+        answer = self._resolver.query(domain, "MX")
+        if answer.kind == "failure":
+            text = f"MX of {domain} cannot be looked up: {answer.detail}"
+            return RouteFailure(False, 451, "4.4.3", text, answer.expires)
+        if answer.kind == "nxdomain":
+            return RouteFailure(True, 550, "5.1.2", f"domain {domain} does not exist", answer.expires)
+        if answer.kind == "nodata":
+            return self._by_address(domain, answer.expires)
+        port = self._delivery.port
+        hosts = [Host(record.host, port, record.preference) for record in answer.records if record.host != "."]
+        if not hosts:
+            return RouteFailure(True, 556, "5.1.10", f"domain {domain} takes no mail (null MX)", answer.expires)
+        notes = []
+        if len(hosts) < len(answer.records):
+            notes.append("a null MX beside other MX hosts is ignored (RFC 7505 3)")
+        literals = [host.name for host in hosts if family_of(host.name) is not None]
+        if literals:
+            notes.append(f"an address for a name is no proper MX host, but is tried: {', '.join(literals[:5])}")
+        return self._without_us(domain, hosts, answer.expires, notes)
+
+    def _by_address(self, domain: str, expires: float) -> Route | RouteFailure:
+        """No MX: the domain itself is the host, if it has an address (RFC 5321 5.1)."""
+        host = Host(domain, self._delivery.port, 0)
+        found = self.addresses(host)
+        expires = min(expires, found.expires)
+        if found.failure:
+            families: tuple[Literal["A", "AAAA"], ...] = ("A", "AAAA")  # one may be off, but the word is the domain's
+            kinds = {self._resolver.query(domain, family).kind for family in families}
+            if kinds <= {"nodata", "nxdomain"}:
+                text = f"domain {domain} has neither MX nor address records"
+                return RouteFailure(True, 550, "5.4.4", text, expires)
+            return RouteFailure(False, 451, found.enhanced, found.failure, expires)
+        return self._without_us(domain, [host], expires, ["no MX: its own address is used"])
+
+    def _without_us(
+        self, domain: str, hosts: list[Host], expires: float, notes: list[str]
+    ) -> Route | RouteFailure:
+        """Leave out ourselves and every host that is no better (RFC 5321 5.1)."""
+        if self._ourselves.take_mail:
+            for host in hosts:
+                if not self._ourselves.is_named(host.name):
+                    self._resolver.prefetch(host.name, "A")
+                    self._resolver.prefetch(host.name, "AAAA")
+            for host in hosts:
+                ours, until = self._is_us(host)
+                expires = min(expires, until)
+                if ours:
+                    better = [other for other in hosts if other.preference < host.preference]
+                    if not better:
+                        return _loop(domain, host.name, expires)
+                    notes.append(f"MX host {host.name} is this MTA: it is skipped, and those that are no better")
+                    hosts = better
+                    break
+        return Route(site_name(hosts), tuple(hosts), expires, False, tuple(notes))
+
+    def _is_us(self, host: Host) -> tuple[bool, float]:
+        """Whether `host` is this MTA, and until when that is known."""
+        if self._ourselves.is_named(host.name):
+            return True, FOREVER
+        if family_of(host.name) is not None:
+            return self._ourselves.listens_at(host.name, host.port), FOREVER
+        a, aaaa = self._resolver.query(host.name, "A"), self._resolver.query(host.name, "AAAA")
+        ours = any(self._ourselves.listens_at(address, host.port) for address in (*a.records, *aaaa.records))
+        return ours, min(a.expires, aaaa.expires)
+
+    # -- from a host to addresses --------------------------------------------------------------------------------
+
+    def addresses(self, host: Host) -> Addresses:
+        """Where `host` is reached: each family in random order, the families in turn. Waits for DNS."""
+        delivery = self._delivery
+        if family_of(host.name) is not None:
+            return self._usable(host, [host.name], [], FOREVER)
+        answers: list[Answer[str]] = []
+        if delivery.ipv6:
+            self._resolver.prefetch(host.name, "AAAA")
+        if delivery.ipv4:
+            answers.append(self._resolver.query(host.name, "A"))
+        if delivery.ipv6:
+            answers.append(self._resolver.query(host.name, "AAAA"))
+        expires = min(answer.expires for answer in answers)
+        return self._usable(host, [address for answer in answers for address in answer.records], answers, expires)
+
+    def _usable(
+        self, host: Host, found: Iterable[str], answers: Sequence[Answer[str]], expires: float
+    ) -> Addresses:
+        """Those of `found` that may be connected to, in the order to try."""
+        by_family: dict[int, list[str]] = {AF_INET: [], AF_INET6: []}
+        skipped: dict[str, str] = {}
+        for text in found:
+            address = text[7:] if text.startswith("::ffff:") and "." in text else text  # v4-mapped (RFC 4291 2.5.5.2)
+            reason = self._refuses(address, host)
+            if reason:
+                skipped[text] = reason
+            else:
+                by_family[AF_INET6 if ":" in address else AF_INET].append(address)
+        ipv4, ipv6 = by_family[AF_INET], by_family[AF_INET6]
+        for addresses in (ipv4, ipv6):
+            if len(addresses) > 1:
+                random.shuffle(addresses)
+        failure, enhanced = ("", "") if ipv4 or ipv6 else self._no_address(host, answers, skipped)
+        reasons = tuple(f"{text}: {why}" for text, why in skipped.items())
+        return Addresses(_in_turn(ipv4, ipv6), failure, enhanced, expires, reasons)
+
+    def _refuses(self, address: str, host: Host) -> str:
+        """Why `address` is not connected to; empty when it may be."""
+        if ":" in address:
+            if not self._delivery.ipv6:
+                return "delivery.ipv6 is off"
+            if address.startswith("ff"):
+                return "multicast"
+            if address.startswith("fe") and address[2:3] in ("8", "9", "a", "b"):
+                return "link-local"
+        else:
+            if not self._delivery.ipv4:
+                return "delivery.ipv4 is off"
+            first = int(address.partition(".")[0])
+            if first >= 224:
+                return "multicast or reserved"
+            if first == 0 and address != "0.0.0.0":
+                return "of no host"
+        if is_loopback(address) and not host.fixed and not self._delivery.allow_loopback:
+            return LOOPBACK
+        return ""
+
+    def _no_address(
+        self, host: Host, answers: Sequence[Answer[str]], skipped: dict[str, str]
+    ) -> tuple[str, str]:
+        """Why there is no address: text and enhanced code. A failing server weighs more than what others said."""
+        failing = [answer for answer in answers if answer.kind == "failure"]
+        who = f"{'relay' if host.fixed else 'MX host'} {host.name}"
+        if failing:
+            return f"the address of {who} cannot be looked up: {failing[0].detail}", "4.4.3"
+        if skipped:
+            reasons = ", ".join(dict.fromkeys(skipped.values()))
+            if family_of(host.name) is not None:
+                return f"{who} is not connected to: {reasons}", "4.4.4"
+            listed = ", ".join(list(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")
+            if all(why == LOOPBACK for why in skipped.values()):
+                return f"{who} resolves only to loopback addresses ({listed}); delivery.allow_loopback is off", "4.4.4"
+            return f"{who} resolves only to unusable addresses ({listed}): {reasons}", "4.4.4"
+        if all(answer.kind == "nxdomain" for answer in answers):
+            return f"{who} does not exist", "4.4.4"
+        off = [f" (delivery.{name} is off)" for name in ("ipv4", "ipv6") if not getattr(self._delivery, name)]
+        return f"{who} has no address{''.join(off)}", "4.4.4"
+
+
+def site_name(hosts: Sequence[Host]) -> str:
+    """The name of the set of MX hosts: the same for all domains with the same hosts in the same order.
+
+    The preferences count by their order only: 10, 20 and 1, 5 are the same.
+    """
+    if len(hosts) == 1:
+        return hosts[0].name
+    ranks = {preference: rank for rank, preference in enumerate(sorted({host.preference for host in hosts}))}
+    listed = sorted((ranks[host.preference], host.name) for host in hosts)
+    digest = hashlib.blake2s(repr(listed).encode(), digest_size=4).hexdigest()
+    return f"{listed[0][1]}+{len(hosts) - 1}~{digest}"
+
+
+def _loop(domain: str, host: str, expires: float) -> RouteFailure:
+    text = f"mail for {domain} loops back to us: its best MX host {host} is this MTA"
+    return RouteFailure(True, 550, "5.4.6", text, expires)
+
+
+def _in_turn(ipv4: list[str], ipv6: list[str]) -> list[tuple[int, str]]:
+    """Both families alternately, either one first, so that a broken family costs every second try only."""
+    first, second = [(AF_INET, address) for address in ipv4], [(AF_INET6, address) for address in ipv6]
+    if random.random() < 0.5:
+        first, second = second, first
+    both = [address for pair in zip(first, second, strict=False) for address in pair]
+    return both + first[len(second) :] + second[len(first) :]
