@@ -90,7 +90,7 @@ def parse_path(data: bytes, start: int = 0) -> tuple[Address, int]:
 
 def parse_address(text: str) -> Address:
     """Read a mailbox written without brackets, as in `user@example.org`. Raises AddressError."""
-    path = f"<{text}>".encode(errors="replace")
+    path = f"<{text}>".encode(errors="surrogatepass")
     address, end = parse_path(path)
     if end != len(path) or not text:
         raise AddressError("not one address")
@@ -148,7 +148,7 @@ def _literal(domain: str) -> str:
     """The canonical form of an address literal (RFC 5321 4.1.3)."""
     inner = domain[1:-1]
     try:
-        if inner[:5].lower() == "ipv6:":
+        if inner[:5].lower() == "ipv6:" and "%" not in inner:  # a zone means something to its own host only
             return f"[IPv6:{ipaddress.IPv6Address(inner[5:])}]"
         return f"[{ipaddress.IPv4Address(inner)}]"
     except ValueError:

@@ -18,7 +18,7 @@ from mta.smtp.errors import RemoteProtocolError
 LINE_LIMIT = 4096  # octets of a reply line; RFC 5321 4.5.3.1.5 says 512, some hosts say more
 LINES_LIMIT = 128
 TEXT_LIMIT = 2048  # characters kept of a line, and of a reply in `str()`
-_OUR_LINE = 500  # characters of text in a line that we send, so that it stays within 512 octets
+_OUR_LINE = 490  # characters of text in a line that we send, so that it stays within 512 octets
 
 
 class Reply(NamedTuple):
@@ -83,6 +83,7 @@ class ReplyParser:
             if not self._lines and line[3:4] != b"-":
                 yield _single(line) if len(line) <= 200 else _parse([line])
                 continue
+            _check_line(line)
             if self._lines and line[:3] != self._code:
                 raise RemoteProtocolError(f"lines of one reply with different codes: {_shown(line)}")
             self._code = line[:3]
@@ -110,8 +111,7 @@ _ENHANCED = re.compile(r"([245])\.[0-9]{1,3}\.[0-9]{1,3}(?: +|\Z)")
 
 def _parse(lines: list[bytes]) -> Reply:
     """One reply from its lines, without their line ends. Raises RemoteProtocolError."""
-    for line in lines:
-        _check_line(line)
+    _check_line(lines[0])
     first_digit = chr(lines[0][0])
     enhanced = ""
     texts = []

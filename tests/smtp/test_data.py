@@ -1,0 +1,127 @@
+"""Content framing: stuffing, the end of data, and what content may not contain."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mta.smtp.data import DataReader, fault, stuff, unstuff
+from tests.smtp.helpers import pieces
+
+# Content made of what matters: dots, line ends, their halves, and something else.
+parts = st.lists(st.sampled_from([b".", b"..", b"\r\n", b"\r", b"\n", b"x", b"\0", b"\r\n.", b"\n.\n", b"\r\n.\r"]))
+anything = parts.map(b"".join)
+good_content = st.lists(st.sampled_from([b"", b".", b"..", b"x", b".x", b"x.", b"x" * 300])).map(
+    lambda lines: b"".join(line + b"\r\n" for line in lines)
+)
+
+
+def read(data: bytes, sizes: list[int], limit: int = 10**6) -> tuple[bytes | None, bytes]:
+    """Feed `data` in pieces: the content, and what lies behind it. The end must be found."""
+    reader = DataReader(limit)
+    position = 0
+    for piece in pieces(data, sizes):
+        end = reader.feed(piece)
+        if end >= 0:
+            return reader.content, data[position + end :]
+        position += len(piece)
+    raise AssertionError("no end of data")
+
+
+@given(good_content)
+@example(b"")
+@example(b".\r\n")
+@example(b"..\r\n.\r\n")
+def test_stuffing_round_trip(content: bytes) -> None:
+    """Unstuffing undoes stuffing, and stuffed content never ends data (RFC 5321 4.5.2)."""
+    stuffed = stuff(content)
+    assert unstuff(stuffed) == content
+    assert b"\r\n.\r\n" not in b"\r\n" + stuffed
+
+
+def test_stuffing_copies_only_when_it_must() -> None:
+    """Content without a dot at the start of a line is the same object; without a final CRLF it gets one."""
+    content = b"a\r\nb.\r\n"
+    assert stuff(content) is content
+    assert stuff(b"a") == b"a\r\n"
+    assert stuff(b"") == b""
+    assert stuff(b".a\r\n.\r\n") == b"..a\r\n..\r\n"
+
+
+@given(good_content, st.lists(st.integers(1, 9), max_size=200), anything)
+def test_reader_in_pieces(content: bytes, sizes: list[int], behind: bytes) -> None:
+    """Whatever the pieces, the content is what was stuffed, and nothing behind the dot is touched."""
+    assert read(stuff(content) + b".\r\n" + behind, sizes) == (content, behind)
+
+
+@given(anything, st.lists(st.integers(1, 5), max_size=60))
+def test_reader_is_a_search_for_the_first_end(data: bytes, sizes: list[int]) -> None:
+    """The content ends at the first CRLF.CRLF, where DATA's own CRLF counts, and at nothing else."""
+    whole = data + b"\r\n.\r\nrest"
+    end = (b"\r\n" + whole).index(b"\r\n.\r\n") - 2 + 5
+    assert read(whole, sizes) == (unstuff(whole[: end - 3]), whole[end:])
+
+
+NOT_THE_END = [
+    b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r\n.\r", b"\r.\r\n", b"\n.\r", b"\r.\n", b"\r\n\0.\r\n", b"\r\n.\0\r\n",
+    b"\0\r\n.\n", b"\r\r\n.\r\r\n", b"\r\n.\r\r\n", b"\n\n.\r\n", b"\r\n .\r\n", b"\r\n. \r\n", b"\r\n.\t\r\n", b"\r\n..\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("almost", NOT_THE_END)
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_smuggling(almost: bytes, size: int) -> None:
+    """None of the sequences that other software takes for the end of data ends it (CVE-2023-51764 and its kin)."""
+    smuggled = b"hello" + almost + b"MAIL FROM:<evil@example.org>\r\n"
+    assert read(smuggled + b".\r\n", [size] * 200) == (unstuff(smuggled), b"")
+
+
+def bare(content: bytes) -> bool:
+    """Whether content has a bare CR, bare LF or NUL, as a regular expression sees it."""
+    return re.search(rb"\r(?!\n)|(?<!\r)\n|\0", content) is not None
+
+
+@given(anything)
+@example(b"a\rb\n")
+@example(b"\n\r")
+@example(b"\r\r\n\n")
+def test_fault_finds_every_bare_line_end(content: bytes) -> None:
+    """A bare CR, bare LF or NUL anywhere is a fault, and nothing else in short lines is."""
+    assert bool(fault(content, 998)) == bare(content)
+
+
+def test_fault_says_what() -> None:
+    """The fault is named."""
+    assert "NUL" in fault(b"a\0b\r\n", 998)
+    assert "carriage return" in fault(b"a\rb\r\n", 998)
+    assert "line feed" in fault(b"a\nb\r\n", 998)
+    assert fault(b"a\r\n", 998) == ""
+    assert fault(b"", 998) == ""
+
+
+@given(st.lists(st.integers(0, 12)), st.integers(1, 10))
+def test_fault_finds_every_long_line(lengths: list[int], limit: int) -> None:
+    """A line longer than the limit, not counting its CRLF, is a fault, wherever it is."""
+    content = b"".join(b"x" * length + b"\r\n" for length in lengths)
+    assert bool(fault(content, limit)) == any(length > limit for length in lengths)
+
+
+@given(good_content, st.integers(0, 400), st.lists(st.integers(1, 50), max_size=50))
+def test_limit_counts_content_without_stuffing(content: bytes, limit: int, sizes: list[int]) -> None:
+    """Exactly the content above the limit is dropped, and the session stays in step (RFC 1870 6.1)."""
+    kept, behind = read(stuff(content) + b".\r\nQUIT\r\n", sizes, limit)
+    assert kept == (content if len(content) <= limit else None)
+    assert behind == b"QUIT\r\n"
+
+
+def test_memory_is_bounded() -> None:
+    """A message without end is not kept."""
+    reader = DataReader(1000)
+    for _ in range(10_000):
+        assert reader.feed(b"x" * 998 + b"\r\n") == -1
+        assert sum(map(len, reader._chunks)) <= 1400
+    assert reader.feed(b".\r\n") == 3
+    assert reader.content is None
