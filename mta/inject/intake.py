@@ -35,7 +35,7 @@ from mta.smtp.address import domain_to_ascii
 from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
-    from mta.smtp.server import Envelope
+    from mta.smtp.envelope import Envelope
 
 
 class Source(NamedTuple):

@@ -1,0 +1,260 @@
+"""Rules of the single door through which all mail comes in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mta.config.schema import Config, SmtpIn
+from mta.inject.intake import Accepted, Intake, Source, store_reply
+from mta.message.headers import HEADER_LIMIT
+from mta.queue.errors import StoreError, StoreFull
+from mta.queue.ids import format_id, parse_id
+from mta.queue.records import EIGHT_BIT, SMTPUTF8, Recipient
+from mta.smtp.envelope import Envelope
+from mta.smtp.reply import Reply
+
+NOW_US = 1_136_214_245_123_456
+ID = parse_id("0kx8zzg800001")
+SOURCE = Source.smtp("192.0.2.9", 4711, "client.example")
+WHOLE = b"Date: Mon, 02 Jan 2006 15:04:05 +0000\r\nMessage-ID: <one@sender.example>\r\n"
+TRACE = (
+    b"Received: from client.example ([192.0.2.9])\r\n\tby mta.example with ESMTP id 0kx8zzg800001\r\n"
+    b"\tfor <bob@example.org>;\r\n\tMon, 02 Jan 2006 15:04:05 +0000\r\n"
+)
+
+
+def intake(**options: Any) -> Intake:
+    """The door of mta.example with a fixed id and time."""
+    config = Config(hostname="mta.example", smtp=SmtpIn(**options))
+    return Intake(config, lambda: ID, lambda: NOW_US)
+
+
+def envelope(*recipients: str | Recipient, **changes: Any) -> Envelope:
+    """An envelope from alice to `recipients`, else to bob."""
+    listed = [one if isinstance(one, Recipient) else Recipient(one) for one in recipients or ("bob@example.org",)]
+    return Envelope("alice@sender.example", listed, helo="client.example", esmtp=True, **changes)
+
+
+def accept(content: bytes, given: Envelope | None = None, source: Source = SOURCE, **options: Any) -> Accepted:
+    """What is accepted; it must be."""
+    prepared = intake(**options).prepare(given or envelope(), content, source)
+    assert isinstance(prepared, Accepted)
+    return prepared
+
+
+def stored(content: bytes, given: Envelope | None = None, source: Source = SOURCE) -> bytes:
+    """The content that is stored for it."""
+    kept = accept(content, given, source).message.content
+    assert kept is not None
+    return kept
+
+
+def test_a_complete_message_gets_a_received_line_and_nothing_else() -> None:
+    """RFC 5321 4.4: the trace line goes on top, every other byte stays."""
+    content = WHOLE + b"Subject: x\r\n\r\n.body\r\n"
+    assert stored(content) == TRACE + content
+
+
+def test_date_and_message_id_are_added_when_missing() -> None:
+    """RFC 6409 8.2, 8.3: each by itself; the id is that of the message, the date that of its arrival."""
+    date = b"Date: Mon, 02 Jan 2006 15:04:05 +0000\r\n"
+    number = b"Message-ID: <0kx8zzg800001@mta.example>\r\n"
+    assert stored(b"Subject: x\r\n\r\n") == TRACE + number + date + b"Subject: x\r\n\r\n"
+    assert stored(date + b"\r\n") == TRACE + number + date + b"\r\n"
+    assert stored(b"message-id: <x@y>\r\n\r\n") == TRACE + date + b"message-id: <x@y>\r\n\r\n"
+
+
+def test_the_records_say_what_was_accepted() -> None:
+    """Message and delivery carry envelope, sizes, origin and times."""
+    given = envelope(ret="FULL", envid="QQ1")
+    accepted = accept(WHOLE + b"\r\nbody\r\n", given)
+    message, (delivery,) = accepted.message, accepted.deliveries
+    assert (message.id, message.sender, message.arrival_us) == (ID, "alice@sender.example", NOW_US)
+    assert (message.ret, message.envid, message.message_id) == ("FULL", "QQ1", "<one@sender.example>")
+    assert message.origin == "smtp 192.0.2.9:4711 client.example"
+    assert message.content is not None
+    assert message.size == len(message.content)
+    assert message.content[: message.header_size] == TRACE + WHOLE
+    assert (message.deliveries, message.flags) == (1, 0)
+    assert (delivery.message, delivery.index, delivery.due_us) == (message, 0, NOW_US)
+    assert (delivery.queue, delivery.domain) == ("example.org", "example.org")
+    assert delivery.recipients == [Recipient("bob@example.org")]
+
+
+def test_the_event_is_that_of_the_message() -> None:
+    """`received` names id, sender, recipients and where it came from."""
+    event = json.loads(accept(WHOLE + b"\r\n").event)
+    assert (event["event"], event["message"]) == ("received", format_id(ID))
+    assert (event["sender"], event["recipients"]) == ("alice@sender.example", ["bob@example.org"])
+
+
+def test_recipients_are_grouped_by_domain() -> None:
+    """One delivery per domain in order of appearance, domains without case; local parts stay as they are."""
+    given = envelope("bob@Example.org", "x@b.example", "Carol@example.ORG", "y@B.example", "z@[192.0.2.1]")
+    deliveries = accept(WHOLE, given).deliveries
+    assert [(one.index, one.domain, [r.address for r in one.recipients]) for one in deliveries] == [
+        (0, "example.org", ["bob@Example.org", "Carol@example.ORG"]),
+        (1, "b.example", ["x@b.example", "y@B.example"]),
+        (2, "[192.0.2.1]", ["z@[192.0.2.1]"]),
+    ]
+    assert deliveries[0].message.deliveries == 3
+
+
+def test_a_mailbox_is_one_recipient() -> None:
+    """The same mailbox twice is delivered once, with the first one's wishes; a local part's case makes another."""
+    first = Recipient("bob@example.org", 4, "rfc822;bob@example.org")
+    (delivery,) = accept(WHOLE, envelope(first, "Bob@example.org", "bob@EXAMPLE.org", "bob@example.org")).deliveries
+    assert [one.address for one in delivery.recipients] == ["bob@example.org", "Bob@example.org"]
+    assert delivery.recipients[0] is first
+
+
+def test_an_internationalized_domain_is_routed_by_its_a_labels() -> None:
+    """The queue has the A-labels; the address stays as given. Both spellings of a domain are one."""
+    given = envelope("a@bücher.example", "b@xn--bcher-kva.example", "a@xn--bcher-kva.example", smtputf8=True)
+    accepted = accept(WHOLE, given)
+    (delivery,) = accepted.deliveries
+    assert delivery.queue == delivery.domain == "xn--bcher-kva.example"
+    assert [one.address for one in delivery.recipients] == ["a@bücher.example", "b@xn--bcher-kva.example"]
+    assert accepted.message.flags & SMTPUTF8
+
+
+def test_an_address_without_domain_is_ours() -> None:
+    """`postmaster` needs no domain (RFC 5321 4.1.1.3) and is one of this host."""
+    assert accept(WHOLE, envelope("postmaster")).deliveries[0].domain == "mta.example"
+
+
+def test_received_names_the_recipient_only_when_there_is_one() -> None:
+    """With several, each would learn of the others (RFC 5321 7.2)."""
+    assert b"for <bob@example.org>" in stored(WHOLE)
+    assert b"for <" not in stored(WHOLE, envelope("bob@example.org", "carol@example.org"))
+
+
+def test_received_tells_the_protocol() -> None:
+    """SMTP, ESMTP, with S under TLS, UTF8SMTP with SMTPUTF8; a file has no session."""
+    plain = envelope()
+    plain.esmtp = False
+    assert b" with SMTP id " in stored(WHOLE, plain)
+    assert b" with ESMTPS id " in stored(WHOLE, source=SOURCE._replace(tls=True))
+    assert b" with UTF8SMTP id " in stored(WHOLE, envelope(smtputf8=True))
+    assert stored(WHOLE, source=Source.pickup("/p/x")).startswith(
+        b"Received: by mta.example (spool directory) id 0kx8zzg800001\r\n\tfor <bob@example.org>;"
+    )
+
+
+def test_a_listener_may_have_a_name_of_its_own() -> None:
+    """It stands in Received and in a Message-ID that is made."""
+    kept = stored(b"Subject: x\r\n", source=SOURCE._replace(hostname="other.example"))
+    assert b"by other.example with" in kept
+    assert b"@other.example>\r\n" in kept
+
+
+@pytest.mark.parametrize(
+    ("count", "accepted"), [(0, True), (10, True), (11, False)]
+)
+def test_a_loop_is_stopped(count: int, accepted: bool) -> None:
+    """More Received lines than `smtp.hops` are a loop: 554 5.4.6 (RFC 5321 6.3)."""
+    prepared = intake(hops=10).prepare(envelope(), b"Received: x\r\n" * count + WHOLE, SOURCE)
+    assert isinstance(prepared, Accepted) is accepted
+    if isinstance(prepared, Reply):
+        assert (prepared.code, prepared.enhanced) == (554, "5.4.6")
+
+
+def test_a_header_section_without_end_is_refused() -> None:
+    """Above the limit of the scan: 554 5.6.0, also behind a mailbox separator."""
+    huge = b"X: " + b"y" * HEADER_LIMIT + b"\r\n\r\n"
+    for content in (huge, b"From x Mon\r\n" + huge):
+        prepared = intake().prepare(envelope(), content, SOURCE)
+        assert isinstance(prepared, Reply)
+        assert (prepared.code, prepared.enhanced) == (554, "5.6.0")
+
+
+@pytest.mark.parametrize(
+    ("content", "rest"),
+    [
+        (b"just text\r\nDate: not a header\r\n", b"\r\njust text\r\nDate: not a header\r\n"),
+        (b" indented\r\n\r\nmore\r\n", b"\r\n indented\r\n\r\nmore\r\n"),
+        (b"\r\nbody\r\n", b"\r\nbody\r\n"),
+        (b"", b"\r\n"),
+        (b"From someone Mon Jan 2\r\njust text\r\n", b"\r\nFrom someone Mon Jan 2\r\njust text\r\n"),
+        (b"From someone Mon Jan 2\r\nSubject: x\r\n\r\nbody\r\n", b"Subject: x\r\n\r\nbody\r\n"),
+        (b">From someone Mon Jan 2\r\nSubject: x\r\n", b"Subject: x\r\n"),
+    ],
+)
+def test_text_never_becomes_header(content: bytes, rest: bytes) -> None:
+    """Without a header section ours is put before the text with an empty line; a mailbox separator is dropped."""
+    accepted = accept(content)
+    assert accepted.message.content is not None
+    assert accepted.message.content.startswith(b"Received:")
+    assert accepted.message.content.endswith(b" +0000\r\n" + rest)
+    header = accepted.message.content[: accepted.message.header_size]
+    assert header.endswith(b"\r\n")
+    assert accepted.message.content[len(header) : len(header) + 2] in (b"\r\n", b"")
+
+
+def test_return_path_is_removed() -> None:
+    """Only the host of final delivery adds it (RFC 5321 4.4); the header size follows."""
+    accepted = accept(b"Return-Path: <x@y>\r\n" + WHOLE + b"RETURN-path:\r\n <z>\r\n\r\nbody\r\n")
+    assert accepted.message.content == TRACE + WHOLE + b"\r\nbody\r\n"
+    assert accepted.message.header_size == len(TRACE + WHOLE)
+    assert accepted.message.size == len(TRACE + WHOLE) + 8
+
+
+def test_eight_bit_is_what_the_client_said_or_what_is_there() -> None:
+    """BODY=8BITMIME, or any octet above 127."""
+    assert accept(WHOLE).message.flags == 0
+    assert accept(WHOLE, envelope(eight_bit=True)).message.flags == EIGHT_BIT
+    assert accept(WHOLE + b"\r\n\xfc\r\n").message.flags == EIGHT_BIT
+
+
+def committed(error: StoreError | None) -> tuple[list[Reply], list[Accepted]]:
+    """The replies and the commits of one submission, for what the store says."""
+    commits: list[Accepted] = []
+    replies: list[Reply] = []
+    config = Config(hostname="mta.example", smtp=SmtpIn(hops=5))
+
+    def commit(accepted: Accepted, done: Any) -> None:
+        commits.append(accepted)
+        assert replies == []
+        done(error)
+
+    Intake(config, lambda: ID, lambda: NOW_US, commit).submit(envelope(), WHOLE, SOURCE, replies.append)
+    return replies, commits
+
+
+def test_submit_answers_when_the_store_has_it() -> None:
+    """250 with the id, and only after the commit (DESIGN I1)."""
+    replies, commits = committed(None)
+    assert [str(reply) for reply in replies] == ["250 2.0.0 Ok: queued as 0kx8zzg800001"]
+    assert len(commits) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reply"), [(StoreFull("disk"), "452 4.3.1"), (StoreError("input/output error"), "451 4.3.0")]
+)
+def test_submit_asks_to_come_back_when_the_store_fails(error: StoreError, reply: str) -> None:
+    """A store that is full or broken refuses for the time being, without details of ours."""
+    replies, _ = committed(error)
+    assert [str(one)[:9] for one in replies] == [reply]
+    assert str(error) not in str(replies[0])
+    assert store_reply(error) == replies[0]
+
+
+def test_submit_refuses_without_the_store() -> None:
+    """A refusal is answered at once and nothing is committed."""
+    replies: list[Reply] = []
+    one = intake(hops=5)
+    one.submit(envelope(), b"Received: x\r\n" * 6, SOURCE, replies.append)
+    assert [reply.code for reply in replies] == [554]
+
+
+def test_a_new_configuration_holds_for_the_next_message() -> None:
+    """`configure` changes host name and limits."""
+    one = intake(hops=5)
+    one.configure(Config(hostname="new.example", smtp=SmtpIn(hops=6)))
+    prepared = one.prepare(envelope(), b"Received: x\r\n" * 6, SOURCE)
+    assert isinstance(prepared, Accepted)
+    assert prepared.message.content is not None
+    assert b"by new.example" in prepared.message.content
