@@ -101,7 +101,8 @@ class Builder:
                 self.faulty.add((*path, name))
         return cls(**values)
 
-    def unknown_options(self, entries: Mapping[str, tuple[Scalar, Node]], path: OptionPath, options: Iterable[str]) -> set[str]:
+    def unknown_options(self, entries: Mapping[str, tuple[Scalar, Node]], path: OptionPath,
+                        options: Iterable[str]) -> set[str]:
         """Report the names that are no options; returns those that were probably meant."""
         meant: set[str] = set()
         for name in entries:

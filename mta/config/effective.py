@@ -134,7 +134,10 @@ class Change:
 
 def changes(old: Config, new: Config) -> list[Change]:
     """What a reload from `old` to `new` means, in the order of the schema; what is gone comes last."""
-    before, after = ({s.path: s for s in settings(config) if s.value not in ((), {})} for config in (old, new))
+    before, after = (
+        {one.path: one for one in settings(config) if one.value or section_of(one.option.type) is None}
+        for config in (old, new)
+    )
     result = []
     for path in [*after, *(path for path in before if path not in after)]:
         one, other = before.get(path), after.get(path)

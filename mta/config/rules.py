@@ -12,11 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias, TypeVar
 
 from mta.config.problems import OptionPath, path_text
-from mta.config.schema import Config
+from mta.config.schema import Config, Retry, Shaping, SmtpIn
 from mta.config.units import Duration, Endpoint, Network, format_duration, format_size
 
 Finding: TypeAlias = tuple[OptionPath, str]
 _T = TypeVar("_T")
+
+# A default that is written out does no harm where it has no effect.
+_RETRY, _SMTP, _SHAPING = Retry(), SmtpIn(), Shaping()
 
 # Unix socket addresses end at 107 bytes (unix(7)); the longest name that is put into the runtime directory has 17.
 MAX_RUN_BYTES = 107 - len("/worker-255.nudge")
@@ -140,7 +143,8 @@ def _inside(inner: str, outer: str) -> bool:
 def _limits(config: Config, view: _View) -> Iterator[Finding]:
     smtp = config.smtp
     path = view.first_given(("smtp", "sessions_per_client"))
-    if path and smtp.sessions_per_client > smtp.sessions and view.sound(("smtp", "sessions")):
+    if path and smtp.sessions < smtp.sessions_per_client != _SMTP.sessions_per_client \
+            and view.sound(("smtp", "sessions")):
         yield path, f"{smtp.sessions_per_client} can never be reached, smtp.sessions is {smtp.sessions}"
     path = view.first_given(("smtp", "message_size"), ("store", "segment_size"))
     if path and smtp.message_size > config.store.segment_size:
@@ -160,7 +164,7 @@ def _limits(config: Config, view: _View) -> Iterator[Finding]:
         for section in sections:
             here = view.first_given(("shaping", *section, "connections"))
             shaping = config.shaping.default if len(section) == 1 else config.shaping.domains[section[1]]
-            if here and shaping.connections > total:
+            if here and total < shaping.connections != _SHAPING.connections:
                 yield here, f"{shaping.connections} can never be reached, delivery.connections is {total}"
 
 
@@ -227,7 +231,7 @@ def _times(config: Config, view: _View) -> Iterator[Finding]:
     if retry.schedule:
         for name in ("first", "factor", "cap"):
             unused = view.first_given(("retry", name))
-            if unused:
+            if unused and getattr(retry, name) != getattr(_RETRY, name):
                 yield unused, "has no effect, retry.schedule is given and replaces it"
     else:
         path = view.first_given(("retry", "cap"), ("retry", "first"))

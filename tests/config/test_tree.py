@@ -70,13 +70,15 @@ def test_empty(text: str) -> None:
     ("a: &a [*a]", '1:8: the alias "*a" is part of what it stands for'),
     ("a: &a {<<: *a}", '1:12: the alias "*a" is part of what it stands for'),
     ("a: {<<: 5}", "1:5: << merges mappings, expected an alias of one or a list of them"),
-    ("? [a]\n: b", "1:3: a list or mapping stands where a name is expected; a name with brackets or braces needs quotes"),
+    ("? [a]\n: b",
+     "1:3: a list or mapping stands where a name is expected; a name with brackets or braces needs quotes"),
     ("a:\n\tb: 1", "2:1: a tab, expected spaces for indentation"),
     ("a: |\n\tb", "2:1: a tab, expected spaces for indentation"),
     ("a: @x", '1:4: a value cannot begin with "@", expected it in quotes'),
     ("a: %x", '1:4: a value cannot begin with "%", expected it in quotes'),
     ("routes: {*: mx}", '1:10: * alone means something else in YAML, expected it in quotes, "*"'),
-    ("a: b: c", '1:5: a ":" that does not belong here: the line is indented wrongly, or a value with ": " needs quotes'),
+    ("a: b: c",
+     '1:5: a ":" that does not belong here: the line is indented wrongly, or a value with ": " needs quotes'),
     ("a: 1\nb", '2:1: a name without a value, expected "name: value" with a space after the colon'),
     ("a: 1\nb:2\nc: 3", '2:1: a name without a value, expected "name: value" with a space after the colon'),
     ("a: 'x\nb: 1", "1:4: a quote that is never closed"),
@@ -115,7 +117,7 @@ def test_byte_order_mark() -> None:
 
 
 def test_merge_keys() -> None:
-    """What is written in the mapping itself wins, then the first of several merged mappings; in quotes `<<` is a name."""
+    """What is written in the mapping itself wins, then the first of several merged; in quotes `<<` is a name."""
     text = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nc: {y: 3, <<: [*a, *b]}\nd: {'<<': x}\n"
     root, found = parse(text)
     assert not found

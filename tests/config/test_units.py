@@ -27,8 +27,10 @@ def test_durations(text: str, seconds: float) -> None:
     ("1:02:03", "a duration is written with units, as in 1h02m03s"),
     ("5D", "units of time are lower case, as in 5d"),
     ("30m1h", "from large to small"), ("1m1m", "each once"), ("0.5ms", "whole number of milliseconds"),
-    ("40000d", "at most 36525d"), ("-5s", "not a duration such as"), ("", "not a duration"), ("5 min", "not a duration"),
-    ("1e3s", "not a duration"), ("٣s", "not a duration"), ("nan", "not a duration"), ("9" * 5000 + "s", "not a duration"),
+    ("40000d", "at most 36525d"), ("-5s", "not a duration such as"), ("", "not a duration"),
+    ("5 min", "not a duration"),
+    ("1e3s", "not a duration"), ("٣s", "not a duration"), ("nan", "not a duration"),
+    ("9" * 5000 + "s", "not a duration"),
 ])
 def test_refused_durations(text: str, message: str) -> None:
     """A number without unit, a clock time and everything odd is refused, with what was probably meant."""
@@ -75,7 +77,8 @@ def test_refused_rates(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "endpoint"), [
     ("127.0.0.1:25", Endpoint("127.0.0.1", 25)), ("[::1]:25", Endpoint("::1", 25)),
-    ("[2001:DB8:0::1]:25", Endpoint("2001:db8::1", 25)), ("Relay.Example.NET:2525", Endpoint("relay.example.net", 2525)),
+    ("[2001:DB8:0::1]:25", Endpoint("2001:db8::1", 25)),
+    ("Relay.Example.NET:2525", Endpoint("relay.example.net", 2525)),
     ("0.0.0.0:0", Endpoint("0.0.0.0", 0)), ("bücher.example:25", Endpoint("xn--bcher-kva.example", 25)),
 ])
 def test_endpoints(text: str, endpoint: Endpoint) -> None:
@@ -94,7 +97,8 @@ def test_default_port() -> None:
     ("127.0.0.1", "a port is missing, as in 127.0.0.1:25"), ("::1", "IPv6 address is written in brackets"),
     ("::1:25", "IPv6 address is written in brackets"), ("[::1", "not host:port"), ("[::1]25", "not host:port"),
     ("127.0.0:25", "no address"), (":25", "the host is missing"), ("*:25", "all addresses are written 0.0.0.0:25"),
-    ("a:65536", "no port"), ("a:-1", "no port"), ("a:x", "no port"), ("a b:1", "no label"), ("[fe80::1%eth0]:1", "not an IPv6"),
+    ("a:65536", "no port"), ("a:-1", "no port"), ("a:x", "no port"), ("a b:1", "no label"),
+    ("[fe80::1%eth0]:1", "not an IPv6"),
 ])
 def test_refused_endpoints(text: str, message: str) -> None:
     """What is wrong with an endpoint is said."""
@@ -113,7 +117,8 @@ def test_networks(text: str, network: str) -> None:
 @pytest.mark.parametrize(("text", "message"), [
     ("10.1.2.3/8", "10.1.2.3 is not where a /8 begins: write 10.0.0.0/8 for that network, or 10.1.2.3 for the one"),
     ("10.0.0.0/33", "at most 32"), ("10.0.0.0/255.0.0.0", "a number of bits, as in 10.0.0.0/24"),
-    ("10.0.0.0/", "a number of bits"), ("010.0.0.0/8", "not a network"), ("10.0.0/8", "not a network"), ("x", "not a network"),
+    ("10.0.0.0/", "a number of bits"), ("010.0.0.0/8", "not a network"), ("10.0.0/8", "not a network"),
+    ("x", "not a network"),
     ("fe80::1%eth0", "not a network"),
 ])
 def test_refused_networks(text: str, message: str) -> None:
@@ -125,7 +130,8 @@ def test_refused_networks(text: str, message: str) -> None:
 @pytest.mark.parametrize(("text", "domain"), [
     ("EXAMPLE.org", "example.org"), ("example.org.", "example.org"), ("bücher.example", "xn--bcher-kva.example"),
     ("Bücher.Example", "xn--bcher-kva.example"), ("faß.de", "xn--fa-hia.de"), ("localhost", "localhost"),
-    ("_dmarc.example.org", "_dmarc.example.org"), ("[192.0.2.1]", "[192.0.2.1]"), ("[IPv6:2001:DB8::1]", "[IPv6:2001:db8::1]"),
+    ("_dmarc.example.org", "_dmarc.example.org"), ("[192.0.2.1]", "[192.0.2.1]"),
+    ("[IPv6:2001:DB8::1]", "[IPv6:2001:db8::1]"),
     ("[2001:db8::1]", "[IPv6:2001:db8::1]"), ("例え。jp", "xn--r8jz45g.jp"),
 ])
 def test_domains(text: str, domain: str) -> None:
@@ -135,8 +141,10 @@ def test_domains(text: str, domain: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "empty"), (".", "empty"), ("a..b", "two dots"), ("*.example.org", "no wildcards"), ("user@example.org", "what follows the @"),
-    ("192.0.2.1", r"in brackets, \"\[192.0.2.1\]\""), ("-a.org", "no label"), ("a b", "no label"), ("a" * 64 + ".org", "63"),
+    ("", "empty"), (".", "empty"), ("a..b", "two dots"), ("*.example.org", "no wildcards"),
+    ("user@example.org", "what follows the @"),
+    ("192.0.2.1", r"in brackets, \"\[192.0.2.1\]\""), ("-a.org", "no label"), ("a b", "no label"),
+    ("a" * 64 + ".org", "63"),
     (".".join(["abcdefgh"] * 40), "253"), ("xn--" + "ü", "internationalised"), ("[1.2.3]", "not an address literal"),
     ("[IPv6:1.2.3.4]", "not an IPv6"), ("a\nb", "no label"),
 ])
@@ -207,9 +215,10 @@ def test_networks_round_trip(address: ipaddress.IPv4Address | ipaddress.IPv6Addr
 def test_any_text_is_read_or_refused(text: str) -> None:
     """No text makes a reader raise anything but ValueError, and what it says fits into one line of a report."""
     for kind in units.KINDS.values():
+        value, refusal = None, ""
         try:
             value = kind.parse(text)
         except ValueError as error:
-            assert 0 < len(str(error)) < 300
-        else:
-            assert kind.parse(kind.format(value)) == value
+            refusal = str(error)
+        assert len(refusal) < 300
+        assert refusal or kind.parse(kind.format(value)) == value
