@@ -119,6 +119,8 @@ class Child:
             while data := self._line.recv(262_144):
                 for message in self._reader.feed(data):
                     self._handle(message)
+        except ConnectionResetError:
+            pass  # it was killed with something of ours unread
         except (OSError, FrameError) as error:
             _log.error("line to the supervisor: %s", error)
         self.orphaned = True

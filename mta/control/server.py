@@ -122,7 +122,7 @@ class ControlServer:
         try:
             shard = shard_of(parse_id(str(arguments.get("id", ""))))
         except ValueError as error:
-            raise RequestError(f"{arguments.get('id')!r:.40} is no message id: {error}") from error
+            raise RequestError(str(error)) from error
         for member in self._family().members:
             if member.role == "worker" and shard in member.shards:
                 try:

@@ -25,9 +25,9 @@ from typing import Final
 from mta.control.exits import CANNOT_CREATE, DATA, TEMPORARY, StartError
 from mta.control.line import ALARM_MARGIN_S, ORPHAN_GRACE_S
 from mta.control.privileges import Identity
+from mta.queue.ids import MAX_SHARDS
 
 SPOOL_VERSION: Final = 1
-MAX_SHARDS: Final = 1024  # message ids have ten bits for the shard
 LOCK_WAIT_S: Final = ORPHAN_GRACE_S + ALARM_MARGIN_S + 3  # children of a dead supervisor are gone by then
 _LOCK_LOOK_S: Final = 0.05
 

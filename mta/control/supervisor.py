@@ -282,8 +282,6 @@ class Supervisor:
     # --- time ------------------------------------------------------------------------------------------------------
 
     def _look_at_clock(self) -> None:
-        """Do what is due. Called after the lines were read, so that a supervisor that was itself stopped for a while
-        (SIGSTOP, a suspended machine) does not take its children's silence for theirs."""
         now = time.monotonic()
         limits = self._timing
         for member in self._members:
@@ -292,6 +290,9 @@ class Supervisor:
                 self._start(member)
             if member.process is None:
                 continue
+            if self._silence(member, now):
+                # If it is we who were stopped for a while (SIGSTOP), its heartbeats wait to be read.
+                self._on_line(member)
             if member.kill_at is None and (silence := self._silence(member, now)):
                 _log.error("%s (pid %d) %s: SIGABRT", member.name, member.pid, silence)
                 member.signal(signal.SIGABRT)

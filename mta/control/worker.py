@@ -19,6 +19,7 @@ from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 import gevent.event  # noqa: E402
+import gevent.select  # noqa: E402
 from gevent.hub import get_hub  # noqa: E402
 
 from mta.config.schema import Config  # noqa: E402
@@ -45,6 +46,8 @@ from mta.smtp.server import Envelope  # noqa: E402
 # py-lmdb gives the GIL back and forth at every put; with Python's 5 ms a busy hub would make each of them wait so long.
 SWITCH_INTERVAL_S = 0.0005
 
+NUDGE_CARE_S = 1.0
+
 log = logging.getLogger(__name__)
 
 
@@ -64,11 +67,11 @@ class Worker:
         self.stores = self._open_stores(config)
         self.ids = {shard: IdSource(shard, store.last_id, clock_us) for shard, store in self.stores.items()}
         self.store = self.stores[self.number]
-        self.limits = Limits(Path(config.run), self.number)
+        self.limits = Limits(config.run, self.number)
         self.settler = Settler(config, RetryClock(config.retry), lambda shard: self.ids[shard].next(), self.original,
                                clock_us)
         self.resolver = Resolver(config.dns)
-        self.engine = Engine(config, dict(self.stores), Router(config, self.resolver, child.local_addresses()),
+        self.engine = Engine(config, dict(self.stores), Router(config, self.resolver),
                              self.limits, self.settler, read_body, clock_us)
         self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit)
         self.listeners = [
@@ -165,9 +168,9 @@ class Worker:
             store.close()
 
     def _listen_to_nudges(self) -> None:
-        io = get_hub().loop.io(self.limits.fileno(), 1)
+        """Act on what other workers tell through the table of limits, and look after it once a second."""
         while True:
-            get_hub().wait(io)
+            gevent.select.select([self.limits.fileno()], [], [], NUDGE_CARE_S)
             self.engine.nudged(self.limits.recv_nudges())
 
     # -- about ourselves -----------------------------------------------------------------------------------------
