@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import repeat
+
+import pytest
 
 from mta.queue.records import Recipient
 from mta.smtp.client import Client, ClientEvent, Finished, Transaction
@@ -101,12 +104,10 @@ def exchange(client: Client, *replies: bytes) -> list[ClientEvent]:
 
 def fails(client: Client, data: bytes) -> list[ClientEvent]:
     """Give the client something that must be a protocol error: the events that `lost` gives then."""
-    try:
+    with pytest.raises(RemoteProtocolError) as error:
         client.receive(data)
-    except RemoteProtocolError as error:
-        assert str(error).isprintable()
-        return client.lost(str(error))
-    raise AssertionError(f"{data!r} was taken")
+    assert str(error.value).isprintable()
+    return client.lost(str(error.value))
 
 
 def pieces(data: bytes, sizes: Iterable[int]) -> Iterable[bytes]:
@@ -121,22 +122,18 @@ def pieces(data: bytes, sizes: Iterable[int]) -> Iterable[bytes]:
         yield data[position:]
 
 
-def converse(server: Server, client: Client, answer: Callable[[MessageReceived], Reply], cut: int = 0) -> list[ClientEvent]:
-    """Carry bytes between the machines, in pieces of `cut` octets, until neither has anything to say."""
+def converse(
+    server: Server, client: Client, answer: Callable[[MessageReceived], Reply], cut: int = 1 << 30
+) -> list[ClientEvent]:
+    """Carry bytes between the machines, in pieces of `cut` octets, until the client has nothing to say."""
     events: list[ClientEvent] = []
-
-    def cut_up(data: bytes) -> Iterable[bytes]:
-        return [data[i : i + cut] for i in range(0, len(data), cut)] if cut else [data]
-
-    while True:
-        said = wire(client)
-        if not said:
-            return events
-        for piece in cut_up(said):
+    while said := wire(client):
+        for piece in pieces(said, repeat(cut)):
             pending = server.receive(piece)
             while pending:
                 event = pending.pop(0)
                 if isinstance(event, MessageReceived):
                     pending += server.answer(answer(event))
-        for piece in cut_up(server.output()):
+        for piece in pieces(server.output(), repeat(cut)):
             events += client.receive(piece)
+    return events
