@@ -54,6 +54,11 @@ class Child:
         self._reader = FrameReader(CONTROL_LIMIT)
         self._sending = gevent.lock.Semaphore()
 
+    @property
+    def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
+
     @classmethod
     def attach(cls) -> Child:
         """Take the line over from the environment, wait for the configuration, begin to listen and to send heartbeats.

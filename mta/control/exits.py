@@ -23,12 +23,13 @@ CONFIG: Final = 78  # the configuration has errors; they were all printed
 INTERRUPTED: Final = 130  # stopped by Ctrl-C, as the shell has it
 
 
-class StartError(Exception):
-    """The MTA, or one process of it, cannot start. `str()` is the one line for the operator.
-
-    `exit_code` is the code the whole program ends with.
-    """
+class OperatorError(Exception):
+    """Something that only the operator can mend. `str()` is the one line for him, `exit_code` ends the program."""
 
     def __init__(self, exit_code: int, text: str) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+
+
+class StartError(OperatorError):
+    """The MTA, or one process of it, cannot start."""

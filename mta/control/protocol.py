@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -230,6 +231,43 @@ class MessageDetail:
     deliveries: list[DeliveryRow] = field(default_factory=list)  # that are left
     headers: bytes = b""  # the header section, at most 256 KB of it
     damaged: str = ""  # why the content cannot be read, "" when it can
+
+
+def merged(rows: Iterable[QueueRow], order: QueueOrder = "name") -> list[QueueRow]:
+    """One row per queue, out of the rows of several shards or workers, in `order`."""
+    found: dict[str, QueueRow] = {}
+    for row in rows:
+        known = found.get(row.name)
+        if known is None:
+            found[row.name] = row
+            continue
+        known.deliveries += row.deliveries
+        known.recipients += row.recipients
+        known.in_flight += row.in_flight
+        known.connections += row.connections
+        known.next_due_us = _earliest(known.next_due_us, row.next_due_us)
+        known.oldest_us = _earliest(known.oldest_us, row.oldest_us)
+        if row.last_reply_us > known.last_reply_us:
+            known.last_reply, known.last_reply_us = row.last_reply, row.last_reply_us
+        if _liveliness(row) > _liveliness(known):
+            known.state, known.reason = row.state, row.reason
+    return sorted(found.values(), key=_QUEUE_KEYS[order])
+
+
+def _earliest(one_us: int, other_us: int) -> int:
+    return min(one_us, other_us) if one_us and other_us else one_us or other_us
+
+
+def _liveliness(row: QueueRow) -> int:
+    """Of the states that they see, the one that says most: mail that moves, then what holds it up."""
+    return {"active": 3, "waiting": 0, "ready": 1}.get(row.state, 2)
+
+
+_QUEUE_KEYS: Final[dict[QueueOrder, Callable[[QueueRow], Any]]] = {
+    "deliveries": lambda row: (-row.deliveries, row.name),
+    "next": lambda row: (row.next_due_us == 0, row.next_due_us, row.name),
+    "name": lambda row: row.name,
+}
 
 
 def to_wire(value: object) -> Any:

@@ -13,7 +13,7 @@ if __name__ == "__main__":
     gevent.monkey.patch_all()
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import gevent
@@ -30,7 +30,6 @@ from mta.control.protocol import (
     MessageDetail,
     Missing,
     QueueList,
-    QueueRow,
     RequestError,
     Status,
     WorkerStatus,
@@ -93,8 +92,7 @@ class ControlServer:
             missing = _once([*missing, *missing_by_name])
         else:
             rows = [row for answer in answers for row in answer.rows]
-        merged = merge_queues(rows)
-        merged.sort(key=_QUEUE_KEYS[order])
+        merged = protocol.merged(rows, order)
         # Workers share most queues, so the sum would count them many times; more than one worker knows is certain.
         shown_all = all(len(answer.rows) == answer.queues for answer in answers)
         queues = len(merged) if shown_all else max([len(merged), *(answer.queues for answer in answers)])
@@ -109,7 +107,7 @@ class ControlServer:
         if not isinstance(name, str):
             raise RequestError("which queue? `name` is missing")
         answers, missing = self._ask_all("queue", {"name": name, "limit": limit}, DeliveryList)
-        rows = merge_queues(answer.row for answer in answers if answer.row is not None)
+        rows = protocol.merged(answer.row for answer in answers if answer.row is not None)
         deliveries = sorted(
             (delivery for answer in answers for delivery in answer.deliveries),
             key=lambda delivery: (delivery.due_us, delivery.message, delivery.index),
@@ -174,43 +172,6 @@ class ControlServer:
                     raise RequestError(text)
             raise NoAnswerError("gives an answer that is not understood")
         raise NoAnswerError(f"does not answer within {ASK_TIMEOUT_S:.0f} s")
-
-
-def merge_queues(rows: Iterable[QueueRow]) -> list[QueueRow]:
-    """One row per queue, out of the rows of several workers."""
-    merged: dict[str, QueueRow] = {}
-    for row in rows:
-        known = merged.get(row.name)
-        if known is None:
-            merged[row.name] = row
-            continue
-        known.deliveries += row.deliveries
-        known.recipients += row.recipients
-        known.in_flight += row.in_flight
-        known.connections += row.connections
-        known.next_due_us = _earliest(known.next_due_us, row.next_due_us)
-        known.oldest_us = _earliest(known.oldest_us, row.oldest_us)
-        if row.last_reply_us > known.last_reply_us:
-            known.last_reply, known.last_reply_us = row.last_reply, row.last_reply_us
-        if _liveliness(row) > _liveliness(known):
-            known.state, known.reason = row.state, row.reason
-    return list(merged.values())
-
-
-def _earliest(one_us: int, other_us: int) -> int:
-    return min(one_us, other_us) if one_us and other_us else one_us or other_us
-
-
-def _liveliness(row: QueueRow) -> int:
-    """Of the states that the workers see, the one that says most: mail that moves, then what holds it up."""
-    return {"active": 3, "waiting": 0, "ready": 1}.get(row.state, 2)
-
-
-_QUEUE_KEYS: Final[dict[str, Callable[[QueueRow], Any]]] = {
-    "deliveries": lambda row: (-row.deliveries, row.name),
-    "next": lambda row: (row.next_due_us == 0, row.next_due_us, row.name),
-    "name": lambda row: row.name,
-}
 
 
 def _limit(arguments: dict[str, Any]) -> int:

@@ -32,12 +32,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import mta
+from mta.config.effective import Change, changes
 from mta.config.loader import load
-from mta.config.problems import ConfigError
+from mta.config.problems import ConfigError, path_text
 from mta.control import exits, listen, log, reload, startup, systemd
 from mta.control.line import ChildSetup
 from mta.control.member import MemberProcess
 from mta.control.protocol import Family, to_wire
+
+LOGGED_CHANGES: Final = 50  # a reload may change thousands of domains
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
 
@@ -74,9 +77,13 @@ def child_command(setup: ChildSetup) -> list[str]:
 
 def clear_limits(run: str, worker: int) -> None:
     """Give back the leases of a worker that has died."""
-    from mta.delivery.limits import clear_worker  # not needed unless something dies
+    from mta.delivery.limits import Limits  # not needed unless something dies
 
-    clear_worker(run, worker)
+    limits = Limits(run, None)
+    try:
+        limits.clear_worker(worker)
+    finally:
+        limits.close()
 
 
 class Supervisor:
@@ -344,18 +351,18 @@ class Supervisor:
                 _log.error("reload: %s", problem)
             _log.error("reload: the configuration has errors; the old one stays in force")
         else:
-            merged, kept = reload.merge(self._config, new)
-            for name in kept:
-                _log.warning("reload: `%s` was changed: it takes effect when the MTA is restarted", name)
-            if merged == self._config:
-                _log.info("reload: nothing else was changed" if kept else "reload: nothing was changed")
-            else:
+            merged = reload.merge(self._config, new)
+            in_force, waiting = changes(self._config, merged), changes(merged, new)
+            _log_changes("in force now", in_force)
+            _log_changes("takes effect when the MTA is restarted", waiting)
+            if in_force:
                 self._config = merged
                 log.set_level(merged.log)
                 pickled = pickle.dumps(merged)
                 for member in self._members:
                     self._say(member, ["reload", pickled])
-                _log.info("reload: the new configuration is in force")
+            elif not waiting:
+                _log.info("reload: nothing was changed")
         self._notifier.ready(self._summary())
 
     # --- stop ------------------------------------------------------------------------------------------------------
@@ -423,6 +430,14 @@ def restart_delay(quick_ends: int, timing: Timing) -> float:
     """Seconds before a child is started again that has ended soon after its start `quick_ends` times in a row."""
     exponent = min(quick_ends - 1, 32)
     return min(timing.restart_first * 2.0**exponent, timing.restart_cap) * random.uniform(0.5, 1.5)
+
+
+def _log_changes(when: str, found: list[Change]) -> None:
+    for change in found[:LOGGED_CHANGES]:
+        option = path_text(change.path)
+        _log.info("reload: %s: %s: %s -> %s", when, option, change.old or "(none)", change.new or "(none)")
+    if len(found) > LOGGED_CHANGES:
+        _log.info("reload: %s: %d more options", when, len(found) - LOGGED_CHANGES)
 
 
 def _do_nothing(_number: int, _frame: object) -> None:

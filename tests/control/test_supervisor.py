@@ -260,8 +260,9 @@ def test_reload_names_what_needs_a_restart(mta: Fixture, tmp_path: Path) -> None
     running.signal(signal.SIGHUP)
     fact = mta.report("worker-0", "reload")
     assert (fact["hostname"], fact["relay"], fact["run"]) == ("new.example.net", [1], str(tmp_path / "run"))
-    running.line("`workers` was changed: it takes effect when the MTA is restarted")
-    running.line("`run` was changed")
+    running.line("in force now: hostname: mta.example.net -> new.example.net")
+    running.line("takes effect when the MTA is restarted: workers: 2 -> 3")
+    running.line("takes effect when the MTA is restarted: run:")
 
 
 def test_children_of_a_killed_supervisor_notice_at_once(mta: Fixture) -> None:
