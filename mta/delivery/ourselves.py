@@ -14,6 +14,7 @@ from mta.config import schema
 
 AF_INET: Final = int(socket.AF_INET)
 AF_INET6: Final = int(socket.AF_INET6)
+_ALL: Final = ("0.0.0.0", "::")
 
 
 class Ourselves:
@@ -26,12 +27,14 @@ class Ourselves:
     def __init__(self, config: schema.Config, is_local: Callable[[str], bool]) -> None:
         self._is_local = is_local
         self._listening = {(listener.smtp.host, listener.smtp.port) for listener in config.listeners}
-        self._on_all = {port: host for host, port in self._listening if host in ("0.0.0.0", "::")}
-        at_port = [listener for listener in config.listeners if listener.smtp.port == config.delivery.port]
-        self.take_mail = bool(at_port)  # whether an MX host can be this MTA at all
         # A listener on loopback is reached by no MX host, unless loopback is believed.
-        public = [it for it in at_port if config.delivery.allow_loopback or not it.smtp.host.startswith(("127.", "::1"))]
-        self._names = frozenset(listener.hostname or config.hostname for listener in public)
+        public = [
+            listener for listener in config.listeners if listener.smtp.port == config.delivery.port
+            and (listener.smtp.host in _ALL or config.delivery.allow_loopback or not is_loopback(listener.smtp.host))
+        ]
+        self.take_mail = bool(public)  # whether an MX host can be this MTA at all
+        names = {config.hostname, *(listener.hostname for listener in public if listener.hostname)}
+        self._names = frozenset(names) if public else frozenset()
 
     def is_named(self, name: str) -> bool:
         """Whether mail for the MX host `name` comes to us, by the name alone (behind NAT no address tells)."""
@@ -39,14 +42,12 @@ class Ourselves:
 
     def listens_at(self, address: str, port: int) -> bool:
         """Whether one of our listeners is at `address` and `port`. A name is never recognised."""
-        if (address, port) in self._listening:
+        listening = self._listening
+        if (address, port) in listening:
             return True
-        on_all = self._on_all.get(port)
-        if on_all is None or family_of(address) is None:
-            return False
-        if on_all == "0.0.0.0" and ":" in address:
-            return False
-        return is_loopback(address) or self._is_local(address)
+        if ("::", port) in listening or (":" not in address and ("0.0.0.0", port) in listening):
+            return family_of(address) is not None and (is_loopback(address) or self._is_local(address))
+        return False
 
 
 def is_loopback(address: str) -> bool:
