@@ -89,7 +89,8 @@ class Pickup:
     """One spool directory: a file renamed into it is a message to send."""
 
     directory: Directory = option(
-        doc="The directory. It is made when missing, with `tmp/` and `failed/` in it.", example="/var/spool/mta-pickup")
+        doc="The directory. It is made when missing, with `tmp/` and `failed/` in it.", example="/var/spool/mta-pickup",
+        reload="restart")
     scan: Duration = option(Duration(30), "How often to look even if the kernel announced nothing.", min=1)
 
 

@@ -138,9 +138,10 @@ def _bomb() -> str:
 
 
 def _merge_bomb() -> str:
-    """Two thousand mappings, each of which merges two thousand names that all have."""
-    many = ", ".join(f"k{n}: 1" for n in range(2000))
-    return f"m: &m {{{many}}}\n" + "".join(f"m{n}: {{<<: [*m, *m]}}\n" for n in range(2000))
+    """Five thousand small mappings, each of which merges the same ten names ten thousand times."""
+    names = ", ".join(f"k{n}: 1" for n in range(10))
+    aliases = ", ".join(["*m"] * 10_000)
+    return f"m: &m {{{names}}}\nl: &l [{aliases}]\n" + "".join(f"m{n}: {{<<: *l}}\n" for n in range(5000))
 
 
 @pytest.mark.parametrize("text", [
