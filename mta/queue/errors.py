@@ -1,5 +1,7 @@
 """What can go wrong with the store, grouped by who has to act. Every text is one line for the operator."""
 
+# ruff: noqa: N818 -- the names say what is the matter; "Error" at the end of each would not say more.
+
 from __future__ import annotations
 
 

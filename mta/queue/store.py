@@ -1,42 +1,68 @@
-"""The durable queue of one shard: the journal is the truth, the index is its checkpoint. (API first; body follows.)"""
+"""The durable queue of one shard: the journal is the truth, the index is its checkpoint.
+
+What is submitted gathers until the disk thread is free; then all of it is one frame of the journal, one write and one
+`fdatasync`. When that is durable it is entered into the net effect (`Effects`) and confirmed. From time to time the
+net effect goes to the index thread as a checkpoint, and the next one is begun. So truth has four ages:
+
+    pending, writing    submitted, not confirmed to anyone
+    effects             durable in the journal since the last checkpoint was begun
+    checkpointing       what the running checkpoint takes into the index
+    index               as of the last checkpoint, with the place in the journal where it was
+
+Reads run on the index thread, in one line with the checkpoints, and what is known better here (a delivery changed or
+removed since) is taken out of their results: a read never brings back what was settled.
+
+The hub never waits. Two native threads do the disk's work; what they finish is carried out by `collect`, after `wake`.
+"""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple, Self
+
+import lmdb
 
 from mta.config.schema import Config
-from mta.queue.errors import (
-    BodyDamaged,
-    StoreError,
-    StoreFull,
-    StoreLocked,
-    StoreUnusable,
-    StoreVersion,
-)
-from mta.queue.records import Attempt, Delivery, Message
+from mta.queue.bodies import Bodies
+from mta.queue.checkpoint import Touched
+from mta.queue.compaction import Compactor
+from mta.queue.effects import Effects, Key
+from mta.queue.encoding import QueueInfo, ShardState
+from mta.queue.errors import BodyDamaged, StoreError, StoreFull, StoreLocked, StoreUnusable, StoreVersion
+from mta.queue.eventlog import EventLog
+from mta.queue.fileops import FileOps
+from mta.queue.index import Index, Listing
+from mta.queue.indexer import Checkpoint, Indexer
+from mta.queue.inflight import Inflight
+from mta.queue.journal import Journal
+from mta.queue.native import Completions, WorkThread, run
+from mta.queue.records import BodyRef, Delivery, Message
+from mta.queue.recovery import JournalReader, begin_life, recover
+from mta.queue.room import Room
+from mta.queue.shard import Shard
+from mta.queue.transaction import Done, Encoded, Move, Transaction, encode, encode_moves
+from mta.queue.writer import Group, GroupWriter
 
 __all__ = [
-    "BodyDamaged", "Counts", "Key", "QueueInfo", "Store", "StoreError", "StoreFull", "StoreLocked", "StoreUnusable",
-    "StoreVersion", "Transaction",
+    "BodyDamaged", "Counts", "Key", "QueueInfo", "Statistics", "Store", "StoreError", "StoreFull", "StoreLocked",
+    "StoreUnusable", "StoreVersion", "Transaction",
 ]
 
-Key = tuple[int, int]
-"""Delivery.key: message id and index."""
+GROUP_BYTES: Final = 8_000_000  # of one frame, unless a single transaction has more
+CHECKPOINT_ENTRIES: Final = 2000  # changed deliveries after which a checkpoint is begun early
+CHECKPOINT_BYTES: Final = 16_000_000  # length of journal after which one is begun even if nothing has changed
+ENTRIES_MAX: Final = 50_000  # changed deliveries with which the journal waits for the index
+PENDING_MAX: Final = 64_000_000  # submitted bytes at which no new mail is taken
+MAP_SHARE_MAX: Final = 0.9
+RETRY_S: Final = 1.0
+NEVER: Final = float("inf")
 
-
-@dataclass(slots=True)
-class Transaction:
-    """Changes that become durable together or not at all."""
-
-    accepts: Sequence[tuple[Message, Sequence[Delivery]]] = ()
-    updates: Sequence[Delivery] = ()
-    removes: Sequence[Delivery] = ()
-    events: Sequence[bytes] = ()  # one JSON line each, without the newline
-    marks: Sequence[tuple[bytes, bytes]] = ()  # keys to remember, with a value: `Store.has_mark`
-    unmarks: Sequence[bytes] = ()
+_log = logging.getLogger(__name__)
 
 
 class Counts(NamedTuple):
@@ -48,103 +74,512 @@ class Counts(NamedTuple):
 
 
 @dataclass(slots=True)
-class QueueInfo:
-    """One queue as the index knows it."""
+class Statistics:
+    """What a store has done since it was opened."""
 
-    name: str
-    deliveries: int
-    recipients: int
-    next_due_us: int
-    last: Attempt | None  # the last failed attempt of any of its deliveries
+    transactions: int = 0
+    groups: int = 0  # frames of the journal, one sync each
+    checkpoints: int = 0
+    checkpoint_s: float = 0.0  # how long the last one took
 
 
 class Store:
-    """One shard. All methods belong to the hub's thread, but `body`."""
+    """One shard. All methods belong to the thread that opened it (the hub), but `body`."""
 
-    on_checkpoint: Callable[[list[tuple[str, int | None]]], None]
+    on_checkpoint: Callable[[Touched], None]
     """Called in `collect` after each checkpoint: touched queues, and when their first indexed delivery is due."""
     last_id: int
     """The largest id ever accepted here, for `IdSource`."""
 
     @classmethod
     def open(cls, directory: Path, config: Config, shard: int, wake: Callable[[], None], *,
-             clock_us: Callable[[], int]) -> Store:
-        """Open (or create) and recover. Raises StoreLocked, StoreVersion, StoreUnusable."""
-        raise NotImplementedError
+             clock_us: Callable[[], int], files: FileOps | None = None, boot_id: str | None = None) -> Self:
+        """Open the shard in `directory`, or make it, and recover. It blocks, for a time bounded by a checkpoint's work.
 
-    def submit(self, tx: Transaction, done: Callable[[StoreError | None], None] | None = None) -> None:
-        """Queue `tx` for the next group commit. It is encoded now; `done` runs in `collect`."""
-        raise NotImplementedError
+        `wake` is called by other threads when `collect` has something to do. Raises StoreLocked, StoreVersion and
+        StoreUnusable, each with one line for the operator.
+        """
+        files = files or FileOps()
+        try:
+            place = Shard(directory, files)
+        except OSError as error:
+            raise StoreUnusable(f"{directory} cannot be used: {error}") from error
+        try:
+            if boot_id is None:
+                boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+            return cls(place, config, wake, clock_us, files, boot_id)
+        except (OSError, lmdb.Error) as error:
+            place.close()
+            raise StoreUnusable(f"{directory} cannot be opened: {error}") from error
+        except BaseException:
+            place.close()
+            raise
+
+    def __init__(self, shard: Shard, config: Config, wake: Callable[[], None], clock_us: Callable[[], int],
+                 files: FileOps, boot_id: str) -> None:
+        self.on_checkpoint = _nobody
+        self.statistics = Statistics()
+        self._shard = shard
+        self._config = config
+
+        self._index = Index(shard.index, config.store.map_size, files)
+        self._events = EventLog(shard.events, config.events.size, files, self._index.state.events)
+        end = recover(self._index, self._events, JournalReader(shard.journal, shard.quarantine, files, _log.error))
+        begin_life(self._index, boot_id, clock_us())
+        self._journal = Journal(shard.journal, config.store.segment_size, files, end)
+        compactor = Compactor(self._index, shard.journal, config.store.segment_size, files)
+        self._indexer = Indexer(shard, self._index, self._journal, self._events, compactor)
+        self._indexer.sweep()
+        self._journal.prepare()
+        self._writer = GroupWriter(self._journal, self._events, clock_us)
+        self._inflight = Inflight(shard.inflight, files)
+        for key in list(self._inflight.left_over):
+            if not self._index.has_delivery(key):
+                self._inflight.clear(key)
+        self._index.suspects = self._inflight.left_over
+        self._room = Room(shard.directory, config.store.reserve, files)
+        self.last_id = self._index.state.last_id
+
+        self._completions: Completions = Completions()
+        self._disk_thread = WorkThread(self._completions, wake)
+        self._index_thread = WorkThread(self._completions, wake)
+        self._bodies = Bodies(shard.journal, shard.quarantine, files, self._place_now)
+
+        # What is submitted, and not durable.
+        self._pending: list[Encoded] = []
+        self._pending_bytes = 0
+        self._writing: list[Encoded] | None = None
+        self._held_back: frozenset[Key] = frozenset()  # deliveries whose settling the disk did not take
+        self._write_again_at = 0.0
+        self._refused: tuple[float, str] | None = None  # when the disk refused to take something, and why
+        # What is durable, and not in the index.
+        self._effects = Effects()
+        self._position = end  # of the journal after the last of them
+        self._journal_bytes = 0  # since the last checkpoint was begun
+        self._checkpointing: Effects | None = None
+        self._checkpoint_at = NEVER  # when the next one is to be begun
+        self._checkpoint_not_before = 0.0
+        self._checkpoint_error = ""
+        self._asked: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []  # work for after the next checkpoint
+        # What the index was like at the last checkpoint.
+        self._counts = _counts(self._index.state)
+        self._used_share = 0.0
+
+        self._alarm_at = NEVER
+        self._compacting = False
+        self._closing = False
+
+    # -- changes ----------------------------------------------------------------------------------------------------
+
+    def submit(self, tx: Transaction, done: Done | None = None) -> None:
+        """Put `tx`, as it is now, into the next group commit; `done` is called in `collect` when it is durable.
+
+        `done` gets None, or the StoreError for which nothing of `tx` was done. Only a transaction that does nothing
+        but accept can fail; one that settles something is tried again until it succeeds. Messages that are accepted
+        get their `body`. Raises ValueError for a transaction that makes no sense.
+
+        Hot path (bench/store.py).
+        """
+        self._add(encode(tx, done))
 
     def flush(self) -> None:
-        """Hand what is pending to the disk thread, if that is idle. Call it at the end of each loop iteration."""
-        raise NotImplementedError
+        """Give what is pending to the disk thread, if that is idle. Call it at the end of each turn of the hub's loop.
+
+        Hot path (bench/store.py).
+        """
+        if self._writing is not None or not self._pending:
+            return
+        if self._write_again_at and not self._is_time_to_write_again():
+            return
+        if self._effects.size >= ENTRIES_MAX:
+            return  # the checkpoint that makes room for more is under way, or is being tried again
+        self._writing = group = self._next_group()
+        self._disk_thread.post(partial(self._writer.write, group), self._written)
+        self._disk_thread.post(self._writer.finish)
 
     def collect(self) -> None:
-        """Run what has completed (after a `wake`), then flush."""
-        raise NotImplementedError
+        """Carry out what the threads have finished, then flush. Hot path (bench/store.py)."""
+        completions = self._completions
+        while completions:
+            try:
+                run(completions)
+            except Exception:
+                _log.exception("bug: the completion of a piece of work failed")
+        problems = self._indexer.problems
+        while problems:
+            _log.error("%s: %s", self._shard.directory, problems.pop(0))
+        self._keep_checkpointing()
+        self.flush()
+
+    def mark_inflight(self, delivery: Delivery) -> None:
+        """The final dot of `delivery` is about to be sent: after a crash it may be a duplicate.
+
+        The mark goes away when an update or the removal of the delivery is durable. Hot path.
+        """
+        try:
+            self._inflight.mark(delivery.key)
+        except OSError as error:
+            _log.error("%s: a delivery in flight cannot be marked: %s", self._shard.inflight, error)
+
+    def clear_inflight(self, delivery: Delivery) -> None:
+        """The attempt ended before the final dot, and without an update."""
+        self._inflight.clear(delivery.key)
+
+    def quarantine(self, message: Message, events: Sequence[bytes], done: Done | None = None) -> None:
+        """Take a damaged message with all its deliveries out of the queue; what is readable goes to `quarantine/`."""
+
+        def found(result: tuple[Message | None, list[Delivery]]) -> None:
+            self.submit(Transaction(removes=result[1], events=events), done)
+
+        def work() -> tuple[Message | None, list[Delivery]]:
+            self._bodies.set_aside(message)
+            return self._index.message(message.id)
+
+        self._after_checkpoint(work, found)
+
+    # -- reads for the scheduler ------------------------------------------------------------------------------------
 
     def load_due(self, queue: str, before_us: int, limit: int, exclude: Container[Key],
                  done: Callable[[list[Delivery], int | None], None]) -> None:
-        """Up to `limit` indexed deliveries of `queue` due at or before `before_us`, the soonest first, without content.
+        """Read up to `limit` indexed deliveries of `queue` due at or before `before_us`, the soonest first.
 
-        Left out: keys in `exclude` (looked at until `done` runs) and what has changed since the last checkpoint.
-        `done` gets them, and when the next one that was not returned for want of room or time is due (None: no more).
+        `done` gets them, without content, and when the next one is due (None: there is no further one). Left out of
+        both are keys in `exclude`, which is looked at until `done` is called, and what has changed since the last
+        checkpoint; `on_checkpoint` tells of those.
         """
-        raise NotImplementedError
+
+        def hidden(key: Key) -> bool:
+            return key in exclude or self._is_dirty(key)
+
+        def found(result: tuple[list[Delivery], int | None]) -> None:
+            deliveries = self._still_there(result[0])
+            done([delivery for delivery in deliveries if delivery.key not in exclude], result[1])
+
+        self._read(lambda: self._index.due(queue, before_us, limit, hidden), found)
 
     def due_queues(self, after: bytes, limit: int, done: Callable[[list[tuple[int, str]], bytes | None], None]) -> None:
-        """The next `limit` queues in the order of (first due time, queue), after the key `after` (b"": from the start).
+        """Read the next `limit` queues in the order of (first due time, queue), after the key `after` (b"": from the
+        start).
 
-        `done` gets [(due_us, name)] and the key of the last, or None when that was all.
+        `done` gets (due time, name) of each, and the key of the last; None when that was all.
         """
-        raise NotImplementedError
+        self._read(lambda: self._index.due_queues(after, limit), lambda result: done(*result))
+
+    def arrived_before(self, before_us: int, limit: int, done: Callable[[list[Delivery]], None]) -> None:
+        """Read up to `limit` indexed deliveries of messages accepted before `before_us`, the oldest first."""
+        self._read(lambda: self._index.arrived_before(before_us, limit, self._is_dirty),
+                   lambda found: done(self._still_there(found)))
 
     def body(self, message: Message) -> bytes:
-        """The content. Blocking, from any thread. Raises BodyDamaged."""
-        raise NotImplementedError
+        """The content of a message. Blocks; from any thread. Raises BodyDamaged, with the remains in `quarantine/`."""
+        return self._bodies.read(message)
 
-    def mark_inflight(self, delivery: Delivery) -> None:
-        """The final dot of `delivery` is about to be sent. Ends when an update or remove of it is durable."""
-        raise NotImplementedError
-
-    def clear_inflight(self, delivery: Delivery) -> None:
-        """The attempt ended without a final dot and without an update."""
-        raise NotImplementedError
-
-    def quarantine(self, message: Message, reason: str, events: Sequence[bytes],
-                   done: Callable[[StoreError | None], None] | None = None) -> None:
-        """Take a damaged message out of the queue; what is readable goes to `quarantine/`."""
-        raise NotImplementedError
+    # -- reads for others -------------------------------------------------------------------------------------------
 
     def room(self) -> str | None:
         """None, or why no new mail may be taken."""
-        raise NotImplementedError
+        if self._refused is not None:
+            refused_at, reason = self._refused
+            if self._held_back or time.monotonic() < refused_at + RETRY_S:
+                return reason
+        if self._pending_bytes > PENDING_MAX:
+            return "the spool's disk does not keep up"
+        if self._effects.size >= ENTRIES_MAX:
+            return f"the index does not keep up: {self._checkpoint_error or 'its disk is slow'}"
+        if self._used_share > MAP_SHARE_MAX:
+            return "the index is full (store.map_size)"
+        return self._room.reason()
 
     def counts(self) -> Counts:
-        """What is in the queue, O(1)."""
-        raise NotImplementedError
+        """What is in the queue. Messages and recipients that leave it count until the next checkpoint."""
+        messages, deliveries, recipients = self._counts
+        for effects in (self._effects, self._checkpointing):
+            if effects is not None:
+                messages += len(effects.messages)
+                deliveries += effects.born - effects.removed
+                recipients += effects.born_recipients
+        return Counts(messages, deliveries, recipients)
 
     def has_mark(self, key: bytes, done: Callable[[bytes | None], None]) -> None:
-        """The value of a mark, or None."""
-        raise NotImplementedError
+        """Look up a mark; `done` gets its value, or None. A mark counts once its transaction is durable."""
+
+        def found(value: bytes | None) -> None:
+            for effects in (self._checkpointing, self._effects):
+                if effects is not None and key in effects.marks:
+                    value = effects.marks[key]
+            done(value)
+
+        self._read(lambda: self._index.mark(key), found)
 
     def list_marks(self, after: bytes, limit: int, done: Callable[[list[tuple[bytes, bytes]]], None]) -> None:
-        """Up to `limit` marks in the order of their keys, after the key `after`."""
-        raise NotImplementedError
+        """Read up to `limit` marks in the order of their keys, after the key `after`, as of a new checkpoint."""
+        self._after_checkpoint(lambda: self._index.marks(after, limit), done)
 
     def list_queues(self, pattern: str, limit: int, done: Callable[[list[QueueInfo]], None]) -> None:
-        """The `limit` largest queues whose name matches the shell pattern ("" : all), after a checkpoint."""
-        raise NotImplementedError
+        """List the `limit` largest queues whose names match a shell pattern ("": all), as of a new checkpoint."""
+
+        def begun(listing: Listing) -> None:
+            def go_on(has_more: bool) -> None:
+                if has_more:
+                    self._read(listing.go_on, go_on)
+                else:
+                    done(listing.result())
+
+            go_on(True)
+
+        self._after_checkpoint(lambda: self._index.listing(pattern, limit), begun)
 
     def list_deliveries(self, queue: str, limit: int, done: Callable[[list[Delivery]], None]) -> None:
-        """The first `limit` deliveries of a queue by due time, after a checkpoint."""
-        raise NotImplementedError
+        """List the first `limit` deliveries of a queue by due time, as of a new checkpoint."""
+        self._after_checkpoint(lambda: self._index.due(queue, 1 << 62, limit, lambda key: False)[0], done)
 
     def find_message(self, message_id: int, done: Callable[[Message | None, list[Delivery]], None]) -> None:
-        """A message and its deliveries, after a checkpoint."""
-        raise NotImplementedError
+        """Look up a message and its deliveries, as of a new checkpoint."""
+        self._after_checkpoint(lambda: self._index.message(message_id), lambda result: done(*result))
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def configure(self, config: Config) -> None:
+        """Take new values of the options that can change while the shard is open."""
+        self._config = config
+        self._room.reserve = config.store.reserve
+        self._events.size = config.events.size
+        self._indexer.keep = config.events.keep
 
     def close(self) -> None:
-        """Flush, checkpoint, mark the end as clean, release. Blocks. Raises StoreError when something stays behind."""
-        raise NotImplementedError
+        """Write everything down, note that this was a clean end, and let go of the shard. It blocks.
+
+        Raises StoreError when something could not be written; then the end is not a clean one.
+        """
+        self._closing = True
+        failures = 0
+        while (self._pending or self._writing is not None or self._checkpointing is not None) and failures < 3:
+            self._write_again_at = 0.0
+            self.flush()
+            self._disk_thread.call(_nothing)
+            self._index_thread.call(_nothing)
+            self.collect()
+            failures += bool(self._held_back or self._checkpoint_error)
+        left = len(self._pending)
+        self._disk_thread.call(self._writer.finish)
+        last = self._index_thread.call(lambda: self._indexer.checkpoint(
+            self._effects, self._position, self._events.mark, clean=not left))
+        self._release()
+        if left:
+            raise StoreError(f"{left} transactions could not be written: {self._refused[1] if self._refused else ''}")
+        if last.error:
+            raise StoreError(f"the index could not be written: {last.error}")
+
+    def abandon(self) -> None:
+        """Let go of the shard as a kill would, with nothing more written. For tests."""
+        self._closing = True
+        self._release()
+
+    def _release(self) -> None:
+        self._disk_thread.stop()
+        self._index_thread.stop()
+        self._indexer.close()
+        self._journal.close()
+        self._events.close()
+        self._inflight.close()
+        self._index.close()
+        self._shard.close()
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _add(self, encoded: Encoded) -> None:
+        self._pending.append(encoded)
+        self._pending_bytes += encoded.size
+
+    def _next_group(self) -> list[Encoded]:
+        pending = self._pending
+        if self._pending_bytes <= GROUP_BYTES:
+            self._pending = []
+            return pending
+        size = count = 0
+        for encoded in pending:
+            if count and size + encoded.size > GROUP_BYTES:
+                break
+            size += encoded.size
+            count += 1
+        self._pending = pending[count:]
+        return pending[:count]
+
+    def _written(self, group: Group) -> None:
+        """The disk thread is done with a group. Hot path (bench/store.py)."""
+        self._writing = None
+        effects = self._effects
+        blobs = iter(group.blobs)
+        for encoded in group.committed:
+            encoded.apply(effects, blobs)
+            self._pending_bytes -= encoded.size
+        if self._inflight:
+            for encoded in group.committed:
+                for key in encoded.changed():
+                    self._inflight.clear(key)
+        self._position = group.end
+        self._journal_bytes += group.size
+        self.statistics.groups += 1
+        self.statistics.transactions += len(group.committed)
+        if group.error is not None:
+            self._put_off(group.failed, group.error)
+        elif self._refused is not None:
+            _log.info("%s: the disk takes what is written again", self._shard.directory)
+            self._refused = None
+            self._held_back = frozenset()
+        for encoded in group.committed:
+            if encoded.done is not None:
+                _tell(encoded.done, None)
+
+    def _put_off(self, failed: list[Encoded], error: StoreError) -> None:
+        """The disk did not take these. What settles something goes to the head of the line."""
+        now = time.monotonic()
+        if self._refused is None or self._refused[1] != str(error):
+            _log.error("%s: %s", self._shard.directory, error)
+        self._refused = (now, str(error))
+        kept = [encoded for encoded in failed if encoded.must]
+        self._pending[:0] = kept
+        self._held_back = frozenset(key for encoded in kept for key in encoded.changed())
+        if kept:
+            self._write_again_at = now + RETRY_S
+        for encoded in failed:
+            if not encoded.must:
+                self._pending_bytes -= encoded.size
+                if encoded.done is not None:
+                    _tell(encoded.done, error)
+
+    def _is_time_to_write_again(self) -> bool:
+        if time.monotonic() < self._write_again_at:
+            self._remind(self._write_again_at)
+            return False
+        self._write_again_at = 0.0
+        return True
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _keep_checkpointing(self) -> None:
+        """Begin a checkpoint if it is time for one, else see to it that it will be. Hot path (bench/store.py)."""
+        if self._checkpointing is not None:
+            return
+        size = self._effects.size
+        wanted = size >= CHECKPOINT_ENTRIES or self._journal_bytes >= CHECKPOINT_BYTES or bool(self._asked)
+        if not (size or wanted):
+            return
+        now = time.monotonic()
+        if self._checkpoint_at == NEVER:
+            self._checkpoint_at = now + self._config.store.checkpoint
+        at = self._checkpoint_not_before if wanted else max(self._checkpoint_at, self._checkpoint_not_before)
+        if now >= at:
+            self._begin_checkpoint()
+        else:
+            self._remind(at)
+
+    def _begin_checkpoint(self) -> None:
+        # The place in the journal is that of what was carried out here, not that of the disk thread, which may be
+        # ahead. The events may be ahead as well: recovery reads each from its own place.
+        self._checkpointing, self._effects = self._effects, Effects()
+        asked, self._asked = self._asked, []
+        self._checkpoint_at = NEVER
+        self._journal_bytes = 0
+        self._index_thread.post(
+            partial(self._indexer.checkpoint, self._checkpointing, self._position, self._events.mark),
+            partial(self._checkpointed, asked))
+
+    def _checkpointed(self, asked: list[tuple[Callable[[], Any], Callable[[Any], None]]], result: Checkpoint) -> None:
+        effects, self._checkpointing = self._checkpointing, None
+        assert effects is not None
+        if result.error:
+            if self._checkpoint_error != result.error:
+                _log.error("%s: the index cannot be written: %s", self._shard.directory, result.error)
+            effects.follow(self._effects)
+            self._effects = effects
+            self._checkpoint_not_before = time.monotonic() + RETRY_S
+            self._journal_bytes = CHECKPOINT_BYTES
+        else:
+            self._counts = _counts(result.state)
+            self._used_share = result.used_share
+            self.statistics.checkpoints += 1
+            self.statistics.checkpoint_s = result.seconds
+        self._checkpoint_error = result.error
+        for work, deliver in asked:
+            self._read(work, deliver)
+        if not self._compacting and not self._closing:
+            self._compacting = True
+            self._read(self._indexer.compact, self._copy)
+        if not result.error:
+            self.on_checkpoint(result.touched)
+
+    def _copy(self, moves: list[Move] | None) -> None:
+        """A piece of an old segment has been read: write it to the end of the journal, and go on."""
+        if moves is None or self._closing:
+            self._compacting = False
+        elif moves:
+            self._add(encode_moves(moves, self._copied))
+        else:
+            self._read(self._indexer.compact, self._copy)
+
+    def _copied(self, error: StoreError | None) -> None:
+        self._copy(None if error else [])
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def _read(self, work: Callable[[], Any], deliver: Callable[[Any], None]) -> None:
+        self._index_thread.post(work, deliver)
+
+    def _after_checkpoint(self, work: Callable[[], Any], deliver: Callable[[Any], None]) -> None:
+        """Read when all that is durable now is in the index. (If that fails, as of the last checkpoint.)"""
+        if self._effects.size == 0 and self._checkpointing is None:
+            self._read(work, deliver)
+        else:
+            self._asked.append((work, deliver))
+            self._keep_checkpointing()
+
+    def _is_dirty(self, key: Key) -> bool:
+        """Whether the index is not to be asked about a delivery. Called on the index thread, too: it takes one look at
+        each attribute, and `_still_there` has the last word.
+        """
+        checkpointing = self._checkpointing
+        return (key in self._effects.deliveries or key in self._held_back
+                or (checkpointing is not None and key in checkpointing.deliveries))
+
+    def _still_there(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Those that nothing has been submitted for since the index was read."""
+        submitted = {key for encoded in (*(self._writing or ()), *self._pending) for key in encoded.changed()}
+        return [delivery for delivery in deliveries
+                if delivery.key not in submitted and not self._is_dirty(delivery.key)]
+
+    def _place_now(self, message_id: int) -> BodyRef | None:
+        """For other threads."""
+        if self._closing:
+            return None
+        return self._index_thread.call(partial(self._index.place, message_id))
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def _remind(self, at: float) -> None:
+        """Have `collect` called at `at` (monotonic seconds)."""
+        if at < self._alarm_at:
+            self._alarm_at = at
+            self._index_thread.set_alarm(at, self._reminded)
+
+    def _reminded(self, _: None) -> None:
+        self._alarm_at = NEVER
+
+
+def _counts(state: ShardState) -> Counts:
+    return Counts(state.messages, state.deliveries, state.recipients)
+
+
+def _tell(done: Done, error: StoreError | None) -> None:
+    try:
+        done(error)
+    except Exception:
+        _log.exception("bug: what was to follow a commit failed")
+
+
+def _nothing() -> None:
+    """The work of waiting one's turn."""
+
+
+def _nobody(touched: Touched) -> None:
+    """The default of `on_checkpoint`."""

@@ -1,0 +1,115 @@
+"""The index thread's work around a checkpoint: sync the events, commit, give back the space of what is gone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import lmdb
+
+from mta.queue.checkpoint import Touched, write_checkpoint
+from mta.queue.compaction import Compactor
+from mta.queue.effects import Effects
+from mta.queue.encoding import EventMark, Position, ShardState
+from mta.queue.eventlog import EventLog
+from mta.queue.index import Index
+from mta.queue.journal import Journal, segment_numbers
+from mta.queue.shard import Shard
+from mta.queue.transaction import Move
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """What became of a checkpoint."""
+
+    error: str  # why nothing of it was done; empty when it was
+    touched: Touched
+    state: ShardState
+    used_share: float  # of the index's map
+    seconds: float
+
+
+class Indexer:
+    """Keeps the index and the files that depend on it. All of it belongs to the index thread."""
+
+    def __init__(self, shard: Shard, index: Index, journal: Journal, events: EventLog, compactor: Compactor) -> None:
+        self.keep = 1  # closed event files
+        self.problems = index.problems  # for the operator; the hub takes them out
+        self._shard = shard
+        self._index = index
+        self._journal = journal
+        self._events = events
+        self._compactor = compactor
+        self._events_lost = False
+        self._retired: set[int] = set()
+        self._swept_at = 0
+        self._used_share = index.used_share()
+
+    def checkpoint(self, effects: Effects, position: Position, mark: EventMark, *, clean: bool = False) -> Checkpoint:
+        """Take `effects` in; with them the journal is in the index up to `position`, and in the events up to `mark`.
+
+        `clean` says that this is the end of it, and that all is there.
+        """
+        started = time.monotonic()
+        mark = self._synced(mark)
+        state = replace(self._index.state, clean=clean and position == mark.journal)
+        state.move_to(position, mark)
+        segments = self._index.segments
+        try:
+            touched = write_checkpoint(self._index, effects, state)
+        except Exception as error:
+            # Whatever it is: the mail is in the journal, and mail that is in memory is delivered while this is tried
+            # again. The operator is told.
+            return Checkpoint(f"{type(error).__name__}: {error}", [], self._index.state, self._used_share, 0.0)
+        try:
+            self._tidy(segments.keys() - self._index.segments.keys())
+        except (OSError, lmdb.Error) as error:
+            self.problems.append(f"files that are not needed any more cannot be removed: {error}")
+        self._used_share = self._index.used_share()
+        return Checkpoint("", touched, self._index.state, self._used_share, time.monotonic() - started)
+
+    def compact(self) -> list[Move] | None:
+        """The next contents to copy; None when there is nothing to do."""
+        try:
+            return self._compactor.piece()
+        except (OSError, lmdb.Error) as error:
+            self._compactor.close()
+            self.problems.append(f"a segment of the journal cannot be copied: {error}")
+            return None
+
+    def close(self) -> None:
+        """Close what is open for copying."""
+        self._compactor.close()
+
+    def sweep(self) -> None:
+        """Remove all segments that nothing needs. Raises OSError."""
+        state = self._index.state
+        before = min(state.segment, state.events_segment)
+        present = segment_numbers(self._shard.journal)
+        self._retired.intersection_update(present)
+        for number in present:
+            if number < before and number not in self._index.segments and number not in self._retired:
+                self._journal.retire(number)
+                self._retired.add(number)
+        self._swept_at = before
+
+    def _synced(self, mark: EventMark) -> EventMark:
+        """The place up to which the events are durable: `mark`, or one before it."""
+        if not self._events_lost:
+            try:
+                self._events.sync(mark)
+                return mark
+            except OSError as error:
+                # What was written may be gone although the next sync will say that all is well. The journal has it:
+                # from here on it is kept, and the next start copies the events again.
+                self._events_lost = True
+                self.problems.append(f"the event file {mark.file} cannot be made durable, until the next start its "
+                                     f"end is safe in the journal only: {error}")
+        return self._index.state.events
+
+    def _tidy(self, emptied: set[int]) -> None:
+        state = self._index.state
+        if emptied or min(state.segment, state.events_segment) != self._swept_at:
+            self.sweep()
+            if state.event_file:
+                self._events.prune(state.event_file, self.keep)

@@ -1,0 +1,74 @@
+"""Marks for the deliveries whose final dot may have been sent: what a crash may have delivered twice.
+
+A small memory-mapped file of slots, written without system calls and never synced: it outlives the process, however
+that ends, but not the machine (`ShardState.dup_before_us` is for that).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from struct import Struct
+from typing import Final
+
+from mta.queue.effects import Key
+from mta.queue.fileops import FileOps
+
+_SLOT: Final = Struct("<QII")  # message id (0: free), index, nothing
+_FIRST_SIZE: Final = 64 * 1024
+_FREE: Final = bytes(_SLOT.size)
+
+
+class Inflight:
+    """The marks of one shard. Raises OSError where it says so."""
+
+    def __init__(self, path: Path, files: FileOps) -> None:
+        """Open, or create. The marks that are found there are in `left_over`. Raises OSError."""
+        self._files = files
+        self._fd = files.open(path, os.O_RDWR | os.O_CREAT)
+        self._size = max(_FIRST_SIZE, os.fstat(self._fd).st_size // _SLOT.size * _SLOT.size)
+        files.allocate(self._fd, self._size)  # a hole would be a SIGBUS when the disk is full
+        self._map = mmap.mmap(self._fd, self._size)
+        self._slots: dict[Key, int] = {}
+        self._free: list[int] = []
+        for offset in range(self._size - _SLOT.size, -1, -_SLOT.size):
+            message_id, index, _ = _SLOT.unpack_from(self._map, offset)
+            if message_id:
+                self._slots[(message_id, index)] = offset
+            else:
+                self._free.append(offset)
+        self.left_over: set[Key] = set(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def mark(self, key: Key) -> None:
+        """Set a mark. Hot path. Raises OSError when there is no room for it."""
+        if key in self._slots:
+            return
+        if not self._free:
+            self._grow()
+        offset = self._free.pop()
+        self._slots[key] = offset
+        _SLOT.pack_into(self._map, offset, key[0], key[1], 0)
+
+    def clear(self, key: Key) -> None:
+        """Remove a mark, if it is set. Hot path."""
+        offset = self._slots.pop(key, None)
+        if offset is not None:
+            self._map[offset:offset + _SLOT.size] = _FREE
+            self._free.append(offset)
+            self.left_over.discard(key)
+
+    def close(self) -> None:
+        """Unmap. The marks stay in the file."""
+        self._map.close()
+        self._files.close(self._fd)
+
+    def _grow(self) -> None:
+        self._files.allocate(self._fd, 2 * self._size)
+        self._map.close()
+        self._map = mmap.mmap(self._fd, 2 * self._size)
+        self._free.extend(range(2 * self._size - _SLOT.size, self._size - _SLOT.size, -_SLOT.size))
+        self._size *= 2
