@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar
 
 from mta.config.problems import OptionPath, path_text
 from mta.config.schema import Config, Retry, Shaping, SmtpIn
-from mta.config.units import Duration, Endpoint, Network, format_duration, format_size
+from mta.config.units import Duration, Endpoint, Network, format_duration
 
 Finding: TypeAlias = tuple[OptionPath, str]
 _T = TypeVar("_T")
@@ -146,12 +146,6 @@ def _limits(config: Config, view: _View) -> Iterator[Finding]:
     if path and smtp.sessions < smtp.sessions_per_client != _SMTP.sessions_per_client \
             and view.sound(("smtp", "sessions")):
         yield path, f"{smtp.sessions_per_client} can never be reached, smtp.sessions is {smtp.sessions}"
-    path = view.first_given(("smtp", "message_size"), ("store", "segment_size"))
-    if path and smtp.message_size > config.store.segment_size:
-        yield path, (
-            f"a message of smtp.message_size ({format_size(smtp.message_size)}) does not fit into a segment of "
-            f"store.segment_size ({format_size(config.store.segment_size)})"
-        )
     path = view.first_given(("memory", "window"), ("memory", "deliveries"))
     if path and config.memory.window > config.memory.deliveries:
         yield path, (
