@@ -112,7 +112,12 @@ def fields(content: bytes, end: int | None = None) -> Iterator[Field]:
 
 def value(content: bytes, field: Field) -> bytes:
     """The value of `field`, unfolded (RFC 5322 2.2.3) and without outer white space."""
-    return content[field.value : _end_of_value(content, field.value)].replace(b"\r\n", b"").strip(b" \t")
+    return content[field.value : value_end(content, field)].replace(b"\r\n", b"").strip(b" \t")
+
+
+def value_end(content: bytes, field: Field) -> int:
+    """Where the value of `field` ends: before the CRLF of its last continuation line."""
+    return _end_of_value(content, field.value)
 
 
 def get(content: bytes, name: str) -> bytes | None:

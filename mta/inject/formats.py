@@ -1,0 +1,236 @@
+"""Read a file of the spool directory as a message with its envelope.
+
+A file is a message (RFC 5322) in one of two forms; a name that ends in `.bsmtp` is a batch (`mta.inject.batch`).
+
+* *Envelope first.* The first header lines are `X-Sender: ADDRESS` and one `X-Receiver: ADDRESS` per recipient, in any
+  order and case, with or without angle brackets, and perhaps `X-Envid: TEXT` (ENVID of RFC 3461). They are removed.
+  The null sender is `<>`. This is the form of PowerMTA's and IIS's pickup directories.
+* *Envelope from the header.* Sender is the address in Return-Path, else in Sender, else the only one in From;
+  recipients are the addresses in To, Cc and Bcc. Return-Path and Bcc are removed. A message with Resent- fields is
+  refused: it has two sets of recipients, and which is meant nobody can tell.
+
+Lines may end with LF or CRLF. A bare CR, NUL, or a line longer than `smtp.line_length` is refused, as by SMTP. The
+other limits of `smtp` hold likewise. An address with an internationalized domain and an ASCII local part goes with
+A-labels, so that it reaches hosts without SMTPUTF8; one with a UTF-8 local part needs SMTPUTF8 on its way.
+
+Nothing here guesses: whatever is not clear raises FormatError with the line and what was expected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mta.config.schema import SmtpIn
+from mta.inject import addresses
+from mta.message import headers
+from mta.message.headers import Field
+from mta.queue.records import Recipient
+from mta.smtp import xtext
+from mta.smtp.address import AddressError, domain_to_ascii, parse_address
+from mta.smtp.envelope import ENVID_LIMIT, Envelope
+
+_BARE_CR = re.compile(rb"\r(?!\n)")
+_ENVELOPE_FIELDS = frozenset((b"x-sender", b"x-receiver", b"x-envid"))
+
+
+class FormatError(Exception):
+    """The file is not what it should be. `line` counts from 1."""
+
+    def __init__(self, line: int, what: str) -> None:
+        super().__init__(f"line {line}: {what}")
+        self.line = line
+        self.what = what
+
+
+@dataclass(slots=True)
+class Submission:
+    """One message to be accepted. `content` has CRLF line ends and no envelope lines."""
+
+    envelope: Envelope
+    content: bytes
+
+
+def parse_message(data: bytes, limits: SmtpIn) -> Submission:
+    """The message in a file. Raises FormatError."""
+    if len(data) > limits.message_size:
+        raise FormatError(1, f"the message has {len(data)} octets, more than smtp.message_size ({limits.message_size})")
+    content = with_crlf(data, 1)
+    first_line = 1
+    if content.startswith((b"From ", b">From ")):  # a mailbox separator, as in files cut out of a mailbox
+        content = content[content.index(b"\r\n") + 2 :]
+        first_line = 2
+    check_lines(content, limits.line_length, first_line)
+    end = headers.section_end(content)
+    if end < 0:
+        raise FormatError(first_line, f"the header section is larger than {headers.HEADER_LIMIT} octets")
+    reader = _HeaderReader(content, end, first_line)
+    if end == 0:
+        raise FormatError(first_line, "expected a header line, as in `Subject: text`")
+    if reader.fields[0].name in _ENVELOPE_FIELDS:
+        submission = reader.explicit_envelope()
+    else:
+        submission = reader.envelope_from_header()
+    envelope = submission.envelope
+    if len(envelope.recipients) > limits.recipients:
+        raise FormatError(
+            first_line, f"{len(envelope.recipients)} recipients, more than smtp.recipients ({limits.recipients})"
+        )
+    envelope.esmtp = True
+    envelope.eight_bit = not submission.content.isascii()
+    return submission
+
+
+def with_crlf(data: bytes, first_line: int) -> bytes:
+    """Content with CRLF at the end of every line, whether it had LF or CRLF. Raises FormatError for bare CR and NUL."""
+    pairs = data.count(b"\r\n")
+    if data.count(b"\r") != pairs:
+        match = _BARE_CR.search(data)
+        assert match is not None
+        raise FormatError(line_at(data, match.start(), first_line), "a carriage return without line feed")
+    nul = data.find(b"\0")
+    if nul >= 0:
+        raise FormatError(line_at(data, nul, first_line), "a NUL character")
+    if data.count(b"\n") != pairs:
+        data = (data.replace(b"\r\n", b"\n") if pairs else data).replace(b"\n", b"\r\n")
+    return data if data.endswith(b"\r\n") or not data else data + b"\r\n"
+
+
+def check_lines(content: bytes, limit: int, first_line: int) -> None:
+    """Raise FormatError if a line, without its CRLF, has more than `limit` octets."""
+    # From the start of a line, the last line end within reach: if there is none, this line is too long.
+    start, reach = 0, limit + 2
+    while len(content) - start > reach:
+        end = content.rfind(b"\n", start, start + reach)
+        if end < 0:
+            raise FormatError(line_at(content, start, first_line), f"a line longer than {limit} octets")
+        start = end + 1
+
+
+def line_at(data: bytes, offset: int, first_line: int) -> int:
+    """Number of the line at `offset`."""
+    return first_line + data.count(b"\n", 0, offset)
+
+
+class _HeaderReader:
+    """Reads an envelope out of a header section."""
+
+    def __init__(self, content: bytes, end: int, first_line: int) -> None:
+        self.content = content
+        self.end = end
+        self.first_line = first_line
+        self.fields: list[Field] = list(headers.fields(content, end))
+        self.envelope = Envelope()
+
+    def explicit_envelope(self) -> Submission:
+        """The envelope in the lines before the message."""
+        envelope = self.envelope
+        sender: str | None = None
+        body_start = self.end
+        for field in self.fields:
+            if field.name not in _ENVELOPE_FIELDS:
+                body_start = min(body_start, field.start)
+                continue
+            if field.start > body_start:
+                raise self.error(field, f"{_name(field)} must come before all other header lines")
+            text = self.text(field).strip()
+            if field.name == b"x-receiver":
+                envelope.recipients.append(Recipient(self.address(field, 0, _unbracketed(text))))
+            elif field.name == b"x-sender":
+                if sender is not None:
+                    raise self.error(field, "a second X-Sender")
+                sender = "" if text == "<>" else self.address(field, 0, _unbracketed(text))
+            else:
+                envelope.envid = self.envid(field, text)
+        if sender is None:
+            raise FormatError(self.first_line, "X-Sender is missing; the null sender is `X-Sender: <>`")
+        if not envelope.recipients:
+            raise FormatError(self.first_line, "X-Receiver is missing")
+        envelope.sender = sender
+        return Submission(envelope, self.content[body_start:])
+
+    def envelope_from_header(self) -> Submission:
+        """The envelope from the addresses of sender and recipients in the header."""
+        for field in self.fields:
+            if field.name.startswith(b"resent-"):
+                raise self.error(field, f"{_name(field)}: say the recipients of a resent message with X-Receiver")
+        self.envelope.sender = self.sender()
+        for field in self.fields:
+            if field.name in (b"to", b"cc", b"bcc"):
+                self.envelope.recipients.extend(map(Recipient, self.addresses(field)))
+        if not self.envelope.recipients:
+            raise FormatError(self.first_line, "no recipient: there is no address in To, Cc and Bcc, and no X-Receiver")
+        return Submission(self.envelope, headers.remove(self.content, ("return-path", "bcc")))
+
+    def sender(self) -> str:
+        for name in (b"return-path", b"sender", b"from"):
+            found = [field for field in self.fields if field.name == name]
+            if not found:
+                continue
+            if len(found) > 1:
+                raise self.error(found[1], f"a second {_name(found[1])}")
+            if name == b"return-path" and self.text(found[0]).strip() == "<>":
+                return ""
+            senders = list(self.addresses(found[0]))
+            if len(senders) != 1:
+                hint = "; say the sender with Return-Path" if name == b"from" else ""
+                raise self.error(found[0], f"expected one address in {_name(found[0])}, found {len(senders)}{hint}")
+            return senders[0]
+        raise FormatError(self.first_line, "no sender: expected Return-Path, Sender or From, or X-Sender first")
+
+    def addresses(self, field: Field) -> Iterator[str]:
+        """The addresses in a field, checked."""
+        text = self.text(field)
+        try:
+            mailboxes = addresses.parse_list(text)
+        except addresses.AddressError as error:
+            line = self.line(field) + text.count("\n", 0, error.position)
+            raise FormatError(line, f"{_name(field)}: {error}") from None
+        for mailbox in mailboxes:
+            yield self.address(field, text.count("\n", 0, mailbox.position), mailbox.address)
+
+    def address(self, field: Field, line: int, text: str) -> str:
+        """An address in its canonical form; `line` is counted from the first line of the field."""
+        try:
+            address = parse_address(text)
+            if not address.domain:
+                raise AddressError("the domain is missing")
+            if not address.local.isascii():
+                self.envelope.smtputf8 = True
+            elif not address.domain.isascii():
+                address.domain = domain_to_ascii(address.domain)
+        except AddressError as error:
+            raise FormatError(self.line(field) + line, f"{_name(field)}: {text[:80]!r}: {error}") from None
+        return address.text
+
+    def envid(self, field: Field, text: str) -> str:
+        if self.envelope.envid is not None:
+            raise self.error(field, "a second X-Envid")
+        if not (text and text.isascii() and text.isprintable() and len(xtext.encode(text)) <= ENVID_LIMIT):
+            raise self.error(field, f"X-Envid must be 1 to {ENVID_LIMIT} printable ASCII characters")
+        return xtext.encode(text)
+
+    def text(self, field: Field) -> str:
+        """The value as it stands, folding included, without its last line end."""
+        try:
+            return self.content[field.value : headers.value_end(self.content, field)].decode()
+        except UnicodeDecodeError as error:
+            line = self.line(field) + self.content.count(b"\n", field.value, field.value + error.start)
+            raise FormatError(line, f"{_name(field)}: neither ASCII nor UTF-8") from None
+
+    def line(self, field: Field) -> int:
+        return line_at(self.content, field.start, self.first_line)
+
+    def error(self, field: Field, what: str) -> FormatError:
+        return FormatError(self.line(field), what)
+
+
+def _name(field: Field) -> str:
+    return field.name.decode().title()
+
+
+def _unbracketed(text: str) -> str:
+    return text[1:-1] if text.startswith("<") and text.endswith(">") else text
+
+
