@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
+import glob
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from mta.queue.records import (
     Message,
 )
 from mta.queue.scheduler import domain_of
-from mta.queue.store import BodyDamaged, QueueInfo
+from mta.queue.store import BodyDamaged, QueueInfo, Store
 
 if TYPE_CHECKING:
     from mta.control.worker import Worker
@@ -66,7 +67,7 @@ class Answers:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         counts = [store.counts() for store in worker.stores.values()]
         return protocol.WorkerStatus(
-            worker.number, worker.child.pid, time.monotonic() - worker.started_s, list(worker.stores),
+            worker.number, os.getpid(), time.monotonic() - worker.started_s, list(worker.stores),
             memory=worker.memory(), cpu_s=usage.ru_utime + usage.ru_stime,
             queued_messages=sum(count.messages for count in counts),
             queued_deliveries=sum(count.deliveries for count in counts),
@@ -86,26 +87,102 @@ class Answers:
         if order not in protocol.QUEUE_ORDERS:
             raise RequestError(f"queues: order must be one of {', '.join(protocol.QUEUE_ORDERS)}")
         names = arguments.get("names")
-        result = protocol.QueueList()
+        patterns = [glob.escape(str(name)) for name in names] if names is not None else [
+            str(arguments.get("pattern", ""))]
+        rows = []
         for shard, store in self._worker.stores.items():
-            if names is not None:
-                found = _ask(store.find_queues, [str(name) for name in names])
-                result.queues += len(found)
-                result.deliveries += sum(info.deliveries for info in found)
-                result.recipients += sum(info.recipients for info in found)
-            else:
-                found, totals = _ask2(store.list_queues, str(arguments.get("pattern", "")), order, limit)
-                result.queues += totals.queues
-                result.deliveries += totals.deliveries
-                result.recipients += totals.recipients
-            result.rows += [self._row(shard, info) for info in found]
-        result.rows = protocol.merged(result.rows, order)[:limit]
-        return result
+            for pattern in patterns:
+                found: list[QueueInfo] = _ask(store.list_queues, pattern, limit)
+                rows += [self._row(shard, info) for info in found]
+        rows = protocol.merged(rows, order)
+        return protocol.QueueList(
+            rows[:limit], len(rows), sum(row.deliveries for row in rows), sum(row.recipients for row in rows))
 
     def _row(self, shard: int, info: QueueInfo) -> protocol.QueueRow:
         state, reason, in_flight, connections = self._worker.engine.state(shard, info.name, info.next_due_us)
         last = info.last
         return protocol.QueueRow(
-            info.name, domain_of(info.name), info.deliveries, info.recipients, info.next_due_us,
+            info.name, domain_of(info.name), info.deliveries, info.recipients, max(info.next_due_us, 0),
             in_flight=in_flight, connections=connections, state=state, reason=reason,
             last_reply=last.reply if last is not None else "", last_reply_us=last.time_us if last is not None else 0)
+
+    def _queue(self, name: str, limit: int) -> protocol.DeliveryList:
+        found = self._queues({"names": [name]})
+        deliveries: list[Delivery] = []
+        for store in self._worker.stores.values():
+            deliveries += _ask(store.list_deliveries, name, limit + 1)
+        deliveries.sort(key=lambda delivery: delivery.due_us)
+        return protocol.DeliveryList(
+            found.rows[0] if found.rows else None, [self._delivery(one) for one in deliveries[:limit]],
+            len(deliveries) > limit)
+
+    def _find(self, text: str) -> tuple[Store, Message, list[Delivery]] | None:
+        number = parse_id(text)
+        store = self._worker.stores.get(shard_of(number))
+        if store is None:
+            return None
+        message, deliveries = _ask_pair(store.find_message, number)
+        return (store, message, deliveries) if message is not None else None
+
+    def _message(self, text: str) -> protocol.MessageDetail | None:
+        found = self._find(text)
+        if found is None:
+            return None
+        store, message, deliveries = found
+        headers, damaged = b"", ""
+        try:
+            headers = self._worker.read_body(store, message)[: min(message.header_size, HEADERS_SHOWN)]
+        except BodyDamaged as damage:
+            damaged = str(damage)
+        return protocol.MessageDetail(
+            format_id(message.id), self._worker.number, message.sender, message.arrival_us, message.size,
+            message.message_id, message.origin, [name for bit, name in _FLAGS if message.flags & bit], message.ret,
+            message.envid or "", message.deliveries, [self._delivery(one) for one in deliveries], headers, damaged)
+
+    def _body(self, text: str, offset: int, length: int) -> bytes | None:
+        if not 1 <= length <= protocol.BODY_CHUNK or offset < 0:
+            raise RequestError(f"body: length must be 1 to {protocol.BODY_CHUNK}")
+        found = self._find(text)
+        if found is None:
+            return None
+        try:
+            return self._worker.read_body(found[0], found[1])[offset : offset + length]
+        except BodyDamaged as damage:
+            raise RequestError(str(damage)) from None
+
+    def _delivery(self, one: Delivery) -> protocol.DeliveryRow:
+        message = one.message
+        engine = self._worker.engine
+        queue = engine.scheduler.queues.get((shard_of(message.id), one.queue))
+        expires_us = message.arrival_us + int(engine.config.expires * 1_000_000)
+        return protocol.DeliveryRow(
+            format_id(message.id), one.index, one.queue, one.domain, message.sender,
+            [protocol.RecipientRow(
+                to.address, ",".join(name for bit, name in _NOTIFY if to.notify & bit), to.orcpt or "")
+             for to in one.recipients],
+            message.size, message.arrival_us, one.due_us, one.attempts,
+            queue is not None and one.key in queue.in_flight, one.maybe_duplicate,
+            [protocol.AttemptRow(attempt.time_us, attempt.remote, attempt.reply) for attempt in one.history],
+            expires_us)
+
+
+def _rows(arguments: dict[str, Any]) -> int:
+    limit = int(arguments.get("limit", 100))
+    if not 1 <= limit <= protocol.MAX_ROWS:
+        raise ValueError(f"limit must be 1 to {protocol.MAX_ROWS}")
+    return limit
+
+
+def _ask(question: Callable[..., None], *arguments: Any) -> Any:
+    """Ask a store and wait for its answer."""
+    answer = gevent.event.AsyncResult()
+    question(*arguments, answer.set)
+    return answer.get()
+
+
+def _ask_pair(question: Callable[..., None], *arguments: Any) -> tuple[Any, Any]:
+    """The same for an answer of two values."""
+    answer = gevent.event.AsyncResult()
+    question(*arguments, lambda first, second: answer.set((first, second)))
+    first, second = answer.get()
+    return first, second

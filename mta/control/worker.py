@@ -63,7 +63,7 @@ class Worker:
         self.child = child
         self.number = child.setup.number
         self.started_s = time.monotonic()
-        config = child.config
+        config = self.config = child.config
         self.stores = self._open_stores(config)
         self.ids = {shard: IdSource(shard, store.last_id, clock_us) for shard, store in self.stores.items()}
         self.store = self.stores[self.number]
@@ -72,7 +72,7 @@ class Worker:
                                clock_us)
         self.resolver = Resolver(config.dns)
         self.engine = Engine(config, dict(self.stores), Router(config, self.resolver),
-                             self.limits, self.settler, read_body, clock_us)
+                             self.limits, self.settler, self.read_body, clock_us)
         self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit)
         self.listeners = [
             SmtpListener(sock, config, config.listeners[index], self.submit, self.intake_closed)
@@ -104,9 +104,10 @@ class Worker:
 
     def submit(self, envelope: Envelope, content: bytes, source: Source) -> Reply:
         """Accept one message of a session; returns when it is on stable storage, or refused. Hot path."""
-        answer: gevent.event.AsyncResult[Reply] = gevent.event.AsyncResult()
+        answer = gevent.event.AsyncResult()
         self.intake.submit(envelope, content, source, answer.set)
-        return answer.get()
+        reply: Reply = answer.get()
+        return reply
 
     def commit(self, accepted: Accepted, done: Any) -> None:
         """Intake: make a message durable, then give it to the scheduler. Hot path."""
@@ -125,7 +126,13 @@ class Worker:
 
     def original(self, message: Message) -> bytes:
         """The content of a message that a notification is about."""
-        return read_body(self.stores[shard_of(message.id)], message)
+        return self.read_body(self.stores[shard_of(message.id)], message)
+
+    @staticmethod
+    def read_body(store: Store, message: Message) -> bytes:
+        """Read content in a thread, so that the disk does not hold up the hub. Raises BodyDamaged."""
+        content: bytes = get_hub().threadpool.apply(store.body, (message,))
+        return content
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -147,9 +154,13 @@ class Worker:
     def reload(self, config: Config) -> None:
         """Take a new configuration for everything that begins from now on."""
         self.settler.retry = RetryClock(config.retry)
-        self.resolver.configure(config.dns)
-        self.engine.router.configure(config)
-        self.engine.configure(config)
+        if config.dns != self.config.dns:
+            # The old one answers what it was asked; nobody asks it any more.
+            self.resolver = Resolver(config.dns)
+        self.config = config
+        self.engine.configure(config, Router(config, self.resolver))
+        for store in self.stores.values():
+            store.configure(config)
         self.intake.configure(config)
         for listener in self.listeners:
             listener.configure(config)
@@ -179,12 +190,6 @@ class Worker:
         """Resident bytes now."""
         with open("/proc/self/statm", "rb") as statm:
             return int(statm.read().split()[1]) * resource.getpagesize()
-
-
-def read_body(store: Store, message: Message) -> bytes:
-    """Read content in a thread, so that the disk does not hold up the hub."""
-    content: bytes = get_hub().threadpool.apply(store.body, (message,))
-    return content
 
 
 def main(child: Child) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mta.delivery.settle import Peer
-from mta.delivery.wire import AF_INET6, WOKEN, Wire, WireError
+from mta.delivery.wire import AF_INET6, Wire, WireError
 from mta.queue import events
 from mta.queue.records import EIGHT_BIT, SMTPUTF8, Delivery
 from mta.queue.scheduler import Queue
@@ -60,7 +60,7 @@ class Target:
         return f"{shown}:{self.host.port}"
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An address gave us no session; `reply` is the peer's (`said`) or our own description."""
 
     def __init__(self, reply: Reply, phase: str, said: bool = False) -> None:
@@ -119,12 +119,12 @@ class Connection:
 
     def _open(self) -> Reply | None:
         """Try addresses in order of preference until one gives a session; else what the most telling of them said."""
-        best: Refusal | None = None
+        best: RefusalError | None = None
         for target in self._targets():
             try:
                 self._open_one(target)
                 return None
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 # What a mail server says tells more than that another one could not be reached.
                 if best is None or refusal.said or not best.said:
                     best = refusal
@@ -145,14 +145,14 @@ class Connection:
                 yield Target(host, family, address)
 
     def _open_one(self, target: Target) -> None:
-        """A session with `target`, in the plainer forms that some hosts need. Raises Refusal."""
+        """A session with `target`, in the plainer forms that some hosts need. Raises RefusalError."""
         policy: TlsPolicy = self.path.shaping.tls
         tls = policy
         if policy == "opportunistic" and self.engine.broken_tls.has(target.address, time.monotonic()):
             tls = "off"
         try:
             self._session(target, tls)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             if refusal.phase == "ehlo" and not refusal.said:
                 self._session(target, tls, esmtp=False)  # some hosts hang up at EHLO
             elif refusal.phase == "handshake" and policy == "opportunistic":
@@ -163,7 +163,7 @@ class Connection:
                 raise
 
     def _session(self, target: Target, tls: TlsPolicy, esmtp: bool = True) -> None:
-        """Connect, greet and wait for Ready. Raises Refusal."""
+        """Connect, greet and wait for Ready. Raises RefusalError."""
         engine, shaping = self.engine, self.path.shaping
         timeouts = engine.config.delivery.timeouts
         self.wire.close()
@@ -197,16 +197,16 @@ class Connection:
                 elif self.stopping:
                     raise WireError("we are shutting down")
         except (WireError, RemoteProtocolError) as error:
-            raise Refusal(Reply(451, "4.4.1", (f"{self.name}: {error}",)), phase) from None
+            raise RefusalError(Reply(451, "4.4.1", (f"{self.name}: {error}",)), phase) from None
 
     def _opening(self, target: Target, event: ClientEvent) -> bool:
-        """One event before the session is open. Whether it is open now. Raises Refusal."""
+        """One event before the session is open. Whether it is open now. Raises RefusalError."""
         if isinstance(event, Refused):
-            raise Refusal(event.reply, event.phase, said=not event.local)
+            raise RefusalError(event.reply, event.phase, said=not event.local)
         if isinstance(event, Greeted):
             greeter = event.reply.lines[0].partition(" ")[0].lower()
             if greeter == self.engine.config.hostname and not target.host.fixed:
-                raise Refusal(Reply(451, "4.4.6", (f"{self.name} greets us with our own name: a loop",)), "greeting")
+                raise RefusalError(Reply(451, "4.4.6", (f"{self.name} greets us with our own name: a loop",)), "greeting")
         elif isinstance(event, Ready):
             version, cipher = self.wire.tls_facts() or ("", "")
             source = self.engine.source_address(target.family) or ""
@@ -251,7 +251,7 @@ class Connection:
 
     def _fill(self) -> None:
         """Give the machine what it can take, and the wire what the machine has to say."""
-        wire, client, engine = self.wire, self.client, self.engine
+        client, engine = self.client, self.engine
         while client.can_send:
             job = engine.next_job(self)
             if job is None:
@@ -283,11 +283,8 @@ class Connection:
             wire.deadline = time.monotonic() + engine.config.delivery.idle
             wire.waiting_for = "work"
             try:
-                data = wire.read()
-                if not isinstance(data, bytes):
-                    return True
-                # The peer closes, or says why it will. A session that ends between messages is no failure.
-                return False
+                # Bytes: the peer closes, or says why it will. A session that ends between messages is no failure.
+                return not isinstance(wire.read(), bytes)
             except WireError:
                 pass
             finally:

@@ -23,7 +23,7 @@ from mta.delivery.limits import Limits
 from mta.delivery.outcome import judge
 from mta.delivery.path import Path
 from mta.delivery.routing import Route, RouteFailure, Router
-from mta.delivery.settle import Peer, Settler, Verdict
+from mta.delivery.settle import Settler, Verdict
 from mta.delivery.tls import HostMemory, opportunistic_context
 from mta.delivery.wire import AF_INET6, Sweeper
 from mta.queue.records import Delivery, Message
@@ -255,7 +255,6 @@ class Engine:
                 self._stop_waiting(path)
                 path.waiting_for = lacking
                 self._waiting.setdefault(lacking, set()).add(path)
-                self.limits.want(lacking, 1)
             return False
         self._stop_waiting(path)
         connection = Connection(self, path)
@@ -287,6 +286,8 @@ class Engine:
         for name in names:
             for path in list(self._waiting.get(name, ())):
                 self.kick(path)
+                if not path.turns:
+                    self._stop_waiting(path)
             path_held = self.paths.get(name)
             for path in [path_held] if path_held is not None else list(self.paths.values()) if name == TOTAL else []:
                 path.contended = True
@@ -349,8 +350,8 @@ class Engine:
         path = connection.path
         if not path.contended or (not resting and time.monotonic() - connection.opened_s < TURN_S):
             return False
-        if (self.limits.should_yield(path.lease, path.shaping.connections)
-                or self.limits.should_yield(TOTAL, self.config.delivery.connections)):
+        if (self.limits.should_yield(path.lease, path.shaping.connections, resting)
+                or self.limits.should_yield(TOTAL, self.config.delivery.connections, resting)):
             connection.stopping = True
             return True
         path.contended = False
@@ -466,7 +467,7 @@ class Engine:
             gevent.sleep(SWEEP_S)
             for shard, store in self.stores.items():
                 before_us = self.clock_us() - int(self.config.expires * 1_000_000)
-                store.arrived_before(before_us, SWEEP_BATCH, lambda found, shard=shard: gevent.spawn(self._give_up, shard, found))
+                store.arrived_before(before_us, SWEEP_BATCH, partial(gevent.spawn, self._give_up, shard))
 
     def _give_up(self, shard: int, deliveries: list[Delivery]) -> None:
         now_us = self.clock_us()
@@ -522,7 +523,7 @@ class Engine:
         """Why there was no address to try."""
         assert path.route is not None
         failures = [self.router.addresses(host).failure for host in path.route.hosts]
-        return "; ".join(dict.fromkeys(failure.text for failure in failures if failure)) or "no host has an address"
+        return "; ".join(dict.fromkeys(filter(None, failures))) or "no host has an address"
 
 
 def patience(timeouts: DeliveryTimeouts) -> dict[str, tuple[float, str]]:

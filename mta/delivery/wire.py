@@ -43,7 +43,7 @@ class WireError(Exception):
     """The connection is of no more use; the text says why, in words for an operator."""
 
 
-class WireTimeout(WireError):
+class WireTimeoutError(WireError):
     """The deadline passed."""
 
 
@@ -131,7 +131,7 @@ class Wire:
             if self._io is not None:
                 io.stop()
         if why is _EXPIRED:
-            raise WireTimeout(f"timeout while waiting for {self.waiting_for}")
+            raise WireTimeoutError(f"timeout while waiting for {self.waiting_for}")
         return why
 
     def _resume(self, token: int, why: object) -> None:
@@ -145,7 +145,7 @@ class Wire:
             get_hub().loop.run_callback(self._resume, self._token, WOKEN)
 
     def expire(self) -> None:
-        """End the current wait with WireTimeout, if there is one."""
+        """End the current wait with WireTimeoutError, if there is one."""
         if self._greenlet is not None:
             get_hub().loop.run_callback(self._resume, self._token, _EXPIRED)
 

@@ -15,7 +15,8 @@ def transaction(count: int = 1) -> Transaction:
     return Transaction("s@x.test", [Recipient(f"u{index}@d.test") for index in range(count)], b"body")
 
 
-def done(rcpts: list[Reply | None], final: Reply | None, data: Reply | None = GO, mail: Reply | None = OK) -> Transaction:
+def done(rcpts: list[Reply | None], final: Reply | None, data: Reply | None = GO,
+         mail: Reply | None = OK) -> Transaction:
     made = transaction(len(rcpts))
     made.mail, made.rcpts, made.data, made.final = mail, rcpts, data, final
     made.dot_sent = final is not None

@@ -75,9 +75,8 @@ class Shelf:
 
     def checkpoint(self) -> None:
         self.indexed = {key: (one.queue, one.due_us) for key, one in self.stored.items()}
-        touched: list[tuple[str, int | None]] = []
-        for name in sorted(self.changed):
-            touched.append((name, min((due for queue, due in self.indexed.values() if queue == name), default=None)))
+        touched = [(name, min((due for queue, due in self.indexed.values() if queue == name), default=None))
+                   for name in sorted(self.changed)]
         self.changed.clear()
         self.scheduler.checkpoint(0, touched)
 

@@ -1,0 +1,220 @@
+"""The whole way of a message: in by SMTP, through the queue, out to the hosts that DNS names."""
+
+from __future__ import annotations
+
+import json
+import smtplib
+from collections.abc import Callable
+
+import pytest
+
+from mta.sandbox.client import Sandbox
+from tests.integration.support import Injector, Mta, ends_of, message
+
+
+def deliver(mta: Mta, count: int, domains: list[str], sessions: int = 8) -> Injector:
+    """Inject `count` messages and wait until the queue is empty."""
+    injector = Injector(mta, domains, sessions)
+    injector.start(count)
+    injector.wait()
+    assert len(injector.accepted) == count
+    mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+    return injector
+
+
+def test_every_message_arrives_once(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """Two workers, many domains: each recipient gets the message exactly once, and one event says so."""
+    with make_mta() as mta:
+        deliver(mta, 1000, [f"d{index}.test" for index in range(50)])
+
+    stats = sandbox.stats()
+    assert (stats["messages"], stats["distinct"], stats["duplicates"]) == (1000, 1000, 0)
+    ends, _ = ends_of(mta.events())
+    assert len(ends) == 1000
+    assert set(ends.values()) == {1}
+
+
+def test_content_arrives_as_it_was_sent(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """The body is untouched, dots and all; the header section is preceded by our Received line only."""
+    body = b"..two dots\r\n.\r\n.one\r\n\r\n  spaces  \r\n"
+    content = message(1, "u@d.test").partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + body
+    sandbox.stop()
+    with Sandbox({"log_content": "1MB"}) as recording:
+        mta = make_mta(dns={"servers": [recording.dns]}, delivery={"port": recording.smtp_port})
+        with mta:
+            # smtplib stuffs dots itself and would also normalise; a final dot line survives both.
+            mta.send("a@x.test", ["u@d.test"], content)
+            recording.wait_for(lambda stats: bool(stats["messages"] == 1))
+        received = recording.log()[-1]["content"]
+    assert received.encode("latin-1").endswith(content)
+    assert received.startswith("Received: from ")
+
+
+def test_recipients_of_one_domain_go_in_one_transaction(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """A message to several recipients is one transaction per domain, never with two domains in it."""
+    recipients = [f"u{index}@{domain}" for domain in ("a.test", "b.test") for index in range(5)]
+    with make_mta() as mta:
+        mta.send("a@x.test", recipients, message(1, "list@x.test"))
+        sandbox.wait_for(lambda stats: bool(stats["recipients"] == 10))
+
+    assert sandbox.stats()["messages"] == 2
+    assert sorted(len({to.partition("@")[2] for to in entry["recipients"]}) for entry in sandbox.log()) == [1, 1]
+
+
+def test_an_outsider_cannot_relay(make_mta: Callable[..., Mta]) -> None:
+    """Without `relay_from` nobody may send: the default is no open relay (`550 5.7.1`)."""
+    with (make_mta(listeners=[{"smtp": "127.0.0.1:0"}]) as mta, smtplib.SMTP(*mta.smtp) as client):
+        client.ehlo()
+        assert client.mail("a@x.test")[0] == 250
+        code, text = client.rcpt("u@d.test")
+
+    assert code == 550
+    assert text.startswith(b"5.7.1")
+
+
+def test_deferred_mail_is_tried_again_until_it_is_taken(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """Greylisting: the first attempt is deferred with its reason, a later one delivers."""
+    sandbox.set("grey.test", {"greylist": "1s"})
+    with make_mta() as mta:
+        deliver(mta, 20, ["grey.test"])
+
+    events = list(mta.events())
+    deferred = [event for event in events if event["event"] == "deferred"]
+    assert {event["class"] for event in deferred} == {"recipient"}
+    assert all("Greylisted" in event["text"] for event in deferred)
+    assert sandbox.stats()["distinct"] == 20
+
+
+def test_a_refused_recipient_bounces_to_the_sender(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """5xx to RCPT: a `bounced` event, and a DSN with the null sender arrives at the sender's own domain."""
+    sandbox.set("full.test", {"rules": [{"at": "rcpt", "match": "^no-", "reply": "550 5.1.1 no such user"}]})
+    with make_mta() as mta:
+        mta.send("news@sender.test", ["no-one@full.test", "yes@full.test"], message(1, "x@full.test"))
+        sandbox.wait_for(lambda stats: bool(stats["messages"] == 2))
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+
+    notice = next(entry for entry in sandbox.log() if entry["recipients"] == ["news@sender.test"])
+    assert notice["sender"] == ""
+    kinds = [event["event"] for event in mta.events()]
+    assert sorted(kinds) == ["bounced", "delivered", "delivered", "notified", "received", "received"]
+
+
+def test_mail_for_a_domain_that_does_not_exist_bounces_at_once(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """NXDOMAIN and null MX are final; no connection is made."""
+    sandbox.set("gone.test", {"dns": {"answer": "nxdomain"}})
+    sandbox.set("null.test", {"dns": {"mx": ["0 ."]}})
+    with make_mta() as mta:
+        mta.send("", ["u@gone.test", "u@null.test"], message(1, "x"))
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+
+    bounced = {event["queue"]: event for event in mta.events() if event["event"] == "bounced"}
+    assert bounced["gone.test"]["enhanced"] == "5.1.2"
+    assert bounced["null.test"]["enhanced"] == "5.1.10"
+    assert sandbox.stats()["connections"] == 0
+
+
+def test_a_dead_site_keeps_its_mail_and_comes_back(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """Connection refused suspends the path with its reason; no attempt is counted; mail flows when it is back."""
+    sandbox.set("dead.test", {"listening": False})
+    with make_mta() as mta:
+        injector = Injector(mta, ["dead.test", "alive.test"], 4)
+        injector.start(200)
+        injector.wait()
+        sandbox.wait_for(lambda stats: bool(stats["messages"] == 100))
+        rows = json.loads(mta.command("queue", "--json"))
+        row = next(row for row in rows["rows"] if row["name"] == "dead.test")
+        assert row["deliveries"] == 100
+        assert "refused" in row["reason"]
+        sandbox.set("dead.test", {})
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+
+    delivered = [event for event in mta.events() if event["event"] == "delivered" and event["queue"] == "dead.test"]
+    assert len(delivered) == 100
+    assert {event["attempt"] for event in delivered} == {1}
+
+
+def test_mail_that_nobody_takes_expires_with_its_reason(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """After `expires` the recipient ends as `expired`, and the last reply is told."""
+    sandbox.set("busy.test", {"rules": [{"at": "rcpt", "reply": "450 4.2.0 busy for ever"}]})
+    with make_mta(expires="3s") as mta:
+        mta.send("", ["u@busy.test"], message(1, "x"))
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+
+    last = [event for event in mta.events() if event["event"] != "deferred"][-1]
+    assert last["event"] == "expired"
+    assert "busy for ever" in last["last_reply"]
+
+
+@pytest.mark.parametrize("personality", [
+    {"pipelining": False},
+    {"esmtp": False},
+    {"pipelining_across": "refused"},
+    {"pipelining_across": "dropped"},
+    {"starttls": "offered"},
+    {"starttls": "broken"},
+    {"starttls": "refused"},
+    {"messages": 3},
+    {"messages": 3, "messages_reply": ""},
+    {"connections": 1},
+    {"recipients": 1},
+    {"data_always": True, "rules": [{"at": "rcpt", "times": 1, "reply": "450 4.2.0 once"}]},
+    {"rules": [{"at": "connect", "times": 2, "reply": "421 4.3.2 busy"}]},
+    {"rules": [{"at": "connect", "times": 1, "reply": "554 5.3.2 go away"}]},
+    {"rules": [{"at": "mail", "times": 1, "reply": "421 4.7.0 later"}]},
+    {"rules": [{"at": "dot", "times": 1, "reply": "421 4.7.0 later"}]},
+    {"rules": [{"at": "dot", "times": 1, "reply": "452 4.3.1 full"}]},
+    {"rules": [{"at": "data", "times": 1, "drop": "rst"}]},
+    {"rules": [{"at": "body", "times": 1, "drop": "rst"}]},
+    {"rules": [{"at": "dot", "times": 1, "drop": "fin"}]},
+    {"rules": [{"at": "body", "times": 1, "reply": "451 4.3.0 stop"}]},
+    {"rules": [{"at": "rcpt", "times": 1, "raw": "garbage\r\n"}]},
+    {"rules": [{"at": "ehlo", "times": 1, "drop": "fin"}]},
+    {"dns": {"mx": ["10 mx1.{domain} closed", "20 mx2.{domain}"]}},
+    {"dns": {"mx": ["10 mx1.{domain} nxdomain", "20 mx2.{domain}"]}},
+    {"dns": {"mx": 0}},
+    {"dns": {"truncate": True}},
+    {"latency": "20ms"},
+], ids=str)
+def test_a_difficult_receiver_gets_every_message_once(
+        personality: dict[str, object], make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """Whatever a host does at first, in the end each message is there exactly once, and only its own mail waited."""
+    sandbox.set("odd.test", personality)
+    with make_mta(workers=1) as mta:
+        deliver(mta, 40, ["odd.test", "plain.test"], sessions=4)
+
+    assert sandbox.stats()["distinct"] == 40
+    assert sandbox.stats()["duplicates"] == 0
+    ends, _ = ends_of(mta.events())
+    assert (len(ends), set(ends.values())) == (40, {1})
+
+
+def test_a_limit_of_three_connections_holds_over_four_workers(
+        make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """DESIGN I3, as the receiver counts it; and all workers get their turn, so that all mail arrives."""
+    sandbox.set("narrow.test", {"latency": "5ms"})
+    with make_mta(workers=4, shaping={"domains": {"narrow.test": {"connections": 3}}}) as mta:
+        deliver(mta, 800, ["narrow.test"], sessions=16)
+
+    domain = sandbox.domain("narrow.test")
+    assert domain["max_connections"] <= 3
+    assert sandbox.stats()["distinct"] == 800
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3)])
+def test_no_shard_is_forgotten_when_the_number_of_workers_changes(
+        before: int, after: int, make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """Mail queued by three workers is delivered by one, and the other way round."""
+    sandbox.set("later.test", {"listening": False})
+    mta = make_mta(workers=before)
+    with mta:
+        injector = Injector(mta, ["later.test"], 6)
+        injector.start(120)
+        injector.wait()
+        assert mta.queued() == 120
+    mta.config["workers"] = after
+    sandbox.set("later.test", {})
+    with mta:
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+
+    assert sandbox.stats()["distinct"] == 120
+    assert sandbox.stats()["duplicates"] == 0
