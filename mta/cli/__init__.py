@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mta import __version__
+from mta.config.problems import printable
 from mta.control import exits
 
 # In the order of `mta --help`.
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         sys.stdout.flush()
+    except exits.OperatorError as error:
+        print(f"mta: {printable(str(error))}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except BrokenPipeError:

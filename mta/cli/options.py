@@ -6,6 +6,10 @@ import argparse
 import os
 from typing import Any, Final
 
+from mta.config.schema import Config
+from mta.control.client import ControlClient
+from mta.control.exits import CONFIG, OperatorError
+
 DEFAULT_CONFIG: Final = "/etc/mta/mta.yaml"
 
 
@@ -42,8 +46,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """`-c FILE` or `--run DIRECTORY`, as `options.config` and `options.run_directory`: which running MTA is meant."""
+def add_instance(parser: argparse.ArgumentParser) -> None:
+    """`-c FILE` or `--run DIRECTORY`: which running MTA is meant; see `connect`."""
     add_config(parser)
     parser.add_argument(
         "--run", metavar="DIRECTORY", dest="run_directory",
@@ -51,6 +55,35 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+def add_json(parser: argparse._ActionsContainer, what: str) -> None:
     """`--json`, as `options.json`."""
     parser.add_argument("--json", action="store_true", help=f"print {what}")
+
+
+def positive(text: str) -> int:
+    """A number from 1 on, for `type=` of an option."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def load_config(path: str) -> Config:
+    """The configuration, for a command that needs to know where things are. Raises OperatorError."""
+    from mta.config.loader import check  # takes some time to import, and not every command needs it
+
+    config, problems = check(path)
+    if config is None:
+        more = f" ({len(problems) - 1} more: `mta check -c {path}`)" if len(problems) > 1 else ""
+        raise OperatorError(CONFIG, f"{problems[0]}{more}")
+    return config
+
+
+def connect(options: argparse.Namespace) -> ControlClient:
+    """Connect to the running MTA that `add_instance` options name. Raises OperatorError."""
+    if options.run_directory is not None:
+        return ControlClient(options.run_directory)
+    try:
+        run = load_config(options.config).run
+    except OperatorError as error:
+        raise OperatorError(error.exit_code, f"{error}; --run DIRECTORY does without the configuration") from error
+    return ControlClient(run)
