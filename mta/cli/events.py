@@ -34,7 +34,6 @@ _EXAMPLES = """\
 FOLLOW_SHOWS: Final = 10  # events before it begins to wait, as `tail -f` has it
 
 Event = dict[str, Any]
-Test = Callable[[Event], bool]
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -113,48 +112,56 @@ class _Filter:
                 yield line, event
 
     def _concerns(self, event: Event) -> bool:
-        return any(
-            recipient.rpartition("@")[2].lower().rstrip(".") == self._domain for recipient in event.get("recipients", [])
-        )
+        domains = (recipient.rpartition("@")[2] for recipient in event.get("recipients", []))
+        return any(domain.lower().rstrip(".") == self._domain for domain in domains)
 
 
 def print_event(event: Event) -> None:
-    """Print one event on one line."""
-    parts = [_time(str(event["time"])), f"{event['event']:<9}", str(event.get("message", ""))]
-    recipients = event.get("recipients", [])
-    if event["event"] == "received":
-        parts.append(f"from {event['sender'] or '<>'}")
+    """Print one event on one line. A field that the event does not have is left out."""
+    kind = str(event["event"])
+    parts = [_time(_text(event, "time")), f"{kind:<9}", _text(event, "message")]
+    if kind == "received":
+        parts.append(f"from {_text(event, 'sender') or '<>'}")
+    recipients = event.get("recipients")
     if recipients:
         more = f" (+{len(recipients) - 1})" if len(recipients) > 1 else ""
         parts.append(f"to {recipients[0]}{more}")
-    parts += _DETAILS.get(str(event["event"]), _no_details)(event)
+    parts += _DETAILS[kind](event)
     print(printable("  ".join(part for part in parts if part), limit=2000))
 
 
 def _attempt(event: Event) -> list[str]:
-    remote = f"{event['remote_host']} [{event['remote_address']}]" if event["remote_address"] else event["remote_host"]
-    reply = " ".join(str(part) for part in (event["code"] or "", event["enhanced"], event["text"]) if part)
-    attempt = f"attempt {event['attempt']}, {event['duration_s']:.1f}s"
-    tail = f"next {_time(event['next_attempt'])}" if event.get("next_attempt") else ""
-    return [f"via {remote}" if remote else "", reply, attempt, "maybe a duplicate" if event["maybe_duplicate"] else "",
-            tail]  # fmt: skip
+    host, address = _text(event, "remote_host"), _text(event, "remote_address")
+    remote = f"via {host} [{address}]" if address else f"via {host}" if host else ""
+    reply = " ".join(filter(None, (_text(event, "code"), _text(event, "enhanced"), _text(event, "text"))))
+    parts = [remote, reply, f"attempt {_text(event, 'attempt')}, {float(event.get('duration_s', 0)):.1f}s"]
+    if event.get("maybe_duplicate"):
+        parts.append("maybe a duplicate")
+    if event.get("next_attempt"):
+        parts.append(f"next {_time(_text(event, 'next_attempt'))}")
+    return parts
+
+
+def _operator(event: Event) -> list[str]:
+    return [_text(event, "action"), _text(event, "target"), f"by {_text(event, 'operator')}", _text(event, "text")]
 
 
 _DETAILS: Final[dict[str, Callable[[Event], list[str]]]] = {
-    "received": lambda event: [f"{event['size']} bytes", str(event["origin"])],
+    "received": lambda event: [f"{_text(event, 'size')} bytes", _text(event, "origin")],
     "delivered": _attempt,
     "deferred": _attempt,
     "bounced": _attempt,
-    "expired": lambda event: [f"after {event['attempt']} attempts", str(event["last_reply"])],
-    "deleted": lambda event: [f"by {event['operator']}", str(event["reason"])],
-    "quarantined": lambda event: [str(event["text"])],
-    "notified": lambda event: [f"{event['action']}: notification {event['notification']}"],
-    "operator": lambda event: [str(event["action"]), str(event["target"]), f"by {event['operator']}", str(event["text"])],
+    "expired": lambda event: [f"after {_text(event, 'attempt')} attempts", _text(event, "last_reply")],
+    "deleted": lambda event: [f"by {_text(event, 'operator')}", _text(event, "reason")],
+    "quarantined": lambda event: [_text(event, "text")],
+    "notified": lambda event: [f"{_text(event, 'action')}: notification {_text(event, 'notification')}"],
+    "operator": _operator,
 }
 
 
-def _no_details(_event: Event) -> list[str]:
-    return []
+def _text(event: Event, name: str) -> str:
+    """A field as text; "" when there is none or it is 0."""
+    return str(event.get(name) or "")
 
 
 def _show(_line: bytes, event: Event) -> None:

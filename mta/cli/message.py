@@ -39,7 +39,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--body", action="store_true",
-        help="print the content, header section included: byte by byte into a file or pipe, made harmless on a terminal",
+        help="print the whole content: byte by byte into a file or pipe, made harmless on a terminal",
     )  # fmt: skip
     add_json(form, "one JSON object; header bytes that are no UTF-8 are replaced")
     parser.set_defaults(run=run)

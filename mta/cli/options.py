@@ -38,26 +38,26 @@ def default_config() -> str:
     return os.environ.get("MTA_CONFIG") or DEFAULT_CONFIG
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser) -> argparse.Action:
     """`-c FILE`, as `options.config`."""
-    parser.add_argument(
+    return parser.add_argument(
         "-c", "--config", metavar="FILE", default=default_config(),
         help=f"configuration file (default: $MTA_CONFIG, or {DEFAULT_CONFIG})",
     )  # fmt: skip
 
 
-def add_instance(parser: argparse.ArgumentParser) -> None:
+def add_instance(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """`-c FILE` or `--run DIRECTORY`: which running MTA is meant; see `connect`."""
-    add_config(parser)
-    parser.add_argument(
+    directory = parser.add_argument(
         "--run", metavar="DIRECTORY", dest="run_directory",
         help="runtime directory of the MTA, instead of the one that the configuration names",
     )  # fmt: skip
+    return [add_config(parser), directory]
 
 
-def add_json(parser: argparse._ActionsContainer, what: str) -> None:
+def add_json(parser: argparse._ActionsContainer, what: str) -> argparse.Action:
     """`--json`, as `options.json`."""
-    parser.add_argument("--json", action="store_true", help=f"print {what}")
+    return parser.add_argument("--json", action="store_true", help=f"print {what}")
 
 
 def positive(text: str) -> int:

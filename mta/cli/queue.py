@@ -50,36 +50,30 @@ _COLUMNS = (
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands."""
     parser = add_parser(commands, "queue", "list queues: counts, next attempt, last reply", _DESCRIPTION, _EXAMPLES)
-    _list_options(parser)
+    _add_options(parser, sort=True)
     parser.set_defaults(run=run_list, pattern="")
     verbs = parser.add_subparsers(metavar="[list|show]", dest="verb")
-    # What is given before the verb holds for it, too: a verb's own parser must not put its defaults over it.
-    suppress = argparse.SUPPRESS
-    listing = add_parser(
-        verbs, "list", "list queues (as without it)", _DESCRIPTION, _EXAMPLES, argument_default=suppress
-    )
-    listing.add_argument("pattern", nargs="?", help="part of a name, or a shell pattern")
-    _list_options(listing)
+    listing = add_parser(verbs, "list", "list queues (as without it)", _DESCRIPTION, _EXAMPLES)
+    pattern = listing.add_argument("pattern", nargs="?", help="part of a name, or a shell pattern")
     listing.set_defaults(run=run_list)
-    show = add_parser(
-        verbs, "show", "show one queue and its deliveries", _SHOW_DESCRIPTION, _SHOW_EXAMPLES, argument_default=suppress
-    )
+    show = add_parser(verbs, "show", "show one queue and its deliveries", _SHOW_DESCRIPTION, _SHOW_EXAMPLES)
     show.add_argument("queue", metavar="QUEUE", help="name of the queue, as `mta queue` prints it")
-    _common_options(show)
     show.set_defaults(run=run_show)
+    for action in [pattern, *_add_options(listing, sort=True), *_add_options(show, sort=False)]:
+        # What is given before the verb holds for it, too: the verb's own parser must not put its defaults over it.
+        action.default = argparse.SUPPRESS
 
 
-def _common_options(parser: argparse.ArgumentParser) -> None:
-    add_instance(parser)
-    add_json(parser, _JSON)
-    parser.add_argument(
+def _add_options(parser: argparse.ArgumentParser, sort: bool) -> list[argparse.Action]:
+    actions = [*add_instance(parser), add_json(parser, _JSON)]
+    actions.append(parser.add_argument(
         "-n", "--limit", type=positive, metavar="N", help=f"show at most N (default: 50, at most {MAX_ROWS})"
-    )
-
-
-def _list_options(parser: argparse.ArgumentParser) -> None:
-    _common_options(parser)
-    parser.add_argument("--sort", choices=QUEUE_ORDERS, help="most deliveries first (default), next due first, by name")
+    ))
+    if sort:
+        actions.append(parser.add_argument(
+            "--sort", choices=QUEUE_ORDERS, help="most deliveries first (default), next due first, by name"
+        ))
+    return actions
 
 
 def run_list(options: argparse.Namespace) -> int:
