@@ -24,7 +24,7 @@ routes: {"*": mx, a.example: {relay: [h.test, "[::1]:26"]}, "[192.0.2.1]": mx}
 shaping:
   default: {connections: 7}
   domains:
-    b.example: {tls: off}
+    b.example: {tls: off, connections: 3}
     c.example:
 retry: {schedule: [5m, 1h30m]}
 bounces: {from_name: 'Mail "Daemon"', delay_warning: 4h}
@@ -51,7 +51,8 @@ def test_sources() -> None:
     assert found["listeners[1].relay_from"] == ("[]", "default")
     assert found["routes[a.example]"] == ('{relay: [h.test:25, "[::1]:26"]}', "f:7")
     assert found["shaping.default.connections"] == ("7", "f:9")
-    assert found["shaping.domains[b.example].connections"] == ("7", "shaping.default, f:9")
+    assert found["shaping.domains[b.example].connections"] == ("3", "f:11")
+    assert found["shaping.domains[c.example].connections"] == ("7", "shaping.default, f:9")
     assert found["shaping.domains[b.example].tls"] == ("off", "f:11")
     assert found["shaping.domains[b.example].pipelining"] == ("true", "default")
     assert found["bounces.delay_warning"] == ("4h", "f:14")

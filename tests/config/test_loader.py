@@ -108,6 +108,12 @@ def test_grouped_digits() -> None:
     assert loads(HOSTNAME + "dns: {cache: 1_000_000}").dns.cache == 1_000_000
 
 
+@pytest.mark.parametrize("port", [1, 65_535])
+def test_bounds_are_allowed(port: int) -> None:
+    """The smallest and the largest value are allowed themselves."""
+    assert loads(HOSTNAME + f"delivery: {{port: {port}}}").delivery.port == port
+
+
 @pytest.mark.parametrize(("written", "value"), [
     ("off", None), ("never", None), ("no", None), ("~", None), ("4h", 14_400),
 ])
