@@ -281,7 +281,7 @@ class Router:
         if skipped:
             reasons = ", ".join(dict.fromkeys(skipped.values()))
             if family_of(host.name) is not None:
-                return f"{who} is not connected to: {reasons}", "4.4.4"
+                return f"address {host.name} is not connected to: {reasons}", "4.4.4"
             listed = ", ".join(list(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")
             if all(why == LOOPBACK for why in skipped.values()):
                 return f"{who} resolves only to loopback addresses ({listed}); delivery.allow_loopback is off", "4.4.4"

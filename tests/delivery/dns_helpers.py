@@ -48,7 +48,7 @@ def response(question: dns.message.Message, rcode: int = 0, *, soa: int | None =
              aa: bool = False, tc: bool = False, answer: Sequence[tuple[str, int, str, str]] = ()) -> bytes:
     """A response with `answer` of (name, ttl, type, text); `soa`: the minimum of an SOA in the authority section."""
     message = dns.message.make_response(question)
-    message.set_rcode(rcode)
+    message.set_rcode(dns.rcode.Rcode.make(rcode))
     if ra:
         message.flags |= dns.flags.RA
     if aa:

@@ -12,6 +12,7 @@ import pytest
 
 from mta.config.units import Endpoint
 from tests.delivery.dns_helpers import (
+    Behaviour,
     DnsServer,
     Question,
     ResolverProcess,
@@ -91,12 +92,12 @@ def test_one_who_gives_up_does_not_take_the_others_along(process: ResolverProces
 
 def test_a_burst_of_names_is_answered_whole(process: ResolverProcess, server: DnsServer) -> None:
     """More names than are asked for at once: the rest waits its turn, nothing is lost, every port is its own."""
-    names = [f"d{n}.example.org" for n in range(700)]
+    names = [f"d{n}.example.org" for n in range(350)]
     server.zone.update({(name, "MX"): [f"10 mx.{name}."] for name in names})
     answers, = process.run(settings(server, timeout=3.0), [["together", [[name, "MX"] for name in names]]])
     assert [answer["records"] for answer in answers] == [[[10, f"mx.{name}"]] for name in names]
     ports = [port for _, _, _, port in server.asked]
-    assert len(set(ports)) > 600  # the kernel draws them; some come again
+    assert len(set(ports)) > 300  # the kernel draws them; some come again
 
 
 def test_truncated_answers_come_over_tcp(process: ResolverProcess, server: DnsServer) -> None:
@@ -110,8 +111,8 @@ def test_truncated_answers_come_over_tcp(process: ResolverProcess, server: DnsSe
 
 
 def test_the_hub_goes_on_while_large_answers_are_read(process: ResolverProcess, server: DnsServer) -> None:
-    """Nothing keeps the hub for long: twenty answers of 500 hosts each come in while another greenlet keeps time."""
-    names = [f"big{n}.example.org" for n in range(20)]
+    """Nothing keeps the hub for long: answers of 500 hosts each come in while another greenlet keeps time."""
+    names = [f"big{n}.example.org" for n in range(4)]
     server.zone.update({(name, "MX"): [f"{n} mx{n}.example.org." for n in range(500)] for name in names})
     worst, = process.run(settings(server, timeout=5.0), [["lag", [[name, "MX"] for name in names]]])
     assert worst < 0.1  # each takes some 2 ms; the bound leaves room for a busy machine
@@ -160,7 +161,7 @@ def test_a_port_where_nobody_listens_costs_no_time(process: ResolverProcess, ser
     """ICMP's word is taken: the next server is asked at once."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
         closed.bind(("127.0.0.1", 0))
-        endpoint = "127.0.0.1:{}".format(closed.getsockname()[1])
+        endpoint = f"127.0.0.1:{closed.getsockname()[1]}"
     answer = process.run({"servers": [endpoint, server.endpoint], "timeout": 2.0}, [["query", "example.org", "MX"]])[0]
     assert answer["records"] == SORTED
     assert answer["took_s"] < 1.0
@@ -243,11 +244,15 @@ def test_garbage_is_a_failure(process: ResolverProcess, server: DnsServer, garba
     assert "unreadable" in answer["detail"]
 
 
+def _alias(name: str, target: str) -> Behaviour:
+    return lambda question: response(question.message, answer=[(name, 60, "CNAME", f"{target}.")])
+
+
 def test_cname_chains_are_followed_and_loops_end(process: ResolverProcess, server: DnsServer) -> None:
     """Over several questions, since this server returns one CNAME at a time."""
-    for name, target in (("a.org", "b.org"), ("b.org", "example.org"), ("loop.org", "pool.org"), ("pool.org", "loop.org")):
-        server.behaviour[name] = lambda question, name=name, target=target: response(
-            question.message, answer=[(name, 60, "CNAME", f"{target}.")])
+    aliases = {"a.org": "b.org", "b.org": "example.org", "loop.org": "pool.org", "pool.org": "loop.org"}
+    for name, target in aliases.items():
+        server.behaviour[name] = _alias(name, target)
     chain, loop = process.run(settings(server), [["query", "a.org", "MX"], ["query", "loop.org", "MX"]])
     assert chain["records"] == SORTED
     assert 58 < chain["ttl"] <= 60

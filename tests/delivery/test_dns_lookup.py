@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import dns.flags
@@ -177,7 +178,7 @@ def test_cname_loops_end() -> None:
 def test_ten_cnames_are_followed_and_no_more(length: int, kind: str, whole: bool) -> None:
     """Postfix follows ten; more is a mistake of the domain, in one answer or one at a time."""
     names = ["example.org", *(f"n{n}.example.org" for n in range(length))]
-    chain = [(name, 300, "CNAME", f"{target}.") for name, target in zip(names, names[1:], strict=False)]
+    chain = [(name, 300, "CNAME", f"{target}.") for name, target in pairwise(names)]
     chain.append((names[-1], 300, "MX", "10 mx.example.net."))
     search = lookup()
     step: Any = begun(search)

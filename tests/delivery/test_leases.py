@@ -1,0 +1,141 @@
+"""The arithmetic of one limit, alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mta.delivery.leases import Leases
+
+
+def leases(limit: int, *shares: tuple[int, int, float]) -> Leases:
+    """Workers 0, 1, ... with (held, want, since)."""
+    state = Leases("x", limit)
+    for worker, (held, want, since) in enumerate(shares):
+        share = state.of(worker)
+        share.held, share.want, share.since = held, want, since
+    return state
+
+
+def test_record_in_the_table() -> None:
+    """What is stored is read back; a limit that nobody holds or wants leaves no record."""
+    state = leases(3, (2, 0, 0.0), (0, 1, 5.5), (0, 0, 9.0))
+    packed = state.encode()
+    assert packed is not None
+    again = Leases.decode(packed)
+    assert (again.name, again.limit, sorted(again.shares)) == ("x", 3, [0, 1])
+    assert (again.shares[1].want, again.shares[1].since) == (1, 5.5)
+    assert leases(3, (0, 0, 1.0)).encode() is None
+
+
+def test_a_free_lease_goes_to_the_poorest_then_to_the_longest_waiting() -> None:
+    """Held first, then the time of waiting; each grant counts at once."""
+    state = leases(10, (3, 1, 1.0), (1, 2, 9.0), (1, 1, 5.0), (2, 0, 0.0))
+    assert state.grant() == [2, 1, 1]
+    assert state.held == 10
+    assert state.waiting() == [0]
+
+
+def test_nobody_passes_those_who_wait() -> None:
+    """A newcomer gets what is left after all who wait have been served."""
+    state = leases(3, (1, 0, 0.0), (0, 1, 5.0), (0, 1, 4.0))
+    assert state.take(3, 9.0) == (False, [2, 1])
+    assert state.waiting() == [3]
+    state = leases(4, (1, 0, 0.0), (0, 1, 5.0), (0, 1, 4.0))
+    assert state.take(3, 9.0) == (True, [2, 1])
+
+
+def test_place_in_the_line_is_kept_while_wanting() -> None:
+    """Asking again does not send a worker back to the end."""
+    state = leases(1, (1, 0, 0.0))
+    state.take(1, 5.0)
+    state.take(2, 6.0)
+    state.take(1, 7.0)
+    state.want(1, 3, 8.0)
+    assert state.waiting() == [1, 2]
+    state.want(1, 0, 9.0)
+    state.want(1, 1, 9.0)
+    assert state.waiting() == [2, 1]
+
+
+@pytest.mark.parametrize(("limit", "shares", "resting", "yields"), [
+    (1, [(1, 0), (0, 1)], False, True),  # the limit goes round
+    (1, [(1, 1), (0, 1)], False, True),
+    (1, [(1, 1), (0, 0)], False, False),  # nobody else wants
+    (3, [(2, 1), (1, 1)], False, False),  # as even as can be
+    (4, [(3, 1), (1, 1)], False, True),
+    (4, [(2, 1), (2, 1)], False, False),
+    (9, [(3, 0), (1, 1)], False, False),  # there are free ones
+    (3, [(1, 1), (1, 1), (1, 1), (0, 1)], False, True),
+    (2, [(1, 0), (1, 1)], True, True),  # what rests goes to whoever can use it
+    (2, [(1, 1), (1, 0)], True, True),  # also to another path of the same worker
+    (2, [(1, 0), (1, 0)], True, False),
+    (2, [(0, 1), (2, 0)], True, False),  # has none
+    (2, [(3, 1), (1, 1)], False, True),  # above a limit that was lowered
+])
+def test_giving_way(limit: int, shares: list[tuple[int, int]], resting: bool, yields: bool) -> None:
+    """Worker 0 gives way when that makes the shares more even, or serves one that has none."""
+    state = leases(limit, *((held, want, 0.0) for held, want in shares))
+    assert state.should_yield(0, resting) is yields
+
+
+def test_fair_share() -> None:
+    """Equal parts for all who hold or want, at least one."""
+    assert leases(10, (5, 0, 0.0), (0, 1, 0.0), (0, 0, 0.0)).fair_share(0) == 5
+    assert leases(10, (5, 0, 0.0)).fair_share(7) == 5
+    assert leases(1, (1, 0, 0.0), (0, 1, 0.0)).fair_share(1) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 8), st.lists(st.tuples(st.sampled_from(["take", "back", "want", "drop"]), st.integers(0, 4)),
+                                   max_size=60))
+def test_the_limit_holds_and_no_lease_lies_idle(limit: int, steps: list[tuple[str, int]]) -> None:
+    """Whatever the workers do: never more than the limit is held, and none is free while somebody waits."""
+    state: Any = Leases("x", limit)
+    for now, (what, worker) in enumerate(steps):
+        if what == "take":
+            state.take(worker, float(now))
+        elif what == "back":
+            state.give_back(worker)
+            state.grant()
+        elif what == "want":
+            state.want(worker, 2, float(now))
+            state.grant()
+        else:
+            state.shares.pop(worker, None)
+            state.grant()
+        assert state.held <= limit
+        assert state.held == limit or not state.waiting()
+        packed = state.encode()
+        state = Leases.decode(packed) if packed else Leases("x", limit)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 20), st.integers(2, 6), st.integers(0, 5))
+def test_greedy_workers_end_with_equal_shares(limit: int, workers: int, first: int) -> None:
+    """All want as many as they can get, one had them all before: giving way leads to equal parts, and then it stops.
+
+    Where there are fewer leases than workers it does not stop: everybody has one in turn.
+    """
+    state = Leases("x", limit)
+    state.of(first % workers).held = limit
+    for worker in range(workers):
+        state.want(worker, 1, float(worker))
+    served = {first % workers}
+    for now in range(300):
+        rich = max(range(workers), key=lambda worker: (state.of(worker).held, -state.of(worker).since))
+        if not state.should_yield(rich, resting=False):
+            break
+        state.give_back(rich)
+        for granted in state.grant():
+            served.add(granted)
+            state.want(granted, 1, 100.0 + now)
+        state.want(rich, 0, 0.0)
+        state.want(rich, 1, 100.0 + now)  # it was served: to the end of the line
+    held = [state.of(worker).held for worker in range(workers)]
+    assert sum(held) == limit
+    assert max(held) - min(held) <= 1
+    assert served == set(range(workers))

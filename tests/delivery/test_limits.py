@@ -1,0 +1,386 @@
+"""The table of limits: several workers on one table, in this process and in four that run at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from mta.delivery import limits as module
+from mta.delivery.limits import Limits
+
+PROGRAM = Path(__file__).with_name("limits_program.py")
+
+
+class Table:
+    """A table with workers that all live in this process, over one environment (LMDB allows one per process)."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.workers: dict[int | None, Limits] = {}
+
+    def __getitem__(self, worker: int | None) -> Limits:
+        if worker not in self.workers:
+            self.workers[worker] = Limits(str(self.run), worker)
+        return self.workers[worker]
+
+    def take(self, worker: int, name: str, limit: int, count: int = 1) -> None:
+        for _ in range(count):
+            assert self[worker].acquire([(name, limit)]) is None
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
+    opened: list[Any] = []
+    real = lmdb.open
+
+    def open_once(*args: Any, **options: Any) -> Any:
+        if not opened:
+            opened.append(real(*args, **options))
+        return opened[0]
+
+    monkeypatch.setattr(lmdb, "open", open_once)
+    yield Table(tmp_path)
+    opened[0].close()
+
+
+def nudged(worker: Limits) -> bool:
+    """Whether the worker's bell has rung, without waiting."""
+    return bool(select.select([worker.fileno()], [], [], 0)[0])
+
+
+def test_a_limit_holds_over_workers(table: Table) -> None:
+    """Three leases, whoever takes them; a fourth is refused by name."""
+    table.take(0, "path", 3, 2)
+    table.take(1, "path", 3)
+    assert table[2].acquire([("path", 3), ("total", 100)]) == "path"
+    assert [(use.name, use.limit, use.held, use.waiting) for use in table[None].usage()] == [
+        ("path", 3, {0: 2, 1: 1}, [2])]
+
+
+def test_all_or_nothing(table: Table) -> None:
+    """When one limit of several is full none is taken, whichever stands first."""
+    table.take(0, "total", 2, 2)
+    for order in ([("path", 5), ("total", 2)], [("total", 2), ("other", 1)]):
+        assert table[1].acquire(order) == "total"
+    assert [use.name for use in table[None].usage()] == ["total"]
+
+
+def test_the_smallest_limit_refuses_first(table: Table) -> None:
+    """A path that is full waits for its own lease, not for one of the total that many others wait for."""
+    table.take(0, "total", 5, 5)
+    table.take(0, "path", 2, 2)
+    assert table[1].acquire([("total", 5), ("path", 2)]) == "path"
+
+
+def test_release_wakes_the_one_who_waits(table: Table) -> None:
+    """The lease is granted at once; the bell rings; the next acquire takes it. Nobody else can come in between."""
+    table.take(0, "path", 1)
+    assert table[1].acquire([("path", 1)]) == "path"
+    assert not nudged(table[1])
+    table[0].release(["path"])
+    assert nudged(table[1])
+    assert table[0].acquire([("path", 1)]) == "path"  # quick, but the lease is not free any more
+    assert table[1].recv_nudges() == ["path"]
+    assert not nudged(table[1])
+    assert table[1].acquire([("path", 1)]) is None
+    assert table[None].usage()[0].held == {1: 1}
+
+
+def test_waiting_costs_nothing(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once refused, a worker is refused again without a look at the table, until it is nudged or the limit changes."""
+    table.take(0, "path", 1)
+    assert table[1].acquire([("path", 1)]) == "path"
+    with monkeypatch.context() as patch:
+        patch.setattr(table[1], "_env", None)
+        for _ in range(3):
+            assert table[1].acquire([("path", 1), ("total", 10)]) == "path"
+    assert table[1].acquire([("path", 2)]) is None  # a reload raised the limit
+
+
+def test_holders_are_told_when_somebody_waits(table: Table) -> None:
+    """A connection at rest makes room only if its worker hears of the need; it hears once, not at every question."""
+    table.take(0, "path", 2, 2)
+    assert table[1].acquire([("path", 2)]) == "path"
+    assert table[0].recv_nudges() == ["path"]
+    assert table[0].should_yield("path", 2)
+    assert table[1].acquire([("path", 2)]) == "path"
+    assert not nudged(table[0])
+    table[0].release(["path"])
+    assert table[1].recv_nudges() == ["path"]
+    assert table[1].acquire([("path", 2)]) is None
+    assert not table[0].should_yield("path", 2)
+
+
+def test_own_resting_connections_make_room_for_own_paths(table: Table) -> None:
+    """One worker alone fills the total: it tells itself, so that what rests on one path serves another."""
+    table.take(0, "total", 2, 2)
+    assert table[0].acquire([("other", 5), ("total", 2)]) == "total"
+    assert table[0].recv_nudges() == ["total"]
+    assert not table[0].should_yield("total", 2)
+    assert table[0].should_yield("total", 2, resting=True)
+    table[0].release(["total"])
+    assert table[0].recv_nudges() == ["total"]
+    assert table[0].acquire([("other", 5), ("total", 2)]) is None
+
+
+def test_who_waits_no_more_passes_the_lease_on(table: Table) -> None:
+    """`want(name, 0)` leaves the line, and gives a granted lease to the next in it."""
+    table.take(0, "path", 1)
+    for worker in (1, 2, 3):
+        assert table[worker].acquire([("path", 1)]) == "path"
+    table[1].want("path", 0)
+    assert table[0].waiters("path") == [2, 3]
+    table[0].release(["path"])
+    assert table[2].recv_nudges() == ["path"]
+    table[2].want("path", 0)
+    assert table[3].recv_nudges() == ["path"]
+    assert table[3].acquire([("path", 1)]) is None
+
+
+def test_a_granted_lease_that_is_not_taken_goes_on(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker whose need has passed unnoticed does not keep a lease from the others."""
+    table.take(0, "path", 1)
+    assert table[1].acquire([("path", 1)]) == "path"
+    assert table[2].acquire([("path", 1)]) == "path"
+    table[0].release(["path"])
+    assert table[1].recv_nudges() == ["path"]
+    assert table[1].recv_nudges() == []  # a heartbeat: it is not late yet
+    assert not nudged(table[2])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "GRANT_S", -1.0)
+        table[1].recv_nudges()
+    assert table[2].recv_nudges() == ["path"]
+    assert table[None].usage()[0].held == {2: 1}
+
+
+def test_want_says_how_many(table: Table) -> None:
+    """With a count of 3 three free leases are granted at once, and `acquire` takes one at a time."""
+    table.take(0, "path", 3, 3)
+    assert table[1].acquire([("path", 3)]) == "path"
+    table[1].want("path", 3)
+    for _ in range(3):
+        table[0].release(["path"])
+    assert table[1].recv_nudges() == ["path"]
+    table.take(1, "path", 3, 3)
+    assert table[1].acquire([("path", 3)]) == "path"
+
+
+def test_a_killed_worker_is_cleared(table: Table) -> None:
+    """What it held is granted to those who wait; what it wanted and its nudges are forgotten."""
+    table.take(0, "path", 2, 2)
+    assert table[1].acquire([("path", 2)]) == "path"
+    assert table[2].acquire([("path", 2)]) == "path"
+    table[1].release([])
+    table[None].clear_worker(0)
+    assert table[1].recv_nudges() == ["path"]
+    assert table[2].recv_nudges() == ["path"]
+    table[None].clear_worker(1)
+    table[None].clear_worker(2)
+    assert table[None].usage() == []
+
+
+def test_a_worker_starts_with_nothing(table: Table) -> None:
+    """A restarted worker does not inherit what its predecessor held."""
+    table.take(0, "path", 1)
+    del table.workers[0]
+    assert table[1].acquire([("path", 1)]) == "path"
+    assert table[0].acquire([("path", 1)]) == "path"  # the new one: its lease went to worker 1
+    assert table[1].recv_nudges() == ["path"]
+
+
+def test_clearing_reaches_all_limits(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when they are many: the table is gone through in parts, so that nobody waits long for it."""
+    monkeypatch.setattr(module, "BATCH", 7)
+    for number in range(50):
+        table.take(0, f"path{number}", 1)
+        assert table[1].acquire([(f"path{number}", 1)]) == f"path{number}"
+    table[None].clear_worker(0)
+    assert sorted(table[1].recv_nudges()) == sorted(f"path{number}" for number in range(50))
+    assert len(table[None].usage()) == 50
+
+
+def test_nudges_survive_a_killed_nudger(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after its transaction and before the bell: whoever clears it rings, and a heartbeat sees it as well."""
+    table.take(0, "path", 1)
+    assert table[1].acquire([("path", 1)]) == "path"
+    monkeypatch.setattr(table[0], "_ring", lambda workers: None)
+    table[0].release(["path"])
+    assert not nudged(table[1])
+    table[None].clear_worker(0)
+    assert nudged(table[1])
+    assert table[1].recv_nudges() == ["path"]
+
+
+def test_a_full_bell_loses_nothing(table: Table) -> None:
+    """A worker that does not answer its bell for long finds every nudge when it does."""
+    names = [f"path{number}" for number in range(40)]
+    for name in names:
+        table.take(0, name, 1)
+        assert table[1].acquire([(name, 1)]) == name
+    for _ in range(70_000):  # more than the pipe holds
+        table[0]._ring([1])
+    table[0].release(names)
+    assert sorted(table[1].recv_nudges()) == sorted(names)
+
+
+def test_a_worker_that_is_gone_is_no_obstacle(table: Table) -> None:
+    """A bell that nobody listens to is passed over, and found again when the worker is back."""
+    table.take(0, "path", 1)
+    assert table[1].acquire([("path", 1)]) == "path"
+    gone = table.workers.pop(1)
+    os.close(gone.fileno())
+    table[0].release(["path"])
+    assert table[0].acquire([("path", 1)]) == "path"
+    assert table[1].recv_nudges() == []  # the new worker 1: cleared at its start
+    assert table[0].recv_nudges() == ["path"]
+
+
+def test_fair_share(table: Table) -> None:
+    """Equal parts among those who hold or want."""
+    table.take(0, "path", 10, 10)
+    assert table[0].share("path", 10) == 10
+    assert table[1].acquire([("path", 10)]) == "path"
+    assert table[0].share("path", 10) == table[1].share("path", 10) == 5
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "söte@größe", ""])
+def test_any_name_will_do(table: Table, name: str) -> None:
+    """Names longer than a key of LMDB, or with other letters, are limits like any other."""
+    table.take(0, name, 1)
+    table.take(0, name + "y", 1)
+    assert table[1].acquire([(name, 1)]) == name
+    table[0].release([name])
+    assert table[1].recv_nudges() == [name]
+
+
+def test_a_table_that_cannot_be_written_delays_and_recovers(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disk full: no lease is taken, none is lost, nothing is raised; when space is back all is as it should be."""
+    table.take(0, "path", 1)
+    env = table[0]._env
+
+    class Full:
+        def begin(self, **_: Any) -> Any:
+            raise lmdb.DiskError("No space left on device")
+
+    for worker in (0, 1):
+        monkeypatch.setattr(table[worker], "_env", Full())
+    assert table[1].acquire([("path", 1)]) == "path"
+    table[0].release(["path"])
+    assert table[0].recv_nudges() == []
+    assert table[1].recv_nudges() == ["path"]  # try again
+    for worker in (0, 1):
+        monkeypatch.setattr(table[worker], "_env", env)
+    assert table[1].acquire([("path", 1)]) == "path"
+    assert table[0].recv_nudges() == ["path"]  # told that worker 1 waits; and what was owed is given back
+    assert table[1].recv_nudges() == ["path"]
+    assert table[1].acquire([("path", 1)]) is None
+
+
+# --- several processes ---------------------------------------------------------------------------------------------
+
+
+class Crew:
+    """Worker processes on one table."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        (run / "watch").write_bytes(bytes(256))
+        self.processes: dict[int, subprocess.Popen[str]] = {}
+
+    def start(self, worker: int, limit: int, mode: str, seconds: float) -> None:
+        self.processes[worker] = subprocess.Popen(
+            [sys.executable, str(PROGRAM), str(self.run), str(worker), "path", str(limit), mode, str(seconds)],
+            stdout=subprocess.PIPE, text=True,
+        )
+
+    def ready(self) -> None:
+        for process in self.processes.values():
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+
+    def result(self, worker: int) -> tuple[int, int, float]:
+        """Leases taken, most leases seen at once, longest wait in seconds."""
+        process = self.processes.pop(worker)
+        assert process.stdout is not None
+        turns, most, longest = process.stdout.readline().split()
+        process.stdout.close()
+        assert process.wait(10) == 0
+        return int(turns), int(most), float(longest)
+
+    def kill(self, worker: int) -> None:
+        process = self.processes.pop(worker)
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.fixture
+def crew(tmp_path: Path) -> Iterator[Crew]:
+    crew = Crew(tmp_path)
+    yield crew
+    for worker in list(crew.processes):
+        crew.kill(worker)
+
+
+def test_four_processes_never_hold_more_than_the_limit(crew: Crew) -> None:
+    """Take and give back without a pause, limit 3: no instant with 4, everybody gets its share, nothing is left."""
+    for worker in range(4):
+        crew.start(worker, 3, "hammer", 0.7)
+    crew.ready()
+    results = [crew.result(worker) for worker in range(4)]
+    turns = [turns for turns, _, _ in results]
+    assert max(most for _, most, _ in results) == 3
+    assert min(turns) > 50
+    assert min(turns) * 5 > max(turns)
+    supervisor = Limits(str(crew.run), None)
+    assert supervisor.usage() == []
+    supervisor.close()
+
+
+def test_a_limit_of_one_goes_round(crew: Crew) -> None:
+    """Each holds the lease until it should give way: four workers take turns, none waits for ever."""
+    for worker in range(4):
+        crew.start(worker, 1, "turns", 0.7)
+    crew.ready()
+    results = [crew.result(worker) for worker in range(4)]
+    turns = [turns for turns, _, _ in results]
+    assert max(most for _, most, _ in results) == 1
+    assert min(turns) >= 5
+    assert min(turns) * 3 > max(turns)
+
+
+def test_killed_holders_leave_the_table_usable(crew: Crew) -> None:
+    """kill -9 at any instant, inside a transaction or with a lease in hand: the others go on, the limit holds."""
+    supervisor = Limits(str(crew.run), None)
+    for worker in range(4):
+        crew.start(worker, 3, "hammer", 2.0)
+    crew.ready()
+    chance = random.Random(4711)
+    for victim in (0, 1, 2):
+        time.sleep(chance.uniform(0.02, 0.2))
+        crew.kill(victim)
+        with contextlib.closing((crew.run / "watch").open("r+b")) as watch:  # what it held is closed by the kernel
+            watch.seek(victim)
+            watch.write(b"\0")
+        supervisor.clear_worker(victim)
+        crew.start(victim, 3, "hammer", 0.5)
+        process = crew.processes[victim].stdout
+        assert process is not None
+        assert process.readline() == "ready\n"
+    results = [crew.result(worker) for worker in (0, 1, 2, 3)]
+    assert max(most for _, most, _ in results) <= 3
+    assert min(turns for turns, _, _ in results) > 20
+    assert supervisor.usage() == []
+    supervisor.close()
