@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import sys
 from dataclasses import dataclass
 
 from mta.control.exits import CONFIG, NO_PERMISSION, NO_USER, StartError
@@ -51,6 +52,9 @@ def drop(to: Identity) -> None:
         os.setresuid(to.uid, to.uid, to.uid)
     except OSError as error:
         raise StartError(NO_PERMISSION, f"cannot become user {to.name!r}: {error.strerror}") from error
+    if not os.access(sys.executable, os.X_OK):
+        # As with an interpreter below /root: no child could be started, and the reason would be hard to see.
+        raise StartError(NO_PERMISSION, f"user {to.name!r} may not execute {sys.executable}: install it elsewhere")
     try:
         os.setuid(0)
     except PermissionError:

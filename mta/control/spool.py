@@ -105,26 +105,15 @@ def holders(path: str) -> set[int]:
         wanted = os.stat(path)
     except OSError:
         return set()
-    found: set[int] = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
-            continue
-        try:
-            for descriptor in os.scandir(entry / "fd"):
-                status = descriptor.stat()
-                if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
-                    found.add(int(entry.name))
-                    break
-        except OSError:
-            pass  # it has just ended, or is not ours to look at
-    return found
+    others = (int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid())
+    return {pid for pid in others if _has_open(pid, (wanted.st_dev, wanted.st_ino))}
 
 
 def check_version(spool: str) -> None:
     """Mark a new spool with our version; raise StartError for one that we cannot read."""
     path = Path(spool, "version")
     try:
-        text = path.read_text("ascii", "replace").strip()
+        text = path.read_text("utf-8", "replace").strip()
     except FileNotFoundError:
         if Path(spool, "shards").exists():
             raise StartError(DATA, f"spool {spool} has no file `version`: it is damaged, or not ours") from None
@@ -200,6 +189,21 @@ def _read_pid(fd: int) -> int:
     return int(text) if text.isdigit() else 0
 
 
+def _has_open(pid: int, device_and_inode: tuple[int, int]) -> bool:
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False  # it has just ended, or is not ours to look at
+    for descriptor in descriptors:
+        try:
+            status = os.stat(f"/proc/{pid}/fd/{descriptor}")
+        except OSError:
+            continue  # closed in the meantime
+        if (status.st_dev, status.st_ino) == device_and_inode:
+            return True
+    return False
+
+
 def _runs(pid: int) -> bool:
     """Whether there is such a process and it is no zombie."""
     try:
@@ -212,7 +216,7 @@ def _runs(pid: int) -> bool:
 def _write_durably(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".new")
     try:
-        with temporary.open("w", encoding="ascii") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -109,8 +109,8 @@ class Running:
             stderr=subprocess.PIPE,
             text=True,
             pass_fds=[] if listen_fd is None else [listen_fd],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "FAKE_REPORT": str(fixture.directory / "reports"),
-                 **environment},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+                 "FAKE_REPORT": str(fixture.directory / "reports"), **environment},
         )
         self.lines: list[str] = []
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()

@@ -11,12 +11,16 @@ from pathlib import Path
 from mta.config.problems import ConfigError
 from mta.control import exits
 from mta.control.line import ChildSetup
-from mta.control.supervisor import Supervisor, Timing
+from mta.control.supervisor import Supervisor, Timing, child_command
 
 
 def command(setup: ChildSetup) -> list[str]:
-    """The fake child."""
-    return [sys.executable, str(Path(__file__).with_name("fake_child.py")), setup.name]
+    """The fake child; with FAKE_CHILD=gevent, a worker of real parts and the real control process."""
+    if os.environ.get("FAKE_CHILD") != "gevent":
+        return [sys.executable, str(Path(__file__).with_name("fake_child.py")), setup.name]
+    if setup.role == "control":
+        return child_command(setup)
+    return [sys.executable, str(Path(__file__).with_name("gevent_child.py")), setup.name]
 
 
 def clear(_run: str, worker: int) -> None:

@@ -108,7 +108,7 @@ def test_a_worker_that_dies_is_started_again(mta: Fixture) -> None:
     assert again["pid"] != started["worker-1"]["pid"]
     os.kill(started["worker-0"]["pid"], 0)
     members = mta.report("control", "family")["members"]
-    assert [(member["number"], member["restarts"]) for member in members if member["role"] == "worker"] == [(0, 0), (1, 1)]
+    assert [member["restarts"] for member in members] == [0, 1, 0]
 
 
 def test_a_connection_in_the_backlog_survives_the_worker(mta: Fixture) -> None:
@@ -308,7 +308,7 @@ def test_a_second_instance_is_refused(mta: Fixture) -> None:
 def test_a_port_that_is_taken_is_said(mta: Fixture) -> None:
     """Exit code and line name the address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = "127.0.0.1:{}".format(taken.getsockname()[1])
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
         mta.write_config(listeners=[{"smtp": "127.0.0.1:0"}, {"smtp": address}])
         running = mta.start()
         assert running.exit_code() == exits.UNAVAILABLE
