@@ -151,7 +151,7 @@ def _read_plain(wire: bytes) -> Message:
     found: list[Record] = []
     soa_ttl = None
     referral = False
-    # RFC 2181 9: what comes with TC set is not to be used, and may end anywhere.
+    # RFC 2181 9: what comes with TC set is not to be used, and may end anywhere. That goes for the OPT record, too.
     counts = (0, 0, 0) if truncated else (answers, authorities, additional)
     for section, count in enumerate(counts):
         for _ in range(count):
@@ -311,7 +311,7 @@ def read_by_dnspython(wire: bytes) -> Message:
         elif rrset.rdclass == CLASS_IN and rrset.rdtype == NS:
             referral = True
     return Message(
-        message.id, int(message.rcode()), truncated, bool(message.flags & _AUTHORITATIVE),
+        message.id, int(message.rcode()) & (0x000F if truncated else 0x0FFF), truncated, bool(message.flags & _AUTHORITATIVE),
         bool(message.flags & _RECURSION), asked, found, soa_ttl, referral,
     )
 
