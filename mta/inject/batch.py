@@ -95,6 +95,10 @@ class BatchReader:
             else:
                 self._say(command, line)
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
     def _content(self, command: bytes, line: int) -> Submission:
         self._say(command, line)
         raw = self._take_content(line)

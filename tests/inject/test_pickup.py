@@ -1,0 +1,515 @@
+"""Rules of the spool directory: every message once, whatever happens; nothing but honest files is read."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from mta.inject import pickup as pickup_module
+from mta.inject.claims import DirectoryError, SpoolDirectory
+from mta.inject.pickup import BATCH, Stopping
+from mta.queue.errors import StoreError, StoreFull
+from tests.inject.pickup_helpers import Crash, MemoryStore, Steps, drop, finish, left, make, message, transactions
+
+
+@pytest.fixture(autouse=True)
+def _disks_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of syncs matters here, not that they reach a disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def test_files_are_taken_and_removed(tmp_path: Path) -> None:
+    """Messages of either form and batches; nothing of them stays, neither on disk nor in the marks."""
+    drop(tmp_path, "one.eml", message("1@x.example"))
+    drop(tmp_path, "two", "From: a@a.example\nTo: 2@x.example\n\nbody\n")
+    drop(tmp_path, "three.BSMTP", transactions("3@x.example", "4@y.example"))
+    store = MemoryStore()
+    one = make(tmp_path, store)
+    finish(one)
+    assert store.recipients() == ["1@x.example", "2@x.example", "3@x.example", "4@y.example"]
+    assert left(tmp_path) == []
+    assert store.kept_marks == {}
+    assert (one.statistics.messages, one.statistics.files, one.statistics.failed) == (4, 3, 0)
+
+
+def test_the_message_says_where_it_came_from(tmp_path: Path) -> None:
+    """Its origin is the file, as it was named, and its trace line says spool directory."""
+    drop(tmp_path, "odd\n\udcffname", message("1@x.example"))
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    (accepted,) = store.accepted
+    assert accepted.message.origin == f"pickup {tmp_path}/odd\\x0a\\xffname"
+    assert accepted.message.content is not None
+    assert b"by mta.example (spool directory) id " in accepted.message.content
+
+
+def test_hidden_names_and_directories_are_left_alone(tmp_path: Path) -> None:
+    """Dot-files, tmp/, failed/ and other directories, with what is in them."""
+    for name in (".hidden", "tmp/being-written", "failed/old", "sub/file"):
+        tmp_path.joinpath(name).parent.mkdir(exist_ok=True)
+        tmp_path.joinpath(name).write_text(message("1@x.example"))
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    assert store.accepted == []
+    assert left(tmp_path) == [".hidden", "failed/old", "sub/file", "tmp/being-written"]
+
+
+def test_a_bad_file_goes_aside_with_the_reason(tmp_path: Path) -> None:
+    """It is moved to failed/ as it is, beside a `.error` with file, time, line and what was expected."""
+    bad = "X-Sender: a@a.example\nX-Receiver: nobody\n\n"
+    drop(tmp_path, "bad.eml", bad)
+    drop(tmp_path, "good.eml", message("1@x.example"))
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    assert store.recipients() == ["1@x.example"]
+    assert left(tmp_path) == ["failed/bad.eml", "failed/bad.eml.error"]
+    assert (tmp_path / "failed/bad.eml").read_text() == bad
+    report = (tmp_path / "failed/bad.eml.error").read_text().splitlines()
+    assert report[0] == f"file: {tmp_path}/bad.eml"
+    assert report[1].startswith("time: 20")
+    assert report[2] == "line 2: X-Receiver: 'nobody': the domain is missing"
+
+
+def test_what_intake_refuses_is_a_bad_file(tmp_path: Path) -> None:
+    """A loop is refused with the reply that SMTP would give."""
+    drop(tmp_path, "loop", message("1@x.example").replace("Subject", "Received: x\n" * 6 + "Subject"))
+    finish(make(tmp_path, MemoryStore(), hops=5))
+    assert "554 5.4.6 Too many hops" in (tmp_path / "failed/loop.error").read_text()
+
+
+def test_a_name_in_failed_is_never_taken_twice(tmp_path: Path) -> None:
+    """A second bad file of the same name gets another one; a `.error` or a file that is there stays."""
+    one = make(tmp_path, MemoryStore())
+    for content in ("one", "two", "three"):
+        drop(tmp_path, "bad", content)
+        finish(one)
+        if content == "two":
+            (tmp_path / "failed/bad.error").unlink()
+    contents = sorted(path.read_text() for path in (tmp_path / "failed").iterdir() if path.suffix != ".error")
+    assert contents == ["one", "three", "two"]
+    assert (tmp_path / "failed/bad").read_text() == "one"
+
+
+def test_a_batch_is_accepted_up_to_the_first_error(tmp_path: Path) -> None:
+    """What stands before stays accepted; the rest goes to failed/, and the reason names both places."""
+    content = transactions("1@x.example", "2@x.example") + transactions("bad") + transactions("4@x.example")
+    drop(tmp_path, "many.bsmtp", content)
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    assert store.recipients() == ["1@x.example", "2@x.example"]
+    assert store.kept_marks == {}
+    rest, report = sorted((tmp_path / "failed").iterdir())
+    assert rest.name.startswith("many.")
+    assert rest.suffix == ".bsmtp"
+    assert report.name == rest.name + ".error"
+    assert rest.read_text() == transactions("bad") + transactions("4@x.example")
+    assert "line 14: " in report.read_text()
+    assert "before line 13 was accepted, this file has the rest (line 14 is its line 2)" in report.read_text()
+    assert left(tmp_path) == [f"failed/{rest.name}", f"failed/{report.name}"]
+
+
+def test_a_batch_that_is_wrong_from_the_start_goes_aside_whole(tmp_path: Path) -> None:
+    """Under its own name; so does one without a transaction."""
+    drop(tmp_path, "bad.bsmtp", transactions("bad"))
+    drop(tmp_path, "empty.bsmtp", "HELO x\nQUIT\n")
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    assert left(tmp_path) == [f"failed/{name}.bsmtp{end}" for name in ("bad", "empty") for end in ("", ".error")]
+    assert "there is no transaction in it" in (tmp_path / "failed/empty.bsmtp.error").read_text()
+    assert store.accepted == []
+
+
+def test_a_refused_transaction_ends_a_batch_too(tmp_path: Path) -> None:
+    """What intake refuses counts like an error of the format, at its line."""
+    looped = transactions("2@x.example").replace("Subject", "Received: x\n" * 6 + "Subject")
+    drop(tmp_path, "many.bsmtp", transactions("1@x.example") + looped + transactions("3@x.example"))
+    store = MemoryStore()
+    finish(make(tmp_path, store, hops=5))
+    assert store.recipients() == ["1@x.example"]
+    (report,) = (tmp_path / "failed").glob("*.error")
+    assert "line 7: 554 5.4.6" in report.read_text()
+
+
+HOSTILE = {
+    "symlink": lambda path: path.symlink_to("/etc/passwd"),
+    "dangling": lambda path: path.symlink_to("/nowhere"),
+    "fifo": lambda path: os.mkfifo(path),
+    "link.bsmtp": lambda path: path.symlink_to("/etc/passwd"),
+    "pipe.bsmtp": lambda path: os.mkfifo(path),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str) -> None:
+    """Links are not followed, pipes do not block; they go aside like any bad file."""
+    HOSTILE[name](tmp_path / name)
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    assert left(tmp_path) == [f"failed/{name}", f"failed/{name}.error"]
+    assert "not a regular file" in (tmp_path / f"failed/{name}.error").read_text()
+    assert store.accepted == []
+
+
+def test_sockets_are_not_opened_either(tmp_path: Path) -> None:
+    """Their path may be long, so they are made from within."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = Path.cwd()
+        os.chdir(tmp_path)
+        try:
+            listener.bind("socket")
+        finally:
+            os.chdir(here)
+        finish(make(tmp_path, MemoryStore()))
+    assert left(tmp_path) == ["failed/socket", "failed/socket.error"]
+
+
+def test_a_file_with_other_names_is_refused(tmp_path: Path) -> None:
+    """A hard link may be somebody else's file, or change while it is read."""
+    secret = tmp_path / ".secret"
+    secret.write_text(message("1@x.example"))
+    os.link(secret, tmp_path / "linked")
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    assert store.accepted == []
+    assert "hard links" in (tmp_path / "failed/linked.error").read_text()
+    assert secret.read_text() == message("1@x.example")
+
+
+def test_an_unreadable_file_goes_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permission denied is told; the next files go on."""
+    drop(tmp_path, "secret", message("1@x.example"))
+    drop(tmp_path, "good", message("2@x.example"))
+    store = MemoryStore()
+    one = make(tmp_path, store)
+    really_open = os.open
+
+    def refusing(path: str, flags: int, mode: int = 0o777) -> int:
+        if str(path).endswith("-secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return really_open(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refusing)
+    finish(one)
+    assert store.recipients() == ["2@x.example"]
+    assert "it cannot be read: Permission denied" in (tmp_path / "failed/secret.error").read_text()
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was not renamed in. Half a message is never sent."""
+    drop(tmp_path, "growing", message("1@x.example"))
+    store = MemoryStore()
+    one = make(tmp_path, store)
+    fstat = os.fstat
+    calls: list[int] = []
+
+    def growing(descriptor: int) -> os.stat_result:
+        status = fstat(descriptor)
+        calls.append(descriptor)
+        if len(calls) == 2:  # the size is known, the content not yet read
+            with open(f"/proc/self/fd/{descriptor}", "a") as writer:
+                writer.write("more\n")
+        return status
+
+    monkeypatch.setattr(os, "fstat", growing)
+    finish(one)
+    assert store.accepted == []
+    assert "it changed while it was read" in (tmp_path / "failed/growing.error").read_text()
+
+
+def test_a_file_that_vanishes_is_forgotten(tmp_path: Path) -> None:
+    """Whoever removes it from under us wins; nothing fails, nothing is accepted."""
+    drop(tmp_path, "one", message("1@x.example"))
+    drop(tmp_path, "two.bsmtp", transactions("2@x.example"))
+    drop(tmp_path, "three", message("3@x.example"))
+    store = MemoryStore()
+    one = make(tmp_path, store)
+    claim = one.directory.claim
+
+    def claim_and_lose(limit: int) -> list[object]:
+        claims = claim(limit)
+        for lost in claims:
+            if lost.name in ("one", "two.bsmtp"):
+                os.unlink(one.directory.path(lost))
+        return list(claims)
+
+    one.directory.claim = claim_and_lose  # type: ignore[method-assign,assignment]  # somebody else at work
+    finish(one)
+    assert store.recipients() == ["3@x.example"]
+    assert left(tmp_path) == []
+
+
+def test_files_wait_while_there_is_no_room(tmp_path: Path) -> None:
+    """Nothing is claimed, the reason is told, and when there is room again all goes on."""
+    drop(tmp_path, "one", message("1@x.example"))
+    store = MemoryStore()
+    store.full = "12 MB free, 500 MB are kept"
+    waits: list[str] = []
+
+    def pause(seconds: float) -> None:
+        waits.append(one.statistics.waiting)
+        assert left(tmp_path) == ["one"]
+        if len(waits) == 3:
+            store.full = ""
+
+    one = make(tmp_path, store, pause=pause)
+    finish(one)
+    assert waits == ["12 MB free, 500 MB are kept"] * 3
+    assert one.statistics.waiting == ""
+    assert store.recipients() == ["1@x.example"]
+
+
+def test_a_failed_commit_is_tried_again(tmp_path: Path) -> None:
+    """The store said no and did nothing: the same messages are committed later, once."""
+    drop(tmp_path, "one", message("1@x.example"))
+    drop(tmp_path, "two.bsmtp", transactions("2@x.example", "3@x.example"))
+    store = MemoryStore()
+    store.errors = [StoreFull("disk full"), StoreError("input/output error")]
+    pauses: list[float] = []
+    finish(make(tmp_path, store, pause=pauses.append))
+    assert store.recipients() == ["1@x.example", "2@x.example", "3@x.example"]
+    assert len(pauses) == 2
+    assert left(tmp_path) == []
+
+
+def test_stopping_leaves_claims_for_the_next_start(tmp_path: Path) -> None:
+    """A stop while the store is full loses nothing."""
+    drop(tmp_path, "one", message("1@x.example"))
+    store = MemoryStore()
+    store.errors = [StoreFull("disk full")]
+
+    def stop(seconds: float) -> None:
+        raise Stopping
+
+    one = make(tmp_path, store, pause=stop)
+    with pytest.raises(Stopping):
+        finish(one)
+    one.close()
+    finish(make(tmp_path, store))
+    assert store.recipients() == ["1@x.example"]
+    assert left(tmp_path) == []
+
+
+def crash_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], accepted: list[str]
+) -> list[list[str]]:
+    """Crash once before and once after every step, start again, and check; returns what was left over each time."""
+    remains = []
+    for before in (True, False):
+        for number in range(10_000):
+            place = tmp_path / f"{before}-{number}"
+            for name, content in files.items():
+                drop(place, name, content)
+            steps = Steps()
+            store = MemoryStore(steps)
+            with monkeypatch.context() as patch:
+                steps.watch_files(patch)
+                one = make(place, store)
+                steps.count, steps.crash_at, steps.before = 0, number, before
+                try:
+                    finish(one)
+                except Crash as crash:
+                    crashed = str(crash)
+                else:
+                    crashed = ""
+                steps.crash_at = -1
+                one.close()
+                again = make(place, store)
+                finish(again)
+                again.close()
+            context = f"crash {'before' if before else 'after'} step {number} ({crashed})"
+            assert store.recipients() == accepted, context
+            assert store.kept_marks == {}, context
+            assert [name for name in left(place) if not name.startswith("failed/")] == [], context
+            remains.append([name for name in left(place) if not name.endswith(".error")])
+            if not crashed:
+                break
+    assert len(remains) > 10
+    return remains
+
+
+def test_each_file_is_taken_once_wherever_the_process_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crashes before and after every rename, sync, commit and removal: nothing lost, nothing twice, nothing left."""
+    files = {f"{n}.eml": message(f"{n}@x.example") for n in range(3)}
+    remains = crash_everywhere(tmp_path, monkeypatch, files, [f"{n}@x.example" for n in range(3)])
+    assert all(names == [] for names in remains)
+
+
+def test_each_transaction_is_taken_once_wherever_the_process_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for a batch of several portions: it goes on where it was."""
+    monkeypatch.setattr(pickup_module, "BATCH", 2)
+    recipients = [f"{n}@x.example" for n in range(7)]
+    remains = crash_everywhere(tmp_path, monkeypatch, {"many.bsmtp": transactions(*recipients)}, recipients)
+    assert all(names == [] for names in remains)
+
+
+def test_the_rest_of_a_bad_batch_is_put_aside_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the process dies there is one file with the rest, so that nobody sends it twice."""
+    monkeypatch.setattr(pickup_module, "BATCH", 2)
+    content = transactions("1@x.example", "2@x.example", "3@x.example", "bad", "5@x.example")
+    remains = crash_everywhere(
+        tmp_path, monkeypatch, {"many.bsmtp": content}, ["1@x.example", "2@x.example", "3@x.example"]
+    )
+    assert all(len(names) == 1 for names in remains)
+
+
+def test_a_bad_file_is_put_aside_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the process dies there is one copy of it."""
+    remains = crash_everywhere(tmp_path, monkeypatch, {"bad": "bad", "good": message("1@x.example")}, ["1@x.example"])
+    assert all(len(names) == 1 for names in remains)
+
+
+def test_a_rename_that_was_not_synced_is_harmless(tmp_path: Path) -> None:
+    """Power loss may undo a claim before its sync: then nothing was accepted, and the file is taken as new."""
+    drop(tmp_path, "one", message("1@x.example"))
+    store = MemoryStore()
+    first = SpoolDirectory(str(tmp_path), 0)
+    first.open()
+    (claim,) = first.claim(1)
+    os.rename(first.path(claim), tmp_path / "one")
+    first.close()
+    finish(make(tmp_path, store))
+    assert store.recipients() == ["1@x.example"]
+
+
+def test_several_workers_share_a_directory(tmp_path: Path) -> None:
+    """Each file goes to one of them; claims of one are not touched by another."""
+    for number in range(3 * BATCH):
+        drop(tmp_path, f"{number}", message(f"{number:03}@x.example"))
+    stores = [MemoryStore(), MemoryStore()]
+    workers = [make(tmp_path, store, shard=shard) for shard, store in enumerate(stores)]
+    for worker in workers:
+        worker.adopt()
+    while [worker.step() for worker in workers].count(True):
+        pass
+    taken = [store.recipients() for store in stores]
+    assert sorted(taken[0] + taken[1]) == [f"{number:03}@x.example" for number in range(3 * BATCH)]
+    assert taken[0]
+    assert taken[1]
+
+
+def test_a_shard_that_is_only_emptied_takes_nothing_new(tmp_path: Path) -> None:
+    """Its claims are finished, batches to their end, and new files are left to the others."""
+    drop(tmp_path, "one", message("1@x.example"))
+    drop(tmp_path, "two.bsmtp", transactions(*[f"{n}@y.example" for n in range(BATCH + 1)]))
+    dead = SpoolDirectory(str(tmp_path), 7)
+    dead.open()
+    assert len(dead.claim(10)) == 2
+    dead.close()
+    drop(tmp_path, "new", message("2@x.example"))
+    store = MemoryStore()
+    finish(make(tmp_path, store, shard=7, takes_new=False))
+    assert len(store.recipients()) == BATCH + 2
+    assert left(tmp_path) == ["new"]
+
+
+def test_claims_have_one_owner(tmp_path: Path) -> None:
+    """A second instance with the same shard number and another spool is told to go away."""
+    make(tmp_path, MemoryStore())
+    with pytest.raises(DirectoryError, match="in use by another instance"):
+        make(tmp_path, MemoryStore())
+
+
+def test_an_unusable_directory_is_one_clear_line(tmp_path: Path) -> None:
+    """A file in its place, for instance."""
+    tmp_path.joinpath("spool").write_text("")
+    with pytest.raises(DirectoryError, match="spool"):
+        make(tmp_path / "spool" / "in", MemoryStore())
+
+
+def test_marks_of_other_directories_are_kept(tmp_path: Path) -> None:
+    """Only marks of this directory whose file is gone are forgotten: another's claims may still be there."""
+    store = MemoryStore()
+    store.kept_marks = {
+        b"pickup:00ff": f"done 0 {tmp_path}/a".encode(),
+        b"pickup:11ff": f"10 2 {tmp_path}/a b".encode(),
+        b"other": b"x",
+    }
+    finish(make(tmp_path / "a", store))
+    assert set(store.kept_marks) == {b"pickup:11ff", b"other"}
+
+
+def test_what_failed_to_be_put_aside_is_tried_again(tmp_path: Path) -> None:
+    """When the disk fails in the middle, `adopt` brings back what was claimed, and batches under way go on."""
+    drop(tmp_path, "bad", "bad")
+    drop(tmp_path, "good", message("1@x.example"))
+    store = MemoryStore()
+    one = make(tmp_path, store)
+    (tmp_path / "failed").rename(tmp_path / ".away")
+    with pytest.raises(FileNotFoundError):
+        finish(one)
+    (tmp_path / ".away").rename(tmp_path / "failed")
+    finish(one)
+    assert store.recipients() == ["1@x.example"]
+    assert left(tmp_path) == ["failed/bad", "failed/bad.error"]
+
+
+def test_a_backlog_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of files cost one pass over the directory and bounded lists of names (DESIGN I4)."""
+    for number in range(400):
+        drop(tmp_path, f"{number}", message("1@x.example"))
+    store = MemoryStore()
+    one = make(tmp_path, store)
+    scans = 0
+    scandir = os.scandir
+
+    def counted(path: str) -> object:
+        nonlocal scans
+        scans += 1
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    finish(one)
+    assert len(store.accepted) == 400
+    assert store.commits <= 400 // BATCH + 1
+    assert scans == 1
+
+
+def test_a_huge_batch_does_not_keep_others_waiting(tmp_path: Path) -> None:
+    """Portions of batches and other files take turns."""
+    drop(tmp_path, "huge.bsmtp", transactions(*[f"{n}@huge.example" for n in range(5 * BATCH)]))
+    store = MemoryStore()
+    one = make(tmp_path, store)
+    one.adopt()
+    one.step()
+    assert len(store.accepted) == BATCH
+    drop(tmp_path, "small", message("1@small.example"))
+    one.step()  # ends the pass over the directory that was begun before
+    one.step()
+    assert "1@small.example" in store.recipients()
+    assert len(store.accepted) == 3 * BATCH + 1
+    while one.step():
+        pass
+    assert len(store.accepted) == 5 * BATCH + 1
+
+
+def test_long_names_are_shortened_at_the_front(tmp_path: Path) -> None:
+    """A name of 255 octets can be claimed and put aside; its suffix still says what it is."""
+    drop(tmp_path, "x" * 249 + ".bsmtp", transactions("1@x.example") + transactions("bad"))
+    drop(tmp_path, "y" * 255, "bad")
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    assert store.recipients() == ["1@x.example"]
+    assert len(left(tmp_path)) == 4
+
+
+def test_a_bug_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception that should not be sets that file aside; the queue goes on."""
+    drop(tmp_path, "odd", message("1@x.example"))
+    drop(tmp_path, "good", message("2@x.example"))
+    real = pickup_module.parse_message
+
+    def breaking(data: bytes, limits: object) -> object:
+        if b"1@x" in data:
+            raise KeyError("bug")
+        return real(data, limits)  # type: ignore[arg-type]  # passed through
+
+    monkeypatch.setattr(pickup_module, "parse_message", breaking)
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    assert store.recipients() == ["2@x.example"]
+    assert "internal error" in (tmp_path / "failed/odd.error").read_text()
