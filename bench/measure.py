@@ -1,0 +1,279 @@
+"""One run: an MTA started with an empty queue, one scenario's load through it, and what that took.
+
+Order: name server, sink, MTA; wait until the MTA is quiet; begin to count; source; wait for source and sink; wait
+until the MTA is quiet again, so that what it puts off (removals, checkpoints) is counted; stop counting; look into
+its queue; stop it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import ours, postfix
+from bench.candidate import Candidate, CandidateError, Setup
+from bench.loopback import consecutive
+from bench.processes import Account, MemoryWatch, TreeAccount, account, find, wait_until_quiet
+from bench.profiler import ProfileError, Profiler
+from bench.programs import LoadPrograms, Program, ProgramError, free_port
+from bench.scenarios import FIRST_ADDRESS, Scenario
+from bench.syncs import NotMeasuredError, SyncCounter
+
+DIRECT = "direct"
+_QUIET_BEFORE_S = 10.0
+_QUIET_AFTER_S = 60.0
+_SINK_IDLE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to measure, the same for all runs."""
+
+    load: LoadPrograms
+    pipelining: bool
+    workers: str
+    settings: dict[str, object]
+    limit_s: float
+    """Time for one run's mail to be injected, and again to arrive."""
+    count_syncs: bool
+    file_system: str
+    profile: str | None
+    profiles: Path
+    """Where profiles go."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What one run took. Rates and costs are per recipient; where a message has one, that is per message."""
+
+    scenario: str
+    mta: str
+    number: int
+    expected: int
+    """Recipients."""
+    accepted: int = 0
+    """Messages that the MTA took."""
+    arrived: int = 0
+    """Different recipients at the sink."""
+    duplicates: int = 0
+    queued: int = 0
+    """In the MTA's queue at the end."""
+    seconds: float = 0.0
+    """From the source's first connection to the last arrival; to the last 250 when receivers are down."""
+    rate: float = 0.0
+    """Recipients a second in that time."""
+    cpu_s: float = 0.0
+    cpu_ms: float = 0.0
+    """CPU time of all the MTA's processes, for one recipient."""
+    cpu_how: str = ""
+    syncs: int | None = None
+    syncs_per_message: float | None = None
+    syncs_why_not: str = ""
+    ack_p50_ms: float = 0.0
+    """From MAIL to the final 250."""
+    ack_p99_ms: float = 0.0
+    dot_p50_ms: float | None = None
+    """From the final dot to its 250, where the source tells."""
+    dot_p99_ms: float | None = None
+    largest: str = ""
+    """The process with the most resident memory."""
+    peak: int = 0
+    """Its peak, bytes."""
+    peak_anonymous: int = 0
+    """The most memory of its own that any process had, bytes."""
+    together: int = 0
+    """The same summed over all processes at one time."""
+    source_cpu_ms: float = 0.0
+    sink_cpu_ms: float = 0.0
+    dns_cpu_ms: float = 0.0
+    dns_queries: int = 0
+    connections: int = 0
+    most_connections: int = 0
+    per_round_trip: float | None = None
+    """Messages per round trip and connection."""
+    problems: list[str] = field(default_factory=list)
+    profile: list[str] = field(default_factory=list)
+
+    @property
+    def load_cpu_ms(self) -> float:
+        """CPU time of source, sink and name server for one recipient."""
+        return self.source_cpu_ms + self.sink_cpu_ms + self.dns_cpu_ms
+
+
+class Direct(Candidate):
+    """No MTA: the source talks to the sink, which shows what the load alone can do."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._address = f"{FIRST_ADDRESS}:{setup.sink_port}"
+
+    def start(self) -> str:
+        return self._address
+
+    def queued(self) -> int:
+        return 0
+
+    def stop(self) -> list[str]:
+        return []
+
+
+CANDIDATES: dict[str, Callable[[Setup], Candidate]] = {
+    ours.NAME: ours.Ours,
+    postfix.NAME: postfix.Postfix,
+    DIRECT: Direct,
+}
+
+
+def measure(plan: Plan, scenario: Scenario, mta: str, number: int, directory: Path) -> Run:
+    """One run in `directory`, which is empty. What went wrong is in its `problems`."""
+    run = Run(scenario.name, mta, number, scenario.expected)
+    processes = TreeAccount() if mta == DIRECT else account(f"{scenario.name}-{mta}-{number}")
+    run.cpu_how = processes.how
+    with contextlib.ExitStack() as ends:
+        ends.callback(processes.close)
+        try:
+            _measure(plan, scenario, run, processes, directory, ends)
+        except (ProgramError, CandidateError, ProfileError, OSError) as error:
+            run.problems.append(str(error))
+    return run
+
+
+def _measure(plan: Plan, scenario: Scenario, run: Run, processes: Account, directory: Path,
+             ends: contextlib.ExitStack) -> None:
+    port = free_port(consecutive(FIRST_ADDRESS, scenario.addresses))
+    nameserver, dns = _start_nameserver(scenario, run.mta, directory)
+    ends.callback(nameserver.stop)
+    sink = None
+    if scenario.receivers_up:
+        sink = Program("sink", [
+            *plan.load.sink, "-a", FIRST_ADDRESS, "-k", str(scenario.addresses), "-p", str(port),
+            "-w", str(scenario.delay_ms), "-n", str(scenario.expected), "-i", f"{_SINK_IDLE_S:g}",
+            "-X", f"{2 * plan.limit_s:g}",
+        ], directory)
+        ends.callback(sink.stop)
+        sink.wait_ready()
+    place = directory / run.mta
+    place.mkdir(mode=0o755)
+    mta = CANDIDATES[run.mta](Setup(place, processes, dns, port, plan.workers, scenario.connections, plan.settings))
+    ends.callback(lambda: run.problems.extend(mta.stop()))
+    address = mta.start()
+    wait_until_quiet(processes, _QUIET_BEFORE_S)
+
+    source = _through(plan, scenario, run, processes, address, sink, directory)
+
+    run.queued = mta.queued()
+    nameserver.stop()
+    _evaluate(scenario, run, source, sink, nameserver)
+
+
+def _start_nameserver(scenario: Scenario, mta: str, directory: Path) -> tuple[Program, tuple[str, int]]:
+    wanted = postfix.DNS_ADDRESS if mta == postfix.NAME else ("127.0.0.1", 0)
+    nameserver = Program("nameserver", [
+        sys.executable, "-m", "bench.nameserver", "-a", "{}:{}".format(*wanted), "-f", FIRST_ADDRESS,
+        "-k", str(scenario.addresses),
+    ], directory)
+    try:
+        host, _, port = nameserver.wait_ready().split()[-1].rpartition(":")
+    except ProgramError:
+        nameserver.stop()
+        raise
+    return nameserver, (host, int(port))
+
+
+def _through(plan: Plan, scenario: Scenario, run: Run, processes: Account, address: str, sink: Program | None,
+             directory: Path) -> Program:
+    """The load, with everything counted while it goes through; the source."""
+    counter = _count_syncs(plan, run, processes, directory)
+    profiler = _profile(plan, run, processes)
+    before_s = processes.cpu_s()
+    with MemoryWatch(processes) as memory:
+        source = Program("source", [
+            *plan.load.source, "-a", address, "-s", str(scenario.sessions), "-m", str(scenario.messages),
+            "-l", str(scenario.size), "-D", str(scenario.domains), "-r", str(scenario.recipients),
+            "-T", f"{plan.limit_s:g}", *(["-P"] if plan.pipelining else []),
+        ], directory)
+        try:
+            source.wait(plan.limit_s + 10)
+            if sink is not None:
+                sink.wait(plan.limit_s + _SINK_IDLE_S)
+        finally:
+            source.stop()
+            if profiler is not None:
+                run.profile = profiler.stop()
+        if run.mta != DIRECT and not wait_until_quiet(processes, _QUIET_AFTER_S):
+            run.problems.append(f"still busy {_QUIET_AFTER_S:g} s after the last message")
+    run.cpu_s = processes.cpu_s() - before_s
+    if counter is not None:
+        try:
+            run.syncs = counter.stop()
+        except NotMeasuredError as error:
+            run.syncs_why_not = str(error)
+    worst = memory.worst()
+    run.largest, run.peak, run.peak_anonymous = worst.role, worst.resident, worst.anonymous
+    run.together = memory.together
+    return source
+
+
+def _count_syncs(plan: Plan, run: Run, processes: Account, directory: Path) -> SyncCounter | None:
+    if not plan.count_syncs or run.mta == DIRECT:
+        run.syncs_why_not = "not asked for"
+        return None
+    try:
+        return SyncCounter(processes, plan.file_system, directory / "perf.out")
+    except NotMeasuredError as error:
+        run.syncs_why_not = str(error)
+        return None
+
+
+def _profile(plan: Plan, run: Run, processes: Account) -> Profiler | None:
+    worker = find(processes, "worker") if plan.profile and run.mta == ours.NAME else None
+    if plan.profile is None or worker is None:
+        return None
+    return Profiler(plan.profile, worker, plan.profiles / f"profile-{run.scenario}-{run.number}")
+
+
+def _evaluate(scenario: Scenario, run: Run, source: Program, sink: Program | None, nameserver: Program) -> None:
+    sent = source.result()
+    run.accepted = int(sent["accepted"])
+    run.ack_p50_ms, run.ack_p99_ms = sent["ack_p50_ms"], sent["ack_p99_ms"]
+    run.dot_p50_ms, run.dot_p99_ms = sent.get("dot_p50_ms"), sent.get("dot_p99_ms")
+    run.dns_queries = int(nameserver.result()["queries"])
+    last = sent["last"]
+    done = run.accepted * scenario.recipients
+    if sink is not None:
+        came = sink.result()
+        last = came["last"]
+        run.arrived = done = int(came["distinct"])
+        run.duplicates = int(came["dups"])
+        run.connections, run.most_connections = int(came["conns"]), int(came["maxconc"])
+        span = came["last"] - came["first"]
+        if scenario.connections is not None and span > 0:
+            round_trips = span / (scenario.delay_ms / 1000)
+            run.per_round_trip = came["msgs"] / round_trips / scenario.connections
+    run.seconds = max(last - sent["start"], 0.0)
+    if done and run.seconds:
+        run.rate = done / run.seconds
+        run.cpu_ms = run.cpu_s * 1000 / done
+        run.source_cpu_ms = source.cpu_s * 1000 / done
+        run.sink_cpu_ms = sink.cpu_s * 1000 / done if sink is not None else 0.0
+        run.dns_cpu_ms = nameserver.cpu_s * 1000 / done
+    if run.syncs is not None and run.accepted:
+        run.syncs_per_message = run.syncs / run.accepted
+    _check(scenario, run, sent, source.complaints())
+
+
+def _check(scenario: Scenario, run: Run, sent: dict[str, float], said: list[str]) -> None:
+    """Every recipient exactly once: at the sink, or in the queue when there is no sink."""
+    if run.accepted != scenario.messages:
+        run.problems.append(f"accepted {run.accepted} of {scenario.messages} messages")
+    if sent["errors"]:
+        run.problems.append(f"{sent['errors']:.0f} errors while injecting: {'; '.join(said[:2])}")
+    in_queue = 0 if scenario.receivers_up else scenario.expected
+    if scenario.receivers_up and run.arrived != scenario.expected:
+        run.problems.append(f"{run.arrived} of {scenario.expected} recipients arrived")
+    if run.duplicates:
+        run.problems.append(f"{run.duplicates} recipients arrived twice")
+    if run.queued != in_queue:
+        run.problems.append(f"{run.queued} in the queue at the end instead of {in_queue}")

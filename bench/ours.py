@@ -1,0 +1,86 @@
+"""Our MTA under measurement: `mta run` of this checkout with its defaults, on loopback."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import yaml
+
+from bench.candidate import Candidate, CandidateError, Daemon, Setup
+from bench.programs import ROOT, environment
+
+NAME = "ours"
+_BAD_SIGNS = ("Traceback (most recent call last)", "[critical]", "[error]")
+
+
+class Ours(Candidate):
+    """`mta run`."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._daemon: Daemon | None = None
+        self._config = setup.directory / "mta.yaml"
+
+    def start(self) -> str:
+        self._config.write_text(yaml.safe_dump(configuration(self._setup)))
+        self._daemon = Daemon(self._setup, [sys.executable, "-m", "mta", "run", "-c", str(self._config)])
+        line = self._daemon.wait_for("ready:")
+        found = re.search(r"127\.0\.0\.1:\d+", line)
+        if found is None:
+            raise CandidateError(f"no listening address in {line!r}")
+        return found[0]
+
+    def queued(self) -> int:
+        done = subprocess.run([sys.executable, "-m", "mta", "status", "--json", "-c", str(self._config)],
+                              capture_output=True, text=True, timeout=60, env=environment(), cwd=ROOT)
+        if done.returncode:
+            raise CandidateError(f"mta status ended with {done.returncode}: {done.stderr.strip()}")
+        return sum(int(worker["queued_recipients"]) for worker in json.loads(done.stdout)["workers"])
+
+    def stop(self) -> list[str]:
+        if self._daemon is None:
+            return []
+        complaints = self._daemon.stop()
+        lines = [line for line in self._daemon.said().splitlines() if any(sign in line for sign in _BAD_SIGNS)]
+        return [*complaints, f"its log has {len(lines)} errors, the first: {lines[0]}"] if lines else complaints
+
+
+def configuration(setup: Setup) -> dict[str, object]:
+    """What differs from the defaults: where it is, whom it asks, and what the scenario is about."""
+    config: dict[str, object] = {
+        "hostname": "mta.bench.test",
+        "workers": setup.workers if setup.workers == "auto" else int(setup.workers),
+        "spool": str(setup.directory / "spool"),
+        "run": str(setup.directory / "run"),
+        "listeners": [{"smtp": "127.0.0.1:0", "relay_from": ["127.0.0.0/8"]}],
+        "dns": {"servers": ["{}:{}".format(*setup.dns)]},
+        "delivery": {"port": setup.sink_port, "allow_loopback": True, "ipv6": False},
+    }
+    if setup.connections is not None:
+        config["shaping"] = {"default": {"connections": setup.connections}}
+    for name, value in setup.settings.items():
+        place(config, name, value)
+    return config
+
+
+def place(config: dict[str, object], name: str, value: object) -> None:
+    """Set the option with the dotted `name`."""
+    *sections, last = name.split(".")
+    section = config
+    for key in sections:
+        inner = section.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"{name}: {key} is no section")
+        section = inner
+    section[last] = value
+
+
+def version() -> str:
+    """The version of this checkout, with its commit where there is one."""
+    text = (ROOT / "mta" / "__init__.py").read_text()
+    found = re.search(r'__version__\s*=\s*"([^"]+)"', text)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+    return " ".join(part for part in (found[1] if found else "", commit.stdout.strip()) if part)

@@ -1,0 +1,193 @@
+"""Postfix beside us: the installed binaries as a private instance in a directory of its own, on loopback.
+
+It is tuned as a bulk relay: no input throttle, many processes, wide concurrency, connection caching, a large active
+queue, no rewriting maps, no TLS, no chroot. Durability is as it comes: every message synced before its 250.
+
+Nothing of the system's Postfix is touched: configuration, queue, lock and log are in the directory, the listening
+port is a free one. Postfix asks the resolver in /etc/resolv.conf and at port 53 only, so this instance lives in a
+mount namespace in which that file names the bench's name server. Needs root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from bench.candidate import START_S, Candidate, CandidateError, Daemon, Setup
+from bench.processes import program
+from bench.programs import free_port
+
+NAME = "postfix"
+DNS_ADDRESS = ("127.0.0.9", 53)
+"""Where the name server has to listen for Postfix."""
+
+_QUEUE = ("active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming", "maildrop", "pid", "private",
+          "public", "saved", "trace")
+_WAITING = ("active", "deferred", "incoming")
+_MAIN = """\
+compatibility_level = 3.6
+config_directory = {directory}/etc
+queue_directory = {directory}/queue
+data_directory = {directory}/data
+maillog_file = {directory}/maillog
+maillog_file_prefixes = {directory}
+myhostname = postfix.bench.test
+mydestination =
+mynetworks = 127.0.0.0/8
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+alias_maps =
+alias_database =
+biff = no
+smtpd_recipient_restrictions = permit_mynetworks, reject
+smtpd_tls_security_level = none
+smtp_tls_security_level = none
+smtp_tcp_port = {port}
+in_flow_delay = 0
+default_process_limit = 200
+default_destination_concurrency_limit = {concurrency}
+initial_destination_concurrency = {initial}
+smtp_destination_recipient_limit = 50
+smtp_connection_cache_on_demand = yes
+qmgr_message_active_limit = 40000
+qmgr_message_recipient_limit = 40000
+"""
+_MASTER = """\
+127.0.0.1:{port} inet n - n - - smtpd
+cleanup   unix  n - n - 0 cleanup
+qmgr      unix  n - n 300 1 qmgr
+tlsmgr    unix  - - n 1000? 1 tlsmgr
+rewrite   unix  - - n - - trivial-rewrite
+bounce    unix  - - n - 0 bounce
+defer     unix  - - n - 0 bounce
+trace     unix  - - n - 0 bounce
+verify    unix  - - n - 1 verify
+flush     unix  n - n 1000? 0 flush
+proxymap  unix  - - n - - proxymap
+smtp      unix  - - n - - smtp
+showq     unix  n - n - - showq
+error     unix  - - n - - error
+retry     unix  - - n - - error
+discard   unix  - - n - - discard
+anvil     unix  - - n - 1 anvil
+scache    unix  - - n - 1 scache
+postlog   unix-dgram n - n - 1 postlogd
+"""
+
+
+class Postfix(Candidate):
+    """A private instance."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._queue = setup.directory / "queue"
+        self._daemon: Daemon | None = None
+
+    def start(self) -> str:
+        port = free_port(["127.0.0.1"])
+        master = self._prepare(port)
+        resolver = self._setup.directory / "resolv.conf"
+        resolver.write_text(f"nameserver {self._setup.dns[0]}\n")
+        self._daemon = Daemon(self._setup, [
+            "unshare", "--mount", "/bin/sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', str(resolver),
+            master, "-c", str(self._setup.directory / "etc"), "-s",
+        ])
+        self._wait(port)
+        return f"127.0.0.1:{port}"
+
+    def queued(self) -> int:
+        return sum(1 for name in _WAITING for path in (self._queue / name).rglob("*") if path.is_file())
+
+    def stop(self) -> list[str]:
+        if self._daemon is None:
+            return []
+        # The master passes SIGTERM to its process group, itself included.
+        complaints = [text for text in self._daemon.stop() if "exit code -15" not in text]
+        with contextlib.suppress(OSError):
+            log = (self._setup.directory / "maillog").read_text(errors="replace")
+            lines = [line for line in log.splitlines() if any(word in line for word in ("fatal:", "panic:"))]
+            complaints += [f"its log has {len(lines)} fatal errors, the first: {lines[0]}"] if lines else []
+        return complaints
+
+    def _prepare(self, port: int) -> str:
+        """Directories and configuration; the path of the master program."""
+        directory = self._setup.directory
+        owner, group = pwd.getpwnam("postfix"), grp.getgrnam("postdrop")
+        for parent in (directory, *directory.parents):
+            if not parent.stat().st_mode & 0o001:
+                raise CandidateError(f"{parent} is closed to others; the user postfix has to reach its queue below it")
+        for path in (directory / "etc", self._queue, directory / "data"):
+            path.mkdir()
+        os.chown(directory / "data", owner.pw_uid, owner.pw_gid)
+        for name in _QUEUE:
+            path = self._queue / name
+            path.mkdir(mode=0o700)
+            if name != "pid":
+                os.chown(path, owner.pw_uid, -1)
+        for name, mode in (("public", 0o2710), ("maildrop", 0o1730)):
+            os.chown(self._queue / name, owner.pw_uid, group.gr_gid)
+            (self._queue / name).chmod(mode)
+        (self._queue / "pid").chmod(0o755)
+        concurrency = self._setup.connections
+        (directory / "etc" / "main.cf").write_text(_MAIN.format(
+            directory=directory, port=self._setup.sink_port,
+            concurrency=100 if concurrency is None else concurrency,
+            initial=20 if concurrency is None else concurrency,
+        ))
+        (directory / "etc" / "master.cf").write_text(_MASTER.format(port=port))
+        return str(Path(_default("daemon_directory")) / "master")
+
+    def _wait(self, port: int) -> None:
+        """Wait for its greeting."""
+        assert self._daemon is not None
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self._daemon.process.poll() is not None:
+                break
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as probe:
+                if probe.recv(100).startswith(b"220"):
+                    probe.sendall(b"QUIT\r\n")
+                    return
+            time.sleep(0.05)
+        log = self._setup.directory / "maillog"
+        raise CandidateError(f"Postfix did not start: {self._daemon.tail()}\n{log.read_text() if log.exists() else ''}")
+
+
+def unavailable() -> str | None:
+    """Why Postfix cannot run here, or None."""
+    if program("postconf") is None:
+        return "Postfix is not installed (Debian: apt-get install postfix)"
+    if os.geteuid() != 0:
+        return "Postfix's daemons have to be started as root"
+    if program("unshare") is None:
+        return "unshare (util-linux) is not installed: it gives Postfix a resolver of its own"
+    probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True)
+    if probe.returncode:
+        return f"no mount namespace of its own: {probe.stderr.strip()}"
+    if not _default("smtp_tcp_port"):
+        return f"Postfix {version()} cannot deliver to another port than 25 by MX; 3.7 and later can"
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
+            port.bind(DNS_ADDRESS)
+    except OSError as error:
+        return f"the name server cannot listen on {DNS_ADDRESS[0]}:53, the port that Postfix asks: {error}"
+    return None
+
+
+def version() -> str:
+    """Its version."""
+    return _default("mail_version")
+
+
+def _default(name: str) -> str:
+    """Its built-in default of a parameter, empty when there is none."""
+    postconf = program("postconf")
+    assert postconf is not None
+    done = subprocess.run([postconf, "-dh", name], capture_output=True, text=True)
+    return done.stdout.strip()
