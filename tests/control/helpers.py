@@ -109,7 +109,7 @@ class Running:
             stderr=subprocess.PIPE,
             text=True,
             pass_fds=[] if listen_fd is None else [listen_fd],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
                  "FAKE_REPORT": str(fixture.directory / "reports"), **environment},
         )
         self.lines: list[str] = []
