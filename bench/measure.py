@@ -261,10 +261,10 @@ def _evaluate(scenario: Scenario, run: Run, source: Program, sink: Program | Non
         run.dns_cpu_ms = nameserver.cpu_s * 1000 / done
     if run.syncs is not None and run.accepted:
         run.syncs_per_message = run.syncs / run.accepted
-    _check(scenario, run, sent, source.complaints())
+    check(scenario, run, sent, source.complaints())
 
 
-def _check(scenario: Scenario, run: Run, sent: dict[str, float], said: list[str]) -> None:
+def check(scenario: Scenario, run: Run, sent: dict[str, float], said: list[str]) -> None:
     """Every recipient exactly once: at the sink, or in the queue when there is no sink."""
     if run.accepted != scenario.messages:
         run.problems.append(f"accepted {run.accepted} of {scenario.messages} messages")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from bench.candidate import Candidate, CandidateError, Daemon, Setup
 from bench.programs import ROOT, environment
 
 NAME = "ours"
-_BAD_SIGNS = ("Traceback (most recent call last)", "[critical]", "[error]")
+_BAD_SIGN = re.compile(r"^Traceback|^\S+ (error|critical) ")
 
 
 class Ours(Candidate):
@@ -44,7 +45,7 @@ class Ours(Candidate):
         if self._daemon is None:
             return []
         complaints = self._daemon.stop()
-        lines = [line for line in self._daemon.said().splitlines() if any(sign in line for sign in _BAD_SIGNS)]
+        lines = [line for line in self._daemon.said().splitlines() if _BAD_SIGN.match(line)]
         return [*complaints, f"its log has {len(lines)} errors, the first: {lines[0]}"] if lines else complaints
 
 
@@ -59,6 +60,8 @@ def configuration(setup: Setup) -> dict[str, object]:
         "dns": {"servers": ["{}:{}".format(*setup.dns)]},
         "delivery": {"port": setup.sink_port, "allow_loopback": True, "ipv6": False},
     }
+    if os.geteuid() == 0:
+        config["user"] = "root"
     if setup.connections is not None:
         config["shaping"] = {"default": {"connections": setup.connections}}
     for name, value in setup.settings.items():

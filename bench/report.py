@@ -70,19 +70,24 @@ def _median(values: Iterable[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
+
+def _megabytes(size: float) -> str:
+    return f"{size / _MB:.0f}" if size else ""
+
+
 _COLUMNS: tuple[tuple[str, Callable[[Line], str]], ...] = (
     ("scenario", lambda line: line.scenario),
     ("MTA", lambda line: line.mta),
     ("runs", lambda line: str(line.runs)),
     ("rcpt/s", lambda line: f"{line.rate:,.0f}"),
     ("least-most", lambda line: f"{line.rate_least:,.0f}-{line.rate_most:,.0f}"),
-    ("CPU ms", lambda line: f"{line.cpu_ms:.3f}" if line.mta != DIRECT else ""),
-    ("syncs", lambda line: "?" if line.syncs_per_message is None else f"{line.syncs_per_message:.3f}"),
+    ("CPU ms", lambda line: "" if line.mta == DIRECT else f"{line.cpu_ms:.3f}"),
+    ("syncs", lambda line: "" if line.syncs_per_message is None else f"{line.syncs_per_message:.3f}"),
     ("250 p50", lambda line: f"{line.ack_p50_ms:.1f}"),
     ("p99 ms", lambda line: f"{line.ack_p99_ms:.1f}"),
-    ("peak MB", lambda line: f"{line.peak / _MB:.0f}"),
-    ("own MB", lambda line: f"{line.peak_anonymous / _MB:.0f}"),
-    ("all MB", lambda line: f"{line.together / _MB:.0f}"),
+    ("peak MB", lambda line: _megabytes(line.peak)),
+    ("own MB", lambda line: _megabytes(line.peak_anonymous)),
+    ("all MB", lambda line: _megabytes(line.together)),
     ("load ms", lambda line: f"{line.load_cpu_ms:.3f}"),
     ("once", lambda line: "yes" if line.arrived_once else "NO"),
 )

@@ -184,10 +184,10 @@ def write_json(path: Path, machine: Machine, options: argparse.Namespace, versio
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def main() -> int:
-    """Run the benchmark."""
+def main(words: list[str] | None = None) -> int:
+    """Run the benchmark with this command line, the process's own without it; the exit code."""
     parser = arguments()
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     scenarios = chosen(parser, options)
     if (options.source is None) != (options.sink is None):
         parser.error("--source and --sink belong together: one counts what the other numbers")
