@@ -13,70 +13,90 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 START_S: Final = 20.0
-ANSWER_S: Final = 60.0
+ANSWER_S: Final = 60.0  # beyond what is asked to take time
+LOOK_S: Final = 0.5  # for conditions on what is no transaction: connections, DNS
+
+
+def default_control() -> str:
+    """Where the control socket is unless the settings say so: one per user."""
+    return os.path.join(tempfile.gettempdir(), f"mta-sandbox-{os.getuid()}.sock")
 
 
 class SandboxError(Exception):
     """The sandbox did not start, or refuses a request. `str()` says why."""
 
 
-class Received(NamedTuple):
+class SandboxGoneError(SandboxError):
+    """No sandbox answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
     """One pair of message and recipient that the sandbox accepted, and how often."""
 
     key: str  # X-Test-Id, else Message-ID
     recipient: str
-    times: int
+    count: int
 
 
 class Control:
-    """Questions to a running sandbox over its control socket (`mta.sandbox.control`). Raises SandboxError, OSError."""
+    """Questions to a running sandbox over its control socket (`mta.sandbox.control`).
+
+    Each has a connection of its own, so that threads may ask side by side. Raises SandboxError.
+    """
 
     def __init__(self, where: str) -> None:
         """`where` is a path or `host:port`."""
-        if "/" in where:
-            self._socket = socket.socket(socket.AF_UNIX)
-            self._socket.settimeout(ANSWER_S)
-            self._socket.connect(where)
-        else:
-            host, _, port = where.rpartition(":")
-            self._socket = socket.create_connection((host.strip("[]"), int(port)), ANSWER_S)
-        self._stream = self._socket.makefile("rb")
-
-    def close(self) -> None:
-        """Hang up."""
-        self._stream.close()
-        self._socket.close()
+        self.where = where
 
     def ask(self, do: str, request: Mapping[str, Any] | None = None) -> Any:
         """Ask for something that has one answer."""
-        result: list[Any] = list(self._ask(do, request))
-        return result[-1]
+        result = None
+        for answer in self._answers(do, request or {}):
+            result = answer["result"]
+        return result
 
     def listing(self, do: str) -> Iterator[Any]:
-        """Ask for a list, which comes in portions; read all of it before the next question."""
-        for part in self._ask(do, None):
-            if isinstance(part, list):
-                yield from part
+        """Ask for a list, which comes in portions."""
+        for answer in self._answers(do, {}):
+            yield from answer.get("part", ())
 
-    def _ask(self, do: str, request: Mapping[str, Any] | None) -> Iterator[Any]:
-        self._socket.sendall(json.dumps({**(request or {}), "do": do}).encode() + b"\n")
-        while True:
-            line = self._stream.readline()
-            if not line:
-                raise SandboxError("the sandbox is gone")
-            answer = json.loads(line)
-            if "part" in answer:
-                yield answer["part"]
-                continue
-            if not answer["ok"]:
-                raise SandboxError(answer["error"])
-            yield answer["result"]
-            return
+    def _answers(self, do: str, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        try:
+            with self._connect(ANSWER_S + float(request.get("timeout", 0))) as connection:
+                connection.sendall(json.dumps({**request, "do": do}).encode() + b"\n")
+                with connection.makefile("rb") as stream:
+                    for line in stream:
+                        answer = json.loads(line)
+                        if not answer.get("ok", True):
+                            raise SandboxError(answer["error"])
+                        yield answer
+                        if "ok" in answer:
+                            return
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise SandboxGoneError(f"no sandbox answers on {self.where}: {reason}") from error
+        raise SandboxGoneError(f"the sandbox on {self.where} has ended")
+
+    def _connect(self, timeout_s: float) -> socket.socket:
+        if "/" not in self.where:
+            host, _, port = self.where.rpartition(":")
+            return socket.create_connection((host.strip("[]"), int(port)), timeout_s)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout_s)
+        try:
+            connection.connect(self.where)
+        except OSError:
+            connection.close()
+            raise
+        return connection
 
 
 class Sandbox:
@@ -99,7 +119,7 @@ class Sandbox:
             command += ["--capture", capture]
         with open(os.path.join(self._directory.name, "stderr"), "wb") as stderr:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=_environment(),
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=environment(),
                 start_new_session=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -122,8 +142,6 @@ class Sandbox:
 
     def stop(self) -> str:
         """End the process; what it wrote for people. May be called twice."""
-        if hasattr(self, "control"):
-            self.control.close()
         for stream in (self.process.stdin, self.process.stdout):  # its lifeline is stdin
             if stream is not None:
                 stream.close()
@@ -200,15 +218,31 @@ class Sandbox:
 
         Raises TimeoutError with what they are then.
         """
-        request = {"at_least": dict(at_least), "domain": domain, "timeout": timeout_s}
-        reached = self.control.ask("wait", request)
+        reached = self._wait(at_least, domain, timeout_s)
         counts = self.stats() if domain is None else self.domain(domain)
         if not reached:
             raise TimeoutError(f"waited {timeout_s} s for {dict(at_least)}, the sandbox says {counts}")
         return counts
 
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 30.0) -> dict[str, Any]:
+        """The first `stats` for which `condition` holds, looked at whenever a transaction has ended.
 
-def _environment() -> dict[str, str]:
+        Raises TimeoutError with the last ones.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not condition(stats := self.stats()):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"waited {timeout_s} s, the sandbox still says {stats}")
+            self._wait({"transactions": stats["transactions"] + 1}, None, min(left, LOOK_S))
+        return stats
+
+    def _wait(self, at_least: Mapping[str, int], domain: str | None, timeout_s: float) -> bool:
+        reached: bool = self.control.ask("wait", {"at_least": dict(at_least), "domain": domain, "timeout": timeout_s})
+        return reached
+
+
+def environment() -> dict[str, str]:
     """Ours, with this package first on the path of imports, installed or not."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

@@ -87,7 +87,9 @@ class Connection:
         data = self.out[0] if len(self.out) == 1 else b"".join(self.out)
         self.out.clear()
         self.writes += 1
-        self._socket.sendall(data)
+        sent = self._socket.send(data)  # all of it, but for a full buffer; gevent's sendall() costs more
+        if sent < len(data):
+            self._socket.sendall(data[sent:])
 
     # --- reading ---------------------------------------------------------------------------------------------------
 

@@ -127,7 +127,8 @@ class Transaction:
     tls: str  # protocol version, or ""
     sender: str
     parameters: dict[str, str]  # of MAIL
-    recipients: list[tuple[str, str, str]]  # address, parameters, reply
+    recipients: list[str]  # accepted
+    answers: list[tuple[str, str, str]]  # to each RCPT: address, parameters, reply
     replies: tuple[str, str, str]  # to MAIL, DATA and the final dot; "" where there was none
     end: str  # accepted, refused, dropped (by the sandbox), abandoned (by the client)
     key: str

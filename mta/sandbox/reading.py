@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import json
 import types
-import typing
 from collections.abc import Mapping
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Final, Literal, NoReturn, Union, get_args, get_origin
 
 from mta.config import tree
+from mta.config.describe import Option, expected_text, is_optional, options_of, section_of, without_none
 from mta.config.problems import ConfigError, Problem, printable, quoted
 from mta.config.tree import Node, Scalar, Sequence
 from mta.config.units import KINDS, parse_endpoint, parse_name
@@ -60,6 +59,8 @@ def read_personality(description: Mapping[str, Any] | str, settings: Settings) -
             pass
     reader.finish()
     return personality
+
+_TRUTH: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class _Fault(Exception):  # noqa: N818 -- never leaves this module; the fault was reported
@@ -201,28 +202,27 @@ class _Reader:
             self.fail(node, where, "expected options, each as name: value")
         return node.entries
 
-    def section(self, node: Node, cls: type[Any], where: str, base: object = None) -> Any:
+    def section(self, node: Node, cls: Any, where: str, base: object = None) -> Any:
         """An instance of the dataclass `cls`; what is not set comes from `base` if that has it."""
         entries = self.entries(node, where)
-        options: dict[str, tuple[Any, dict[str, Any]]] = _options(cls)  # type: ignore[arg-type]  # a class is hashable
+        options = options_of(cls)
         values: dict[str, Any] = {}
         for name, (key, _) in entries.items():
             if name not in options:
                 hint = _did_you_mean(name, list(options)) or f", expected one of {', '.join(options)}"
                 self.report(key.line, key.column, f"{_join(where, name)}: unknown option{hint}")
-        for name, (kind, metadata) in options.items():
-            inherited = getattr(base, name, None)
+        for name, option in options.items():
             if base is not None and hasattr(base, name):
-                values[name] = inherited
-            if name not in entries:
-                if name not in values and not metadata.get("has_default"):
-                    self.fail(node, _join(where, name), f"missing, expected {_expected(kind)}")
-                continue
-            try:
-                values[name] = self.value(entries[name][1], kind, _join(where, name), metadata, inherited)
-            except _Fault:
-                if name not in values and not metadata.get("has_default"):
-                    raise
+                values[name] = getattr(base, name)
+            if name in entries:
+                try:
+                    values[name] = self.value(entries[name][1], option.type, _join(where, name), option.metadata,
+                                              values.get(name))
+                except _Fault:
+                    if option.required:
+                        raise
+            elif option.required and name not in values:
+                self.fail(node, _join(where, name), f"missing, expected {_expected(option)}")
         result = cls(**values)
         if isinstance(result, Rule):
             self.check_rule(node, where, result)
@@ -244,34 +244,42 @@ class _Reader:
         if isinstance(node, Scalar) and node.is_null:
             return ()
         nodes = node.items if isinstance(node, Sequence) else [node]
-        return tuple(self.value(item, wanted, f"{where}[{n}]", metadata, None) for n, item in enumerate(nodes))
+        result = []
+        for index, item in enumerate(nodes):
+            try:
+                result.append(self.value(item, wanted, f"{where}[{index}]", metadata, None))
+            except _Fault:
+                pass
+        if len(result) < len(nodes):
+            raise _Fault
+        return tuple(result)
 
     # --- values
 
     def value(self, node: Node, wanted: Any, where: str, metadata: Mapping[str, Any], inherited: object) -> Any:
+        if is_optional(wanted):
+            if isinstance(node, Scalar) and (node.is_null or node.text.lower() in ("off", "never", "no")):
+                return None
+            wanted = without_none(wanted)
         origin = get_origin(wanted)
-        if origin in (Union, types.UnionType):
-            kinds = get_args(wanted)
-            if type(None) in kinds:
-                if isinstance(node, Scalar) and (node.is_null or node.text.lower() in ("off", "never", "no")):
-                    return None
-                return self.value(node, next(kind for kind in kinds if kind is not type(None)), where, metadata, None)
+        if origin in (Union, types.UnionType):  # one value, or a list
             is_list = isinstance(node, Sequence)
-            kind = next(kind for kind in kinds if (get_origin(kind) is tuple) == is_list)
-            return self.value(node, kind, where, metadata, None)
+            wanted = next(kind for kind in get_args(wanted) if (get_origin(kind) is tuple) == is_list)
+            origin = get_origin(wanted)
         if origin is tuple:
             return self.items(node, get_args(wanted)[0], where, metadata)
-        if wanted not in KINDS and dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
+        if section_of(wanted) is not None:
             return self.section(node, wanted, where, inherited)
-        text = self.text(node, where, _expected(wanted))
+        text = self.text(node, where, expected_text(wanted, metadata))
         try:
             if wanted in KINDS:
                 value = KINDS[wanted].parse(text)
             elif origin is Literal:
-                value = text if text in get_args(wanted) else self.refuse(node, text, where, wanted)
+                value = text if text in get_args(wanted) else self.refuse(node, text, where, wanted, metadata)
             elif wanted is bool:
-                words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-                value = words[text.lower()] if text.lower() in words else self.refuse(node, text, where, wanted)
+                value = _TRUTH.get(text.lower())
+                if value is None:
+                    self.refuse(node, text, where, wanted, metadata)
             elif wanted in (int, float):
                 value = self.number(node, text, where, wanted, metadata)
             else:
@@ -289,15 +297,15 @@ class _Reader:
         try:
             number = wanted(text)
         except ValueError:
-            self.refuse(node, text, where, wanted)
+            self.refuse(node, text, where, wanted, metadata)
         low, high = metadata.get("min"), metadata.get("max")
         if not (low is None or number >= low) or not (high is None or number <= high):
-            self.fail(node, where, f"{quoted(text)}, expected from {low} to {'any number' if high is None else high}")
+            self.refuse(node, text, where, wanted, metadata)
         return number
 
-    def refuse(self, node: Node, text: str, where: str, wanted: Any) -> NoReturn:
+    def refuse(self, node: Node, text: str, where: str, wanted: Any, metadata: Mapping[str, Any]) -> NoReturn:
         hint = _did_you_mean(text, [*get_args(wanted)]) if get_origin(wanted) is Literal else ""
-        self.fail(node, where, f"{quoted(text)}, expected {_expected(wanted)}{hint}")
+        self.fail(node, where, f"{quoted(text)}, expected {expected_text(wanted, metadata)}{hint}")
 
     def text(self, node: Node, where: str, expected: str) -> str:
         if not isinstance(node, Scalar):
@@ -311,30 +319,12 @@ def _value(entries: dict[str, tuple[Scalar, Node]], name: str, node: Node) -> tu
     return (entries[name][1] if name in entries else tree.Mapping(node.line, node.column)), name
 
 
-@functools.cache
-def _options(cls: type[Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
-    hints = typing.get_type_hints(cls)
-    return {
-        field.name: (hints[field.name], {
-            **field.metadata,
-            "has_default": field.default is not dataclasses.MISSING
-            or field.default_factory is not dataclasses.MISSING,
-        })
-        for field in dataclasses.fields(cls)
-    }
-
-
 def _join(where: str, name: str) -> str:
     return f"{where}.{printable(name, 60)}" if where else printable(name, 60)
 
 
-def _expected(wanted: Any) -> str:
-    if wanted in KINDS:
-        return KINDS[wanted].name
-    if get_origin(wanted) is Literal:
-        return "one of " + ", ".join(get_args(wanted))
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    return names.get(wanted, "options")
+def _expected(option: Option) -> str:
+    return expected_text(option.type, option.metadata)
 
 
 def _did_you_mean(text: str, words: list[str]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from dataclasses import dataclass
 
@@ -11,6 +9,7 @@ import gevent
 from gevent.event import Event
 
 from mta.config.units import Endpoint
+from mta.sandbox.client import default_control
 from mta.sandbox.control import Control
 from mta.sandbox.ledger import Ledger
 from mta.sandbox.nameserver import NameServer
@@ -77,7 +76,3 @@ class Service:
             if not self._changed.wait(timeout):
                 internet.refresh()
 
-
-def default_control() -> str:
-    """Where the control socket is unless the settings say so: one per user."""
-    return os.path.join(tempfile.gettempdir(), f"mta-sandbox-{os.getuid()}.sock")

@@ -366,22 +366,24 @@ class Session:
     def _content(self, conduct: Conduct) -> bytes | None:
         """The content of a message, dot-stuffed as it came. None when it was answered before its end. Hot path."""
         wire = self.wire
+        if "body" in conduct.rules or self.host.conduct.behaviour.read_rate is not None:
+            return self._long_content(conduct)
         if not wire.has_input:
             wire.read_more()
         buffer, position = wire.buffer, wire.position
-        if "body" not in conduct.rules and self.host.conduct.behaviour.read_rate is None:
-            if buffer.startswith(b".\r\n", position):
-                wire.position = position + 3
-                return b""
-            end = buffer.find(b"\r\n.\r\n", position)
-            if end >= 0:
-                wire.position = end + 5
-                return buffer[position : end + 2]
-        return self._long_content(conduct)
+        if buffer.startswith(b".\r\n", position):
+            wire.position = position + 3
+            return b""
+        end = buffer.find(b"\r\n.\r\n", position)
+        if end < 0:
+            return self._long_content(conduct)
+        wire.position = end + 5
+        return buffer[position : end + 2]
 
     def _long_content(self, conduct: Conduct) -> bytes | None:
         """As `_content`, for content that comes in pieces, slowly, or with rules for its way."""
         wire, behaviour = self.wire, self.host.conduct.behaviour
+        wire.flush()
         rate = behaviour.read_rate
         limit = MAX_CONTENT if behaviour.size is None else behaviour.size
         rules = sorted(conduct.rules.get("body", ()), key=lambda rule: rule.rule.after)
@@ -523,7 +525,8 @@ class Session:
                 number=number, time=time.time(), client=f"{self.client}:{self.client_port}",
                 server=self.host.address, host=self.host.name, connection=self.number, helo=self._helo,
                 esmtp=self._esmtp, tls=wire.tls, sender=text(self._sender or b""), parameters=self._parameters,
-                recipients=self._asked, replies=(mail_reply or "250", self._data_reply, reply.text if reply else ""),
+                recipients=[text(address) for address, _ in self._accepted], answers=self._asked,
+                replies=(mail_reply or "250", self._data_reply, reply.text if reply else ""),
                 end=how, key=text(key), size=len(content), pipelined=self._pipelined, pipelined_across=self._across,
                 content=content[: receiver.log_content].decode("latin-1") if receiver.log_content else None,
             ))

@@ -78,7 +78,7 @@ class Rule:
     raw: str | None = option(None, "Sent as it is instead of a reply: garbage.", example='"what?\\r\\n"')
     drop: Literal["fin", "rst"] | None = option(
         None, "Ends the connection, after the reply if there is one: orderly, or by a reset.")
-    hang: bool = option(False, "Never answers and never reads again; the client has to give up.")
+    hang: bool = option(False, "Never answers again; what still comes is thrown away, and the client has to give up.")
     after: Size = option(Size(0), "At `body`: after how much content it happens.")
     keep: bool = option(
         False, "At `dot`: the message counts as delivered although the client is not told: the unknown outcome.")
