@@ -133,6 +133,8 @@ class SpoolDirectory:
             try:
                 os.rename(entry.path, self.path(claim))
             except FileNotFoundError:
+                if not os.path.isdir(self.claimed):
+                    raise
                 continue  # another worker has it, or whoever wrote it took it back
             except OSError as error:
                 self.problem = f"{shown(entry.path)}: {error.strerror}"

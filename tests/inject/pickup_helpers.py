@@ -14,7 +14,6 @@ from mta.inject import claims
 from mta.inject.claims import SpoolDirectory
 from mta.inject.intake import Accepted, Intake
 from mta.inject.pickup import Pickup
-from mta.queue.errors import StoreError
 
 NOW_US = 1_136_214_245_000_000
 
@@ -67,7 +66,7 @@ class MemoryStore:
         self.kept_marks: dict[bytes, bytes] = {}
         self.commits = 0
         self.full = ""
-        self.errors: list[StoreError] = []
+        self.errors: list[Exception] = []
 
     def commit(self, accepted: Sequence[Accepted], marks: Sequence[tuple[bytes, bytes]]) -> None:
         """All or nothing."""

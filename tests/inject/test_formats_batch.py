@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mta.config.schema import SmtpIn
 from mta.config.units import Size
+from mta.inject import batch
 from mta.inject.batch import BatchReader, Position
 from mta.inject.formats import FormatError, Submission
 from mta.queue.records import NOTIFY_NEVER, Recipient
@@ -153,6 +154,16 @@ def test_a_reader_goes_on_where_another_stopped() -> None:
         with pytest.raises(FormatError) as caught:
             rest.next()
         assert caught.value.line == 1 + 8 * 7 + 1
+
+
+@pytest.mark.parametrize("size", [*range(1, 30), 100])
+def test_pieces_of_the_file_may_end_anywhere(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """However the file is cut when it is read, its transactions are the same."""
+    data = (transaction(1, "..a") + transaction(2).replace("Subject: 2\n\ntext\n", "") + TWO).replace("\n", "\r\n")
+    whole = read_all(data.encode())
+    assert [one.content for one in whole][:2] == [b"Subject: 1\r\n\r\n.a\r\n", b""]
+    monkeypatch.setattr(batch, "_CHUNK", size)
+    assert read_all(data.encode()) == whole
 
 
 def test_begin_is_the_line_of_the_transaction() -> None:

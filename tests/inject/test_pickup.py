@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mta.config.schema import SmtpIn
 from mta.inject import pickup as pickup_module
 from mta.inject.claims import DirectoryError, SpoolDirectory
+from mta.inject.formats import Submission, parse_message
 from mta.inject.pickup import BATCH, Stopping
 from mta.queue.errors import StoreError, StoreFull
 from tests.inject.pickup_helpers import Crash, MemoryStore, Steps, drop, finish, left, make, message, transactions
@@ -133,12 +136,12 @@ def test_a_refused_transaction_ends_a_batch_too(tmp_path: Path) -> None:
     assert "line 7: 554 5.4.6" in report.read_text()
 
 
-HOSTILE = {
+HOSTILE: dict[str, Callable[[Path], None]] = {
     "symlink": lambda path: path.symlink_to("/etc/passwd"),
     "dangling": lambda path: path.symlink_to("/nowhere"),
-    "fifo": lambda path: os.mkfifo(path),
+    "fifo": os.mkfifo,
     "link.bsmtp": lambda path: path.symlink_to("/etc/passwd"),
-    "pipe.bsmtp": lambda path: os.mkfifo(path),
+    "pipe.bsmtp": os.mkfifo,
 }
 
 
@@ -448,6 +451,21 @@ def test_what_failed_to_be_put_aside_is_tried_again(tmp_path: Path) -> None:
     assert left(tmp_path) == ["failed/bad", "failed/bad.error"]
 
 
+def test_a_batch_goes_on_behind_what_was_accepted(tmp_path: Path) -> None:
+    """When something fails between reading and accepting, what was read is read again, not skipped."""
+    recipients = [f"{number:03}@x.example" for number in range(2 * BATCH + 5)]
+    drop(tmp_path, "many.bsmtp", transactions(*recipients))
+    store = MemoryStore()
+    one = make(tmp_path, store)
+    one.adopt()
+    one.step()
+    store.errors = [OSError(5, "Input/output error")]
+    with pytest.raises(OSError, match="Input/output"):
+        one.step()
+    finish(one)
+    assert store.recipients() == recipients
+
+
 def test_a_backlog_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of files cost one pass over the directory and bounded lists of names (DESIGN I4)."""
     for number in range(400):
@@ -501,12 +519,11 @@ def test_a_bug_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """An exception that should not be sets that file aside; the queue goes on."""
     drop(tmp_path, "odd", message("1@x.example"))
     drop(tmp_path, "good", message("2@x.example"))
-    real = pickup_module.parse_message
 
-    def breaking(data: bytes, limits: object) -> object:
+    def breaking(data: bytes, limits: SmtpIn) -> Submission:
         if b"1@x" in data:
             raise KeyError("bug")
-        return real(data, limits)  # type: ignore[arg-type]  # passed through
+        return parse_message(data, limits)
 
     monkeypatch.setattr(pickup_module, "parse_message", breaking)
     store = MemoryStore()
