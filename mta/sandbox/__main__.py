@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
+import resource
 import signal
 import sys
 
@@ -51,6 +52,9 @@ def main() -> int:
     except ValueError as error:
         print(f"mta sandbox: --dns: {error}", file=sys.stderr)
         return exits.USAGE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         service = Service(settings)
         places = service.start()

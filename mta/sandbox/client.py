@@ -103,8 +103,8 @@ class Sandbox:
     """A sandbox in a process of its own, on free ports, that ends with the `with` block or with this process."""
 
     def __init__(self, config: Mapping[str, Any] | str | None = None, *, capture: str | None = None) -> None:
-        """`config` is the content of a configuration file, or the path of one. Ports that it does not set are free
-        ones. Raises SandboxError when it does not start, with everything that is wrong with the configuration."""
+        """`config` is the content of a configuration file, which may set the ports, or the path of one, whose ports
+        are not used. Raises SandboxError when it does not start, with all that is wrong with the configuration."""
         self._directory = tempfile.TemporaryDirectory(prefix="mta-sandbox-")
         path = os.path.join(self._directory.name, "sandbox.yaml")
         command = [sys.executable, "-m", "mta.sandbox", "--lifeline",

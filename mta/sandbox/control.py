@@ -21,7 +21,7 @@ from gevent.event import Event
 from mta.config.problems import ConfigError
 from mta.config.units import parse_endpoint
 from mta.sandbox.ledger import DomainCounts, Ledger, Presence, SiteCounts, Violation
-from mta.sandbox.reading import read_personality
+from mta.sandbox.reading import read_name, read_personality
 from mta.sandbox.receiver import Receiver
 from mta.sandbox.settings import Settings
 
@@ -167,7 +167,7 @@ class Control:
             self.ledger.watchers.remove(changed.set)
 
     def _set(self, request: Mapping[str, Any]) -> None:
-        name = str(request["name"]).lower()
+        name = read_name(str(request["name"]))
         self.receiver.internet.set(name, read_personality(request["personality"], self.settings))
 
     def _reset(self) -> None:

@@ -16,12 +16,11 @@ from re import Pattern
 from re import compile as compile_pattern
 from typing import Final
 
+from mta.config.units import parse_name
 from mta.sandbox.ledger import DomainCounts, Ledger, SiteCounts
 from mta.sandbox.rules import Conduct
-from mta.sandbox.settings import Behaviour, Exchange, Personality, Settings
+from mta.sandbox.settings import HOME, HOME_IPV6, Behaviour, Exchange, Personality, Settings
 
-HOME: Final = "127.0.0.1"  # the host that is always there: for fixed relays, and for hosts beyond the settings' `hosts`
-HOME_IPV6: Final = "::1"
 MAX_DOMAINS_CACHED: Final = 50_000
 
 
@@ -119,7 +118,7 @@ class Internet:
         """The recipient domain of that name, in any case. Hot path."""
         domain = self._domains.get(name)
         if domain is None:
-            text = name.decode("utf-8", "replace").lower()
+            text = _domain_name(name)
             if len(self._domains) >= MAX_DOMAINS_CACHED:
                 self._domains.clear()
             domain = self._domains[name] = Domain(text, self.entry(text).conduct(), self.ledger.domain(text))
@@ -224,3 +223,13 @@ class Internet:
         entries = (self._default, *self._named, *self._exact.values(), *(entry for _, entry in self._patterns))
         return min((at for entry in entries if (at := entry.next_change()) is not None), default=None)
 
+
+def _domain_name(octets: bytes) -> str:
+    """A domain of an address as the settings have it: lower case, A-labels where there are such."""
+    text = octets.decode("utf-8", "replace").lower()
+    if text.isascii():
+        return text
+    try:
+        return parse_name(text)
+    except ValueError:
+        return text

@@ -21,9 +21,9 @@ import dns.rrset
 import gevent
 
 from mta.config.units import Endpoint
-from mta.sandbox.internet import HOME_IPV6, Internet
+from mta.sandbox.internet import Internet
 from mta.sandbox.ledger import Ledger
-from mta.sandbox.settings import Dns
+from mta.sandbox.settings import HOME_IPV6, Dns
 
 PAYLOAD: Final = 1232  # the largest UDP answer we offer to take and to give (DNS flag day 2020)
 MAX_CACHED: Final = 100_000

@@ -18,7 +18,7 @@ from mta.config.describe import Option, expected_text, is_optional, options_of, 
 from mta.config.problems import ConfigError, Problem, printable, quoted
 from mta.config.tree import Node, Scalar, Sequence
 from mta.config.units import KINDS, parse_endpoint, parse_name
-from mta.sandbox.settings import Personality, Phase, Rule, Settings
+from mta.sandbox.settings import HOME, HOME_IPV6, Personality, Phase, Rule, Settings
 
 
 def read_settings(path: str) -> Settings:
@@ -59,6 +59,13 @@ def read_personality(description: Mapping[str, Any] | str, settings: Settings) -
             pass
     reader.finish()
     return personality
+
+def read_name(text: str) -> str:
+    """A domain, host, pattern, or the address of a host that is always there. Raises ValueError."""
+    if "*" in text or text in (HOME, HOME_IPV6):
+        return text.lower()
+    return parse_name(text)
+
 
 _TRUTH: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -131,10 +138,8 @@ class _Reader:
                 self.report(node.line, node.column, f"control: {quoted(text)}: {error}; a path has a / in it")
 
     def domain_name(self, key: Scalar, name: str) -> str:
-        if "*" in name:
-            return name.lower()
         try:
-            return name.lower() if ":" in name or name.replace(".", "").isdigit() else parse_name(name)
+            return read_name(name)
         except ValueError as error:
             self.report(key.line, key.column, f"domains: {quoted(name)}: {error}")
             return name

@@ -12,10 +12,10 @@ import gevent
 from mta.sandbox.capture import Capture
 from mta.sandbox.certificate import server_context
 from mta.sandbox.connection import Connection
-from mta.sandbox.internet import HOME, HOME_IPV6, Host, Internet
+from mta.sandbox.internet import Host, Internet
 from mta.sandbox.ledger import Ledger
 from mta.sandbox.session import Session
-from mta.sandbox.settings import Settings
+from mta.sandbox.settings import HOME, HOME_IPV6, Settings
 
 BACKLOG: Final = 1024
 ACCEPT_PAUSE_S: Final = 0.1  # after accept() failed for want of file descriptors

@@ -17,6 +17,8 @@ from mta.config.schema import option
 from mta.config.units import Duration, Endpoint, Rate, Size
 from mta.sandbox.replies import Reply
 
+HOME: Final = "127.0.0.1"  # the host that is always there: for fixed relays, and for hosts beyond `Settings.hosts`
+HOME_IPV6: Final = "::1"
 HOST_STATES: Final = ("up", "closed", "unreachable", "noaddress", "nxdomain", "servfail", "timeout", "cname")
 
 

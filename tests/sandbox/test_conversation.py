@@ -82,6 +82,17 @@ def test_quoted_and_international_addresses(sandbox: Sandbox) -> None:
     assert sandbox.log()[-1]["size"] == 0
 
 
+def test_international_domains_count_under_their_a_label(sandbox: Sandbox) -> None:
+    """A domain in UTF-8 is the one that the settings name, in whichever form."""
+    sandbox.set("bücher.test", {"rules": [{"at": "rcpt", "match": "^no", "reply": "550 5.1.1 no"}]})
+    with Smtp(sandbox, "mx1.xn--bcher-kva.test") as client:
+        client.hello()
+        assert client.say("MAIL FROM:<a@x.test> SMTPUTF8") == 250
+        for domain in ("bücher.test", "BÜCHER.test", "xn--bcher-kva.test"):
+            assert client.say(f"RCPT TO:<no@{domain}>") == 550
+    assert sandbox.domain("xn--bcher-kva.test")["rejected"] == 3
+
+
 def test_replies_to_a_pipelined_group_come_together(sandbox: Sandbox) -> None:
     """A group that arrives in one write is answered by one write, and is counted as pipelined."""
     with Smtp(sandbox, "mx1.group.test") as client:
