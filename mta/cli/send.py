@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import email.policy
 import email.utils
 import smtplib
 import sys
@@ -27,6 +28,8 @@ _EXAMPLES = """\
 
 TIMEOUT_S: Final = 120.0
 
+_SEVERITY: Final = (exits.OK, exits.TEMPORARY, exits.DATA)
+
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
@@ -48,8 +51,12 @@ def run(options: argparse.Namespace) -> int:
     server = _server(options)
     content = _content(options)
     try:
-        with smtplib.SMTP(server.host, server.port, timeout=TIMEOUT_S) as smtp:
-            return _send(smtp, options.sender, options.to, content)
+        smtp = smtplib.SMTP(server.host, server.port, timeout=TIMEOUT_S)
+        try:
+            code = _send(smtp, options.sender, options.to, content)
+        finally:
+            smtp.close()
+        return code
     except smtplib.SMTPResponseException as error:  # greeting or EHLO refused
         return _refused("session", error.smtp_code, error.smtp_error)
     except (OSError, smtplib.SMTPException) as error:
@@ -75,7 +82,7 @@ def _send(smtp: smtplib.SMTP, sender: str, recipients: list[str], content: bytes
         if code in (250, 251):
             accepted += 1
         else:
-            result = _refused(f"recipient {recipient}", code, text)
+            result = max(_refused(f"recipient {recipient}", code, text), result, key=_SEVERITY.index)
     if not accepted:
         return result
     try:
@@ -85,6 +92,10 @@ def _send(smtp: smtplib.SMTP, sender: str, recipients: list[str], content: bytes
     if code != 250:
         return _refused("message", code, text)
     print(_reply(code, text))
+    try:
+        smtp.putcmd("quit")  # not waited for: the message is accepted, whatever the answer
+    except OSError:
+        pass
     return result
 
 
@@ -114,11 +125,12 @@ def _content(options: argparse.Namespace) -> bytes:
         raise exits.OperatorError(exits.NO_INPUT, f"cannot read {options.file}: {error.strerror}") from error
     if not content.strip():
         raise exits.OperatorError(exits.NO_INPUT, "the message is empty")
-    return content
+    return content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
 def _made(sender: str, recipients: list[str], subject: str, text: str) -> bytes:
-    message = EmailMessage()
+    plain = all(map(str.isascii, (sender, *recipients)))
+    message = EmailMessage(email.policy.SMTP if plain else email.policy.SMTPUTF8)
     try:
         message["From"] = sender or "<>"
         message["To"] = ", ".join(recipients)
