@@ -63,8 +63,10 @@ def write_checkpoint(index: Index, effects: Effects, state: ShardState) -> Touch
         raise
     try:
         index.files.commit(txn)
-    except (OSError, lmdb.Error):
+    except BaseException as error:
         txn.abort()
+        if not isinstance(error, (OSError, lmdb.Error)):
+            raise
         # A commit whose last sync failed may have happened all the same, and LMDB wants the environment reopened.
         index.reopen()
         if index.state.number != checkpoint.state.number:

@@ -32,8 +32,9 @@ class Checkpoint:
 class Indexer:
     """Keeps the index and the files that depend on it. All of it belongs to the index thread."""
 
-    def __init__(self, shard: Shard, index: Index, journal: Journal, events: EventLog, compactor: Compactor) -> None:
-        self.keep = 1  # closed event files
+    def __init__(self, shard: Shard, index: Index, journal: Journal, events: EventLog, compactor: Compactor,
+                 keep: int) -> None:
+        self.keep = keep  # how many closed event files
         self.problems = index.problems  # for the operator; the hub takes them out
         self._shard = shard
         self._index = index

@@ -94,7 +94,7 @@ class Journal:
     """The writing end. All of it belongs to the disk thread, but `retire`."""
 
     def __init__(self, directory: Path, segment_size: int, files: FileOps, end: Position) -> None:
-        """`end` is where the journal ends now; writing goes on in the segment after it."""
+        """`end` is where the journal ends now; writing goes on in the segment after it. Raises OSError."""
         self.end = end
         self.syncs = 0
         self._directory = directory
@@ -105,6 +105,9 @@ class Journal:
         self._salt = b""
         self._spare: _Spare | None = None
         self._retired: deque[int] = deque()  # filled by the index thread
+        for number in segment_numbers(directory):
+            if number > end.segment + 1:  # the next one is used as it is: it was allocated, or begun in vain
+                files.unlink(segment_path(directory, number))
 
     def append(self, operations: bytes, contents: list[bytes], time_us: int) -> Written:
         """Write one frame and wait until it is durable. Raises OSError; then the journal is as it was.
@@ -119,8 +122,8 @@ class Journal:
         fd = self._fd
         if fd >= 0 and self.end.offset + size <= self._capacity:
             number, start = self.end
-            buffers: list[Buffer] = [_frame_head(self._salt, operations, table, len(contents), time_us)]
-            offset = start
+            salt, offset = self._salt, start
+            buffers: list[Buffer] = []
         else:
             # From here on the segment before is closed: the header of the next one may tell already where it ended.
             self._close()
@@ -128,7 +131,8 @@ class Journal:
             number, fd, start, offset = spare.number, spare.fd, PAGE, 0
             salt = os.urandom(8)
             header = _segment_header(number, salt, self.end)
-            buffers = [header, _ZEROS[len(header):], _frame_head(salt, operations, table, len(contents), time_us)]
+            buffers = [header, _ZEROS[len(header):]]
+        buffers.append(_frame_head(salt, start, operations, table, len(contents), time_us))
         buffers.append(operations)
         buffers.append(table)
         buffers += contents
@@ -169,9 +173,11 @@ class Journal:
             self._files.unlink(path)
 
     def close(self) -> None:
-        """Close the files. A segment that was not begun goes away."""
+        """Close the files. A segment that was not begun is there for the next start."""
         self._close()
-        self._drop_spare()
+        if self._spare is not None:
+            self._files.close(self._spare.fd)
+            self._spare = None
 
     def _prepared(self, size: int) -> _Spare:
         """The next segment, with room for `size` bytes in all, its directory entry durable."""
@@ -237,9 +243,10 @@ class Journal:
         self._files.close(spare.fd)
 
 
-def _frame_head(salt: bytes, operations: bytes, table: bytes, count: int, time_us: int) -> bytes:
+def _frame_head(salt: bytes, offset: int, operations: bytes, table: bytes, count: int, time_us: int) -> bytes:
     head = _FRAME_HEADER.pack(salt, len(operations), count, time_us, 0)[:_FRAME_HEADER_CHECKED]
-    return head + crc32(table, crc32(operations, crc32(head))).to_bytes(4, "big")
+    # The sum begins with the offset, so that a frame is one at its own place only.
+    return head + crc32(table, crc32(operations, crc32(head, offset // PAGE))).to_bytes(4, "big")
 
 
 def _segment_header(number: int, salt: bytes, before: Position) -> bytes:
@@ -302,7 +309,7 @@ class Segment:
         if salt != self._salt or at > self.size:
             return None
         rest = self._files.pread(self._fd, length + count * _BLOB.size, offset + _FRAME_HEADER.size)
-        if crc32(rest, crc32(head[:_FRAME_HEADER_CHECKED])) != crc:
+        if crc32(rest, crc32(head[:_FRAME_HEADER_CHECKED], offset // PAGE)) != crc:
             return None
         blobs = []
         for blob_length, blob_crc in _BLOB.iter_unpack(rest[length:]):

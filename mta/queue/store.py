@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Container, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,21 +123,26 @@ class Store:
         self._shard = shard
         self._config = config
 
-        self._index = Index(shard.index, config.store.map_size, files)
-        self._events = EventLog(shard.events, config.events.size, files, self._index.state.events)
-        end = recover(self._index, self._events, JournalReader(shard.journal, shard.quarantine, files, _log.error))
-        begin_life(self._index, boot_id, clock_us())
-        self._journal = Journal(shard.journal, config.store.segment_size, files, end)
-        compactor = Compactor(self._index, shard.journal, config.store.segment_size, files)
-        self._indexer = Indexer(shard, self._index, self._journal, self._events, compactor)
-        self._indexer.sweep()
-        self._journal.prepare()
-        self._writer = GroupWriter(self._journal, self._events, clock_us)
-        self._inflight = Inflight(shard.inflight, files)
+        with ExitStack() as undo:
+            self._index = Index(shard.index, config.store.map_size, files)
+            undo.callback(self._index.close)
+            self._events = EventLog(shard.events, config.events.size, files, self._index.state.events)
+            undo.callback(self._events.close)
+            end = recover(self._index, self._events, JournalReader(shard.journal, shard.quarantine, files, _log.error))
+            begin_life(self._index, boot_id, clock_us())
+            self._journal = Journal(shard.journal, config.store.segment_size, files, end)
+            undo.callback(self._journal.close)
+            compactor = Compactor(self._index, shard.journal, config.store.segment_size, files)
+            self._indexer = Indexer(shard, self._index, self._journal, self._events, compactor, config.events.keep)
+            self._indexer.sweep()
+            self._journal.prepare()
+            self._inflight = Inflight(shard.inflight, files)
+            undo.pop_all()
         for key in list(self._inflight.left_over):
             if not self._index.has_delivery(key):
                 self._inflight.clear(key)
         self._index.suspects = self._inflight.left_over
+        self._writer = GroupWriter(self._journal, self._events, clock_us)
         self._room = Room(shard.directory, config.store.reserve, files)
         self.last_id = self._index.state.last_id
 
