@@ -118,6 +118,13 @@ def test_limit_counts_content_without_stuffing(content: bytes, limit: int, sizes
     assert behind == b"QUIT\r\n"
 
 
+@pytest.mark.parametrize("size", [1000, 1 << 20])
+def test_limit_with_as_much_stuffing_as_there_can_be(size: int) -> None:
+    """Content of nothing but dots is a third longer on the wire, and still taken when it is not above the limit."""
+    content = b".\r\n" * 10_000
+    assert read(stuff(content) + b".\r\n", [size] * 100, len(content)) == (content, b"")
+
+
 def test_memory_is_bounded() -> None:
     """A message without end is not kept."""
     reader = DataReader(1000)

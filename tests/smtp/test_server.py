@@ -542,6 +542,16 @@ def test_errors_are_forgiven_by_a_message() -> None:
     assert talk(server, b"FOO\r\n")[0].startswith(b"421 4.7.0")
 
 
+def test_deferred_messages_are_no_errors() -> None:
+    """A 4xx for a message is our own trouble and ends no session."""
+    server = new_server(errors=1)
+    for _ in range(5):
+        open_transaction(server)
+        server.receive(CONTENT + b".\r\n")
+        assert server.answer(Reply(451, "4.3.0", ("later",))) == []
+        assert server.output() == b"451 4.3.0 later\r\n"
+
+
 def test_too_many_errors_by_content() -> None:
     """Messages that are refused count as errors."""
     server = new_server(errors=1)

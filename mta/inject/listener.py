@@ -1,0 +1,431 @@
+"""The SMTP door: accepts connections on one listening socket and carries each through `mta.smtp.server`.
+
+One greenlet per session. In a session everything happens in the order in which it came, and the greenlet waits at
+four places only: for input, for room to write, for `submit` (until the message is durable), and for the client to go
+away at the end. Per message that is one wait per write of the client and one for the store; replies to a pipelined
+group leave in one write.
+
+* The sockets are plain non-blocking ones; only the waiting involves the gevent hub, with one watcher per session. A
+  slow peer costs a greenlet and a few hundred bytes, nothing else.
+* Deadlines cost nothing per wait: a session notes when its patience ends, and one timer looks at that note when it
+  might have come to pass. While the store works there is no deadline: the client's patience decides (RFC 5321
+  4.5.3.2.6 gives it ten minutes).
+* A connection too many is told `421 4.3.2` and closed at once. Without a file descriptor left for it, a spare one is
+  given up for a moment to do just that; otherwise it would wait in the backlog for ever and wake us for ever.
+* One connection is accepted per turn of the event loop, so that several workers on one socket share a burst.
+* Whether the client is still there when `250` is written is not asked: see `mta.smtp.server`.
+* A session that we end is not simply closed: unread input would make the kernel send a reset, which may overtake our
+  last reply. Our side is shut first, and for a moment what still comes is read and dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any, Final
+
+import gevent
+from gevent import monkey
+from gevent.event import Event
+from gevent.hub import get_hub
+
+from mta.config.schema import Config, Listener
+from mta.inject.intake import Source
+from mta.smtp.reply import Reply
+from mta.smtp.server import CLOSED, CONTENT, Envelope, MessageReceived, Peer, Server, ServerEvent, ServerSettings
+
+# In a patched process these names are gevent's, whose close() puts the closing off; these are the kernel's.
+_socket: Final = monkey.get_original("socket", "socket")
+_close: Final = monkey.get_original("os", "close")
+_AF_INET6: Final = 10
+_IPPROTO_TCP: Final = 6
+_TCP_NODELAY: Final = 1
+_SHUT_WR: Final = 1
+_READ: Final = 1  # libev's EV_READ and EV_WRITE
+_WRITE: Final = 2
+
+CHUNK = 65_536
+ACCEPT_PAUSE_S = 0.1  # after a failure to accept that will not pass at once
+CLOSING_S = 5.0  # patience with a client that is to take our last reply
+DROPPED_AT_THE_END = 1_000_000  # octets read and dropped after our last reply
+
+_NO_DESCRIPTOR: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_TOO_MANY: Final = Reply(421, "4.3.2", ("Too many sessions, try again later",)).to_bytes()
+_TOO_MANY_OF_YOURS: Final = Reply(421, "4.7.0", ("Too many sessions from your address",)).to_bytes()
+_STOPPING: Final = Reply(421, "4.3.2", ("The server is going down, try again later",))
+_TIMEOUT: Final = Reply(421, "4.4.2", ("Timeout, closing the connection",))
+_LOCAL_ERROR: Final = Reply(451, "4.3.0", ("Local error, try again later",))
+
+Submit = Callable[[Envelope, bytes, Source], Reply]
+"""Takes a message; returns the reply to it once it is on stable storage or refused. It may block its greenlet."""
+
+log = logging.getLogger(__name__)
+
+
+class Occupancy:
+    """How many sessions there are, in all and by client. Several listeners may share one."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._by_client: Counter[str] = Counter()
+
+    def enter(self, address: str, limit: int, limit_per_client: int) -> bytes | None:
+        """Count a session in. The refusal, if there are too many: then it is not counted."""
+        if self.total >= limit:
+            return _TOO_MANY
+        if self._by_client[address] >= limit_per_client:
+            return _TOO_MANY_OF_YOURS
+        self.total += 1
+        self._by_client[address] += 1
+        return None
+
+    def leave(self, address: str) -> None:
+        """Count a session out."""
+        self.total -= 1
+        self._by_client[address] -= 1
+        if not self._by_client[address]:
+            del self._by_client[address]
+
+
+class SmtpListener:
+    """Accepts mail on one listening socket. Must be used within one hub."""
+
+    def __init__(
+        self,
+        sock: Any,
+        config: Config,
+        listener: Listener,
+        submit: Submit,
+        intake_closed: Callable[[], Reply | None],
+        occupancy: Occupancy | None = None,
+    ) -> None:
+        """`sock` listens already and is taken over. `intake_closed` is asked at every MAIL (452 4.3.1: no room)."""
+        self._sock = _socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        self._sock.setblocking(False)
+        self._sock.setsockopt(_IPPROTO_TCP, _TCP_NODELAY, 1)  # accepted sockets inherit it
+        self._submit = submit
+        self._intake_closed = intake_closed
+        self._listener = listener
+        self._occupancy = occupancy if occupancy is not None else Occupancy()
+        self._sessions: set[_Session] = set()
+        self._empty = Event()
+        self._empty.set()
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        loop = get_hub().loop
+        self._readable = loop.io(self._sock.fileno(), _READ)
+        self._pause = loop.timer(ACCEPT_PAUSE_S)
+        self.configure(config)
+
+    def __repr__(self) -> str:
+        return f"<SmtpListener {self._listener.smtp}: {self.sessions} sessions>"
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions this listener has."""
+        return len(self._sessions)
+
+    def configure(self, config: Config) -> None:
+        """Take the options of a new configuration for sessions that begin from now on."""
+        for listener in config.listeners:
+            if listener.smtp == self._listener.smtp:
+                self._listener = listener
+        self._limits = config.smtp
+        self._settings = ServerSettings(
+            self._listener.hostname or config.hostname,
+            message_size=config.smtp.message_size,
+            recipients=config.smtp.recipients,
+            line_length=config.smtp.line_length,
+            command_length=config.smtp.command_length,
+            errors=config.smtp.errors,
+            commands=config.smtp.commands,
+            intake_closed=self._intake_closed,
+        )
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._readable.start(self._accept)
+
+    def stop(self, deadline_s: float = math.inf) -> None:
+        """Accept no more and end all sessions: those in a transaction may finish it until `deadline_s` (monotonic).
+
+        Returns when all are gone, or a moment after the deadline.
+        """
+        self._pause.close()
+        self._readable.close()
+        self._sock.close()
+        _close(self._spare)
+        for session in list(self._sessions):
+            session.stop()
+        left_s = deadline_s - time.monotonic()
+        if not self._empty.wait(None if left_s == math.inf else max(left_s, 0.0)):
+            log.warning("%d sessions had to be cut off", len(self._sessions))
+            for session in list(self._sessions):
+                session.cut_off()
+            self._empty.wait(1.0)
+
+    # -- accepting; on the hub ----------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            # Not accept(): in a patched process that makes a gevent socket.
+            fd, address = self._sock._accept()
+        except BlockingIOError:
+            return  # another worker was faster
+        except OSError as error:
+            self._accept_failed(error)
+            return
+        sock = _socket(self._sock.family, self._sock.type, self._sock.proto, fileno=fd)
+        sock.setblocking(False)
+        client, port = address[:2]
+        client = client.removeprefix("::ffff:") if "." in client else client
+        refusal = self._occupancy.enter(client, self._limits.sessions, self._limits.sessions_per_client)
+        if refusal is not None:
+            _say_and_close(sock, refusal)
+            return
+        ip = ip_address(client.partition("%")[0])
+        may_relay = any(ip in network for network in self._listener.relay_from)
+        session = _Session(self, sock, Server(self._settings, Peer(client, port, may_relay)))
+        self._sessions.add(session)
+        self._empty.clear()
+        gevent.spawn(session.run)
+
+    def _accept_failed(self, error: OSError) -> None:
+        if error.errno in _NO_DESCRIPTOR:
+            _close(self._spare)
+            try:
+                fd, _ = self._sock._accept()
+                _say_and_close(_socket(self._sock.family, self._sock.type, self._sock.proto, fileno=fd), _TOO_MANY)
+            except OSError:
+                pass  # another worker was faster, or it is gone
+            finally:
+                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            log.error("cannot accept a connection: %s", error.strerror)
+            self._readable.stop()
+            self._pause.start(self.start)
+        else:
+            log.warning("cannot accept a connection: %s", error.strerror)  # it was aborted before we got to it
+
+    def _ended(self, session: _Session) -> None:
+        self._sessions.discard(session)
+        self._occupancy.leave(session.machine.peer.address)
+        if not self._sessions:
+            self._empty.set()
+
+
+def _say_and_close(sock: Any, reply: bytes) -> None:
+    """Tell a client that it cannot stay, without waiting for it."""
+    try:
+        sock.setblocking(False)
+        sock.send(reply)
+        sock.shutdown(_SHUT_WR)
+    except OSError:
+        pass  # it will see that the connection is closed
+    finally:
+        sock.close()
+
+
+class _Session:
+    """One connection of a client. `run` is its greenlet; the other methods are called by others."""
+
+    __slots__ = (
+        "_by_client", "_content_until_s", "_deadline_s", "_greenlet", "_io", "_limits", "_listener", "_sock", "_source",
+        "_tick_s", "_timer", "_timer_at_s", "_waiting", "machine",
+    )  # fmt: skip
+
+    def __init__(self, listener: SmtpListener, sock: Any, machine: Server) -> None:
+        self.machine = machine
+        self._listener = listener
+        self._limits = listener._limits
+        self._sock = sock
+        self._io = get_hub().loop.io(sock.fileno(), _READ)
+        self._greenlet: Any = None
+        self._waiting = False  # for the peer, so that it may be interrupted
+        self._source: Source | None = None
+        self._by_client = False  # it said QUIT
+        self._content_until_s = 0.0  # when the whole content of the present message must be there
+        self._deadline_s = math.inf
+        # The timer never sleeps longer than the shortest patience, so it is early for every deadline but odd ones.
+        self._tick_s = min(self._limits.timeouts.command, self._limits.timeouts.data)
+        self._timer: Any = None
+        self._timer_at_s = math.inf
+
+    # -- called by others ---------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End the session as soon as no transaction is under way."""
+        self.machine.stop(_STOPPING)
+        if self.machine.state == CLOSED:
+            get_hub().loop.run_callback(self._interrupt)
+
+    def cut_off(self) -> None:
+        """End the session now, unless it waits for the store: then its next step ends it."""
+        if self._waiting:
+            self.machine.close(_STOPPING)
+            get_hub().loop.run_callback(self._interrupt)
+
+    def _interrupt(self) -> None:
+        if self._waiting:
+            self._greenlet.switch(False)
+
+    def _time_passed(self) -> None:
+        now_s = time.monotonic()
+        if not self._waiting or now_s < self._deadline_s:
+            self._start_timer(now_s)
+            return
+        self.machine.close(_TIMEOUT)  # unless it is closed, and the client had its time to take our last reply
+        self._greenlet.switch(False)
+
+    # -- the greenlet -------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """The whole session."""
+        self._greenlet = gevent.getcurrent()
+        try:
+            self._write(self.machine.greeting())
+            self._converse()
+            if not self._by_client:
+                self._part()
+        except OSError:
+            pass  # the client is gone, or too slow for our last words; what it did not finish never happened
+        except Exception:
+            log.exception("bug: %r ends", self.machine)
+        finally:
+            if self._timer is not None:
+                self._timer.close()
+            self._io.close()
+            self._sock.close()
+            self._listener._ended(self)
+            self._greenlet = None
+
+    def _converse(self) -> None:
+        """Read, act, reply, until the machine says that it is over or the client hangs up. Hot path."""
+        machine = self.machine
+        answered = True
+        while True:
+            output = machine.output()
+            if output:
+                self._write(output)
+                answered = True
+            if machine.state == CLOSED:
+                return
+            self._be_patient(anew=answered)
+            data = self._read()
+            if data is None:
+                continue  # somebody has ended the session: there is output
+            if not data:
+                self._by_client = True
+                return
+            answered = False
+            events = machine.receive(data)
+            if events:
+                self._act(events)
+
+    def _act(self, events: list[ServerEvent]) -> None:
+        """Have messages stored, and go on with what was held behind them."""
+        machine = self.machine
+        while events:
+            event = events.pop(0)
+            if isinstance(event, MessageReceived):
+                self._deadline_s = math.inf
+                envelope = event.envelope
+                source = self._source
+                if source is None:
+                    peer = machine.peer
+                    source = Source.smtp(peer.address, peer.port, envelope.helo, self._listener._settings.hostname)
+                    self._source = source
+                try:
+                    reply = self._listener._submit(envelope, event.content, source)
+                except Exception:
+                    log.exception("bug: a message of %r was not taken", machine)
+                    reply = _LOCAL_ERROR
+                events += machine.answer(reply)
+            else:
+                self._by_client = event.by_client
+
+    def _part(self) -> None:
+        """See that our last reply is not lost by a reset."""
+        self._sock.shutdown(_SHUT_WR)
+        now_s = time.monotonic()
+        self._deadline_s = now_s + CLOSING_S
+        self._start_timer(now_s)
+        dropped = 0
+        while dropped < DROPPED_AT_THE_END:
+            data = self._read()
+            if not data:
+                return
+            dropped += len(data)
+
+    # -- waiting ------------------------------------------------------------------------------------------------
+
+    def _be_patient(self, *, anew: bool) -> None:
+        """Say how long to wait for input: each block of content has its time, and so has each command as a whole."""
+        now_s = time.monotonic()
+        timeouts = self._limits.timeouts
+        if self.machine.state == CONTENT:
+            if anew:
+                self._content_until_s = now_s + timeouts.transaction
+            self._deadline_s = min(now_s + timeouts.data, self._content_until_s)
+        elif anew:
+            self._deadline_s = now_s + timeouts.command
+        if self._deadline_s < self._timer_at_s:
+            self._start_timer(now_s)
+
+    def _read(self) -> bytes | None:
+        """What the client sends next; b"" at the end; None when the session was interrupted instead. Hot path."""
+        while True:
+            if not self._wait(_READ):
+                return None
+            try:
+                data: bytes = self._sock.recv(CHUNK)
+                return data
+            except BlockingIOError:
+                continue
+
+    def _write(self, data: bytes) -> None:
+        """Send all of `data`. Raises OSError, TimeoutError among them. Hot path."""
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent == len(data):
+            return
+        now_s = time.monotonic()
+        self._deadline_s = now_s + (CLOSING_S if self.machine.state == CLOSED else self._limits.timeouts.command)
+        self._start_timer(now_s)
+        while sent < len(data):
+            data = data[sent:]
+            if not self._wait(_WRITE):
+                raise TimeoutError("the session was ended while the client did not read")
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+
+    def _wait(self, events: int) -> bool:
+        """Let others run until the socket is ready for `events`. False when interrupted."""
+        io = self._io
+        if io.events != events:
+            io.events = events
+        self._waiting = True
+        io.start(self._greenlet.switch, True)
+        try:
+            ready: bool = get_hub().switch()
+            return ready
+        finally:
+            self._waiting = False
+            io.stop()
+
+    def _start_timer(self, now_s: float) -> None:
+        """Look at the deadline when it comes, or earlier."""
+        if self._timer is not None:
+            self._timer.close()
+        sleep_s = max(min(self._deadline_s - now_s, self._tick_s), 0.01)
+        self._timer_at_s = now_s + sleep_s
+        self._timer = get_hub().loop.timer(sleep_s)
+        self._timer.start(self._time_passed)

@@ -1,0 +1,105 @@
+"""An SMTP listener in a process of its own, patched by gevent as a worker is, for `test_listener.py`.
+
+Run with a JSON object of settings as its argument. It prints `["listening", port]`, then one JSON list per event:
+`["message", sender, recipients, length, origin]` when a message is handed over, `["stopped"]` after `stop`. It reads
+commands from stdin, one per line: `release` lets one message go on that was sent by `hold@...`, `stop SECONDS`,
+`sessions`, `room yes|no`, `exhaust` and `relieve` take and give back all file descriptors.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import json  # noqa: E402
+import os  # noqa: E402
+import resource  # noqa: E402
+import socket  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from ipaddress import ip_network  # noqa: E402
+from types import SimpleNamespace  # noqa: E402
+
+import gevent  # noqa: E402
+from gevent.fileobject import FileObjectThread  # noqa: E402
+from gevent.lock import Semaphore  # noqa: E402
+
+from mta.config.schema import Config, Listener, SmtpIn, SmtpTimeouts  # noqa: E402
+from mta.config.units import Duration, Endpoint, Size  # noqa: E402
+from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
+from mta.smtp.reply import Reply  # noqa: E402
+
+settings = json.loads(sys.argv[1])
+released = Semaphore(0)
+state = SimpleNamespace(closed=None, taken=[])
+
+
+def tell(*event):
+    """Print an event."""
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+def submit(envelope, content, source):
+    """Take every message but those whose sender says otherwise."""
+    tell("message", envelope.sender, [to.address for to in envelope.recipients], len(content), source.origin)
+    if envelope.sender.startswith("hold@"):
+        released.acquire()
+    if envelope.sender.startswith("fail@"):
+        raise RuntimeError("as asked for")
+    if envelope.sender.startswith("refuse@"):
+        return Reply(554, "5.4.6", ("Too many hops",))
+    return Reply(250, "2.0.0", ("Ok: queued as 1",))
+
+
+def obey(listener, command, *arguments):
+    """Carry out a command."""
+    if command == "release":
+        released.release()
+    elif command == "stop":
+        began_s = time.monotonic()
+        listener.stop(began_s + float(arguments[0]))
+        tell("stopped", time.monotonic() - began_s)
+    elif command == "sessions":
+        tell("sessions", listener.sessions)
+    elif command == "room":
+        state.closed = None if arguments[0] == "yes" else Reply(452, "4.3.1", ("Disk is nearly full",))
+        tell("ok")
+    elif command == "exhaust":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        try:
+            while True:
+                state.taken.append(os.dup(2))
+        except OSError:
+            tell("ok")
+    elif command == "relieve":
+        for fd in state.taken:
+            os.close(fd)
+        tell("ok")
+
+
+def main():
+    """Listen and obey until stdin ends."""
+    limits = dict(settings.get("smtp", {}))
+    if "message_size" in limits:
+        limits["message_size"] = Size(limits["message_size"])
+    if "timeouts" in limits:
+        limits["timeouts"] = SmtpTimeouts(**{key: Duration(value) for key, value in limits["timeouts"].items()})
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen(100)
+    port = sock.getsockname()[1]
+    networks = tuple(ip_network(network) for network in settings.get("relay_from", ["127.0.0.0/8"]))
+    config = Config(
+        hostname="mx.example.net",
+        listeners=(Listener(smtp=Endpoint("127.0.0.1", port), relay_from=networks),),
+        smtp=SmtpIn(**limits),
+    )
+    listener = SmtpListener(sock, config, config.listeners[0], submit, lambda: state.closed, Occupancy())
+    listener.start()
+    tell("listening", port)
+    commands = FileObjectThread(sys.stdin.buffer, "rb")
+    for line in iter(commands.readline, b""):
+        gevent.spawn(obey, listener, *line.decode().split())
+
+
+main()

@@ -1,0 +1,360 @@
+"""The SMTP listener in a real process, over real sockets on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import smtplib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONTENT = b"Subject: hello\r\n\r\nhello\r\n"
+
+
+class Process:
+    """The process with the listener (see `listener_process.py`)."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/inject/listener_process.py"), json.dumps(settings)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+            env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        )  # fmt: skip
+        self.port: int = self.expect("listening")[0]
+        self.errors = b""
+
+    def expect(self, name: str) -> list[Any]:
+        """The next event, which must be `name`: what belongs to it."""
+        assert self._process.stdout is not None
+        found, *rest = json.loads(self._process.stdout.readline() or '["nothing"]')
+        assert found == name
+        return rest
+
+    def tell(self, command: str) -> None:
+        """Give a command."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(command.encode() + b"\n")
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        """End the process and collect what it wrote to stderr."""
+        _, self.errors = self._process.communicate(timeout=20)
+
+
+@contextlib.contextmanager
+def listening(**settings: Any) -> Iterator[Process]:
+    """A process with a listener; nothing may have been written to stderr unless the test has read it."""
+    process = Process(**settings)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Process]:
+    """A listener with default limits, for all tests that leave it as it was."""
+    with listening() as process:
+        yield process
+    assert process.errors == b""
+
+
+class Peer:
+    """A client that says exactly what the test wants."""
+
+    def __init__(self, process: Process, *, greet: bool = True) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", process.port), timeout=20)
+        self._file = self.sock.makefile("rb")
+        if greet:
+            assert self.reply() == "220 mx.example.net ESMTP"
+            assert self.say("EHLO client.example").startswith("250-mx.example.net")
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self.sock.close()
+
+    def reply(self) -> str:
+        """One reply, its lines joined by newlines; empty at the end of the connection."""
+        lines = []
+        while line := self._file.readline():
+            lines.append(line.decode().removesuffix("\r\n"))
+            if line[3:4] == b" ":
+                break
+        return "\n".join(lines)
+
+    def send(self, *lines: str | bytes) -> None:
+        """Send lines in one write."""
+        self.sock.sendall(b"".join((line if isinstance(line, bytes) else line.encode()) + b"\r\n" for line in lines))
+
+    def say(self, *lines: str | bytes) -> str:
+        """Send lines in one write: the first reply."""
+        self.send(*lines)
+        return self.reply()
+
+    def begin(self, sender: str = "a@example.com") -> None:
+        """A transaction up to DATA."""
+        assert self.say(f"MAIL FROM:<{sender}>", "RCPT TO:<b@example.org>", "DATA").startswith("250 2.1.0")
+        assert self.reply().startswith("250 2.1.5")
+        assert self.reply().startswith("354")
+
+    def ended(self) -> bool:
+        """Whether the server has closed the connection in good order."""
+        return self.sock.recv(1) == b""
+
+
+def test_messages(shared: Process) -> None:
+    """Messages pipelined across one connection are handed over one by one and answered in order."""
+    with Peer(shared) as peer:
+        peer.begin()
+        for number in range(3):
+            peer.send(CONTENT + b".", f"MAIL FROM:<{number}@example.com>", "RCPT TO:<c@example.org>", "DATA")
+            assert [peer.reply()[:3] for _ in range(4)] == ["250", "250", "250", "354"]
+        assert peer.say(CONTENT + b".", "QUIT") == "250 2.0.0 Ok: queued as 1"
+        assert peer.reply() == "221 2.0.0 Bye"
+        assert peer.ended()
+        port = peer.sock.getsockname()[1]
+    for sender in ("a", "0", "1", "2"):
+        got = shared.expect("message")
+        assert got[0] == f"{sender}@example.com"
+        assert got[2:] == [len(CONTENT), f"smtp 127.0.0.1:{port} client.example"]
+
+
+def test_smtplib(shared: Process) -> None:
+    """Python's own client delivers, with its dot-stuffing and its idea of line ends."""
+    with smtplib.SMTP("127.0.0.1", shared.port, "client.example", timeout=20) as client:
+        client.sendmail("a@example.com", ["b@example.org", "c@example.org"], "Subject: x\n\n.dots\n..\n")
+    assert shared.expect("message")[:3] == [
+        "a@example.com", ["b@example.org", "c@example.org"], len("Subject: x\r\n\r\n.dots\r\n..\r\n"),
+    ]  # fmt: skip
+
+
+def test_large_message_in_small_pieces(shared: Process) -> None:
+    """Content of many reads arrives whole."""
+    with Peer(shared) as peer:
+        peer.begin()
+        for _ in range(500):
+            peer.send(b"x" * 997)
+        assert peer.say(".").startswith("250")
+    assert shared.expect("message")[2] == 500 * 999
+
+
+def test_refused_and_failing_messages(shared: Process) -> None:
+    """The reply of `submit` is the reply to the client, and the session goes on."""
+    with Peer(shared) as peer:
+        peer.begin("refuse@example.com")
+        assert peer.say(CONTENT + b".") == "554 5.4.6 Too many hops"
+        peer.begin()
+        assert peer.say(CONTENT + b".").startswith("250")
+    shared.expect("message")
+    shared.expect("message")
+
+
+def test_a_bug_costs_one_message() -> None:
+    """An exception in `submit` is logged with its traceback; the client is told to try again; the session goes on."""
+    with listening() as process, Peer(process) as peer:
+        peer.begin("fail@example.com")
+        assert peer.say(CONTENT + b".") == "451 4.3.0 Local error, try again later"
+        assert peer.say("NOOP").startswith("250")
+    assert b"as asked for" in process.errors
+
+
+def test_no_reply_before_the_message_is_durable(shared: Process) -> None:
+    """Nothing is said while the store works, and other sessions go on meanwhile."""
+    with Peer(shared) as waiting, Peer(shared) as other:
+        waiting.begin("hold@example.com")
+        waiting.send(CONTENT + b".", "NOOP")
+        shared.expect("message")
+        other.begin()
+        assert other.say(CONTENT + b".").startswith("250")
+        shared.expect("message")
+        waiting.sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            waiting.sock.recv(1)
+        waiting.sock.settimeout(20)
+        shared.tell("release")
+        assert waiting.reply().startswith("250 2.0.0 Ok: queued")
+        assert waiting.reply() == "250 2.0.0 Ok"
+
+
+def test_client_that_leaves(shared: Process) -> None:
+    """A client may vanish anywhere; its session ends and nothing of an unfinished message is taken."""
+    for said in ([], ["MAIL FROM:<a@example.com>"], ["MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>", "DATA"]):
+        with Peer(shared) as peer:
+            peer.send(*said)
+            if len(said) == 3:
+                assert [peer.reply()[:3] for _ in said] == ["250", "250", "354"]
+                peer.send(CONTENT)
+    with Peer(shared) as peer:
+        peer.begin("last@example.com")
+        assert peer.say(CONTENT + b".").startswith("250")
+    assert shared.expect("message")[0] == "last@example.com"
+    deadline = time.monotonic() + 20
+    while True:
+        shared.tell("sessions")
+        if shared.expect("sessions") == [0]:
+            break
+        assert time.monotonic() < deadline
+
+
+def test_last_reply_is_not_lost(shared: Process) -> None:
+    """When we end a session whose client still sends, the reply arrives before the connection is reset."""
+    for _ in range(20):
+        with Peer(shared) as peer:
+            peer.send("BDAT 1000 LAST", b"x" * 300_000)
+            assert peer.reply() == "502 5.5.1 Not available"
+            assert peer.ended()
+
+
+def test_no_relay_for_strangers() -> None:
+    """Who is not in `relay_from` is refused."""
+    with listening(relay_from=["192.0.2.0/24", "2001:db8::/32"]) as process, Peer(process) as peer:
+        assert peer.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>").startswith("250")
+        assert peer.reply() == "550 5.7.1 Relaying denied"
+
+
+def test_no_room(shared: Process) -> None:
+    """A closed intake refuses MAIL, and opens again."""
+    with Peer(shared) as peer:
+        shared.tell("room no")
+        shared.expect("ok")
+        assert peer.say("MAIL FROM:<a@example.com>") == "452 4.3.1 Disk is nearly full"
+        shared.tell("room yes")
+        shared.expect("ok")
+        assert peer.say("MAIL FROM:<a@example.com>").startswith("250")
+
+
+def test_too_many_sessions() -> None:
+    """One session too many is told so and closed; when another ends there is room."""
+    with listening(smtp={"sessions": 3, "sessions_per_client": 2}) as process, Peer(process), Peer(process) as second:
+        with Peer(process, greet=False) as third:
+            assert third.reply() == "421 4.7.0 Too many sessions from your address"
+            assert third.ended()
+        assert second.say("QUIT").startswith("221")
+        assert second.ended()
+        with Peer(process) as fourth:
+            assert fourth.say("NOOP").startswith("250")
+    with listening(smtp={"sessions": 1}) as process, Peer(process), Peer(process, greet=False) as second:
+        assert second.reply() == "421 4.3.2 Too many sessions, try again later"
+
+
+def test_no_file_descriptors() -> None:
+    """Without descriptors a client is told to come back, and the listener comes back itself."""
+    with listening() as process, Peer(process) as first:
+        process.tell("exhaust")
+        process.expect("ok")
+        with Peer(process, greet=False) as peer:
+            assert peer.reply() == "421 4.3.2 Too many sessions, try again later"
+        assert first.say("NOOP").startswith("250")
+        process.tell("relieve")
+        process.expect("ok")
+        with Peer(process) as peer:
+            assert peer.say("NOOP").startswith("250")
+    assert b"Too many open files" in process.errors
+
+
+TIMEOUTS = {"command": 0.3, "data": 0.3, "transaction": 0.8}
+
+
+def test_timeouts() -> None:
+    """A client that says nothing, half a command, or half a message is ended with 421."""
+    with listening(smtp={"timeouts": TIMEOUTS}) as process:
+        peers = [Peer(process) for _ in range(3)]
+        peers[1].sock.sendall(b"NO")
+        peers[2].begin()
+        peers[2].sock.sendall(b"Subj")
+        for peer in peers:
+            with peer:
+                assert peer.reply().startswith("421 4.4.2 ")
+                assert peer.ended()
+
+
+@pytest.mark.parametrize(("piece", "patience_s"), [(b"O", TIMEOUTS["command"]), (b"x\r\n", TIMEOUTS["transaction"])])
+def test_trickle(piece: bytes, patience_s: float) -> None:
+    """Single octets in time do not renew the patience with a command, nor blocks that with the whole content."""
+    with listening(smtp={"timeouts": TIMEOUTS}) as process, Peer(process) as peer:
+        if patience_s == TIMEOUTS["transaction"]:
+            peer.begin()
+        peer.sock.settimeout(TIMEOUTS["data"] / 6)
+        began_s = time.monotonic()
+        said = b""
+        while not said:
+            peer.sock.sendall(piece)
+            with contextlib.suppress(TimeoutError):
+                said = peer.sock.recv(100)
+        assert said.startswith(b"421 4.4.2 ")
+        assert patience_s - 0.05 < time.monotonic() - began_s < patience_s + 5
+
+
+def test_patience_begins_anew_with_every_command() -> None:
+    """A session that works is not ended, however long it lasts, and the store has all the time it needs."""
+    with listening(smtp={"timeouts": TIMEOUTS}) as process, Peer(process) as peer:
+        for _ in range(5):
+            time.sleep(0.1)  # what is tested is time that passes
+            assert peer.say("NOOP").startswith("250")
+        peer.begin("hold@example.com")
+        peer.send(CONTENT + b".")
+        process.expect("message")
+        time.sleep(0.5)
+        process.tell("release")
+        assert peer.reply().startswith("250")
+
+
+def test_client_that_does_not_read() -> None:
+    """A client that asks and never reads is cut off when its patience ends; others do not notice."""
+    limits = {"timeouts": TIMEOUTS, "commands": 10_000_000}
+    with listening(smtp=limits) as process, Peer(process) as deaf, Peer(process) as other:
+        deaf.sock.settimeout(5)
+        cut_off = False
+        while not cut_off:
+            assert other.say("NOOP").startswith("250")
+            try:
+                deaf.sock.sendall(b"HELP\r\n" * 10_000)
+            except (ConnectionResetError, BrokenPipeError):
+                cut_off = True
+
+
+def test_stop() -> None:
+    """Idle sessions end at once with 421, one in a transaction may finish it, nobody new is let in."""
+    with listening() as process:
+        with Peer(process) as idle, Peer(process) as busy, Peer(process) as storing:
+            busy.begin()
+            storing.begin("hold@example.com")
+            storing.send(CONTENT + b".")
+            process.expect("message")
+            process.tell("stop 20")
+            assert idle.reply().startswith("421 4.3.2 ")
+            assert idle.ended()
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", process.port), timeout=20)
+            assert busy.say(CONTENT + b".", "MAIL FROM:<x@example.com>").startswith("250 2.0.0")
+            assert busy.reply().startswith("421 4.3.2 ")
+            assert busy.ended()
+            process.expect("message")
+            process.tell("release")
+            assert storing.reply().startswith("250 2.0.0")
+            assert storing.reply().startswith("421 4.3.2 ")
+        assert process.expect("stopped")[0] < 15
+    assert process.errors == b""
+
+
+def test_stop_with_a_deadline() -> None:
+    """A client that does not finish in time is cut off."""
+    with listening() as process:
+        with Peer(process) as slow:
+            slow.begin()
+            process.tell("stop 0.3")
+            assert slow.reply().startswith("421 4.3.2 ")
+            assert slow.ended()
+        assert 0.25 < process.expect("stopped")[0] < 5
+    assert b"1 sessions had to be cut off" in process.errors
