@@ -128,7 +128,10 @@ class DnsServer:
                     return
                 wire = connection.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
                 for reply in self._replies(wire, client[1], over_tcp=True):
-                    connection.sendall(len(reply).to_bytes(2, "big") + reply)
+                    framed = len(reply).to_bytes(2, "big") + reply
+                    for part in (framed[:1], framed[1:300], framed[300:]):  # TCP has no messages
+                        connection.sendall(part)
+                        time.sleep(0.005)
 
     def _replies(self, wire: bytes, port: int, over_tcp: bool) -> Sequence[bytes]:
         message = dns.message.from_wire(wire)

@@ -54,8 +54,8 @@ def test_shows_the_way_and_what_is_skipped(config: str) -> None:
     assert out == f"""\
 Example.org
   MX       10  mx1.example.org     port 25  192.0.2.1, 192.0.2.2, 2001:db8::1
-           20  backup.example.org  port 25  MX host backup.example.org resolves only to loopback addresses (127.0.0.5); \
-delivery.allow_loopback is off
+           20  backup.example.org  port 25  MX host backup.example.org resolves only to loopback addresses \
+(127.0.0.5); delivery.allow_loopback is off
   site         {site}
   believed     for 5m
 

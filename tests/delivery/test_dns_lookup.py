@@ -114,6 +114,18 @@ def test_a_referral_is_not_an_answer() -> None:
     assert "no recursion" in step.detail
 
 
+def test_a_referral_of_a_recursive_server_is_not_believed_either() -> None:
+    """NS records in place of an SOA: it has not looked the name up, whatever its flags say."""
+    search = lookup()
+    ask = begun(search)
+    message = dns.message.make_response(dns.message.from_wire(ask.wire))
+    message.flags |= dns.flags.RA
+    message.authority.append(dns.rrset.from_text("org.", 60, "IN", "NS", "a.example.net."))
+    step = search.received(ask, message.to_wire(), 1.0)
+    assert isinstance(step, Answer)
+    assert step.kind == "failure"
+
+
 def test_an_empty_answer_of_a_server_without_recursion_is_not_believed() -> None:
     """Neither RA nor AA nor SOA: an authority for something else, asked by mistake."""
     search = lookup()
@@ -157,6 +169,18 @@ def test_a_cname_to_nothing_is_nothing() -> None:
     assert answered(search, begun(search), soa=60, answer=cname) == Answer("nodata", (), 51.0)
     search = lookup()
     assert answered(search, begun(search), 3, soa=60, answer=cname) == Answer("nxdomain", (), 51.0)
+
+
+def test_servers_start_afresh_behind_a_cname() -> None:
+    """A server that failed for the one name may know the other, and the attempts are counted for each."""
+    search = lookup(ONE, TWO, settings=Dns(attempts=2))
+    second = answered(search, begun(search), 2)
+    step = answered(search, second, answer=[("example.org", 50, "CNAME", "b.example.org.")])
+    asked = []
+    while isinstance(step, Ask):
+        asked.append(step.server.endpoint)
+        step = answered(search, step, 2)
+    assert asked == [ONE, TWO]
 
 
 def test_cname_loops_end() -> None:
@@ -292,6 +316,26 @@ def test_truncated_answers_are_asked_for_again_over_tcp() -> None:
     assert answered(search, step, answer=MX_RECORDS).records == FOUND
 
 
+def test_one_tcp_connection_is_enough() -> None:
+    """A truncated answer to an earlier question, late, while TCP is under way, starts no second connection."""
+    search = lookup()
+    first = begun(search)
+    second = search.timed_out(first, 3.0)
+    assert isinstance(second, Ask)
+    over_tcp = answered(search, second, tc=True)
+    assert over_tcp.over_tcp
+    assert answered(search, first, tc=True) is None
+
+
+def test_only_the_question_under_way_times_out() -> None:
+    """What happens to earlier ones, which are still listened to, asks nobody again."""
+    search = lookup(ONE, TWO)
+    first = begun(search)
+    assert isinstance(search.timed_out(first, 3.0), Ask)
+    assert search.timed_out(first, 3.1) is None
+    assert search.broken(first, "connection refused", 3.1) is None
+
+
 @pytest.mark.parametrize("fault", ["broken", "silent", "truncated"])
 def test_a_server_whose_tcp_fails_is_left(fault: str) -> None:
     """No answer is made of what came truncated; another server is asked."""
@@ -342,6 +386,17 @@ def test_a_dead_server_is_asked_last_after_a_while() -> None:
     assert [server.endpoint for server in servers.in_order(1.0)] == [TWO, ONE]
 
 
+def test_an_answer_ends_the_count_of_silence() -> None:
+    """Lost packets now and then do not make a server dead; any answer shows that it lives."""
+    servers = Servers([ONE, TWO])
+    for _ in range(SILENT_AFTER):
+        search = lookup(servers=servers)
+        first = begun(search)
+        search.timed_out(first, 0.0)
+        answered(search, first, 2)
+    assert servers.in_order(1.0)[0].endpoint == ONE
+
+
 def test_one_lookup_at_a_time_tries_a_dead_server_again() -> None:
     """After its rest one lookup probes it; the others do not wait for it meanwhile. Rests grow, up to a bound."""
     servers = Servers([ONE, TWO])
@@ -374,6 +429,10 @@ def test_a_refused_port_turns_to_the_next_server_at_once() -> None:
     step = search.broken(begun(search), "connection refused", 0.0)
     assert isinstance(step, Ask)
     assert step.server.endpoint == TWO
+    servers = Servers([ONE, TWO])
+    search = lookup(servers=servers)
+    search.broken(begun(search), "connection refused", 0.0)
+    assert servers.in_order(1.0)[0].endpoint == TWO  # and the next names ask it first
 
 
 def test_a_resolver_that_is_being_restarted_is_waited_for() -> None:

@@ -26,6 +26,7 @@ class FakeResolver:
     def __init__(self, table: dict[tuple[str, str], Any]) -> None:
         self.table = table
         self.asked: list[tuple[str, str]] = []
+        self.expires: dict[tuple[str, str], float] = {}
 
     def query(self, name: str, record_type: str) -> Any:
         self.asked.append((name, record_type))
@@ -33,7 +34,7 @@ class FakeResolver:
         if records is FAILS:
             return Answer("failure", (), 30.0, "192.0.2.53:53: SERVFAIL")
         if records:
-            return Answer("ok", tuple(records), 300.0)
+            return Answer("ok", tuple(records), self.expires.get((name, record_type), 300.0))
         known = any(name == other for other, _ in self.table)
         return Answer("nodata" if known else "nxdomain", (), 60.0)
 
@@ -96,6 +97,18 @@ def test_no_mx_means_the_address_of_the_domain() -> None:
     assert found.site == "a.org"
     assert found.expires == 60.0  # the absence of MX records holds no longer
     assert hosts(router({("a.org", "AAAA"): ["2001:db8::1"]}).route("a.org")) == [(0, "a.org")]
+
+
+def test_a_route_is_believed_as_long_as_all_that_it_rests_on() -> None:
+    """The address of a domain without MX, and the addresses that showed who is us, expire earlier than the rest."""
+    resolver = FakeResolver({("a.org", "A"): ["192.0.2.1"]})
+    resolver.expires[("a.org", "A")] = 20.0
+    found = Router(Config(hostname="mta.example.net"), resolver).route("a.org")
+    assert found.expires == 20.0
+    resolver = FakeResolver(THREE)
+    resolver.expires[("best.net", "A")] = 20.0
+    found = Router(listening("0.0.0.0:25"), resolver, lambda address: address == OURS).route("a.org")
+    assert found.expires == 20.0
 
 
 def test_no_mx_and_no_address_is_permanent() -> None:
