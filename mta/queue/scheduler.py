@@ -129,8 +129,10 @@ class Scheduler:
         for delivery in deliveries:
             self._hold(delivery)
             queue.ready.append(delivery)
-        queue.more = next_us is not None and next_us <= self._clock_us()
-        if next_us is not None and not queue.more:
+        # `more` may have become true while the index was read: a checkpoint came in between.
+        if next_us is not None and next_us <= self._clock_us():
+            queue.more = True
+        elif next_us is not None:
             self._wake(queue.shard, queue.name, next_us)
         if queue.ready:
             self._io.offer(queue)
@@ -257,6 +259,7 @@ class Scheduler:
         room = min(self._memory.window - len(queue.ready), self._memory.deliveries - self.deliveries)
         if room > 0:
             queue.loading = True
+            queue.more = False
             self._io.load(queue, room)
         elif not queue.ready and not queue.in_flight:
             # No room for a single delivery: it lines up for when there is.

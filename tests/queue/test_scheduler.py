@@ -6,7 +6,9 @@ and the others become visible at the next checkpoint, exactly as the real store 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -39,6 +41,8 @@ class Shelf:
     suspended_until: dict[str, int] = field(default_factory=dict)
     scheduler: Scheduler = field(init=False)
     number: int = 0
+    dirty: dict[tuple[int, int], tuple[str, int] | None] = field(default_factory=dict)  # being written by a checkpoint
+    results: list[Callable[[], None]] = field(default_factory=list)  # of requests, read and not told yet
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self, self.memory, [0], lambda: self.now_us)
@@ -73,20 +77,38 @@ class Shelf:
         self.scheduler.add(0, fresh)
         return fresh
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, reads_between: bool = False) -> None:
+        """Write what changed into the index, then tell. In between the scheduler does not know of it yet: a read
+        sees the new index, but what the checkpoint took in still counts as changed."""
+        self.answer()  # requests and checkpoints are one line
+        self.dirty = {key: (one.queue, one.due_us) for key, one in self.stored.items()
+                      if self.indexed.get(key) != (one.queue, one.due_us)}
         self.indexed = {key: (one.queue, one.due_us) for key, one in self.stored.items()}
         touched = [(name, min((due for queue, due in self.indexed.values() if queue == name), default=None))
                    for name in sorted(self.changed)]
         self.changed.clear()
+        if reads_between:
+            self.read()
+        self.dirty = {}
         self.scheduler.checkpoint(0, touched)
+        self.tell()
 
     def visible(self, key: tuple[int, int]) -> bool:
         """In the index, and unchanged since."""
         stored = self.stored.get(key)
-        return stored is not None and self.indexed[key] == (stored.queue, stored.due_us)
+        return stored is not None and self.indexed[key] == (stored.queue, stored.due_us) and key not in self.dirty
 
     def answer(self) -> None:
-        """Answer the requests made so far, in order."""
+        """Read and answer the requests made so far, in order."""
+        self.read()
+        self.tell()
+
+    def tell(self) -> None:
+        results, self.results = self.results, []
+        for result in results:
+            result()
+
+    def read(self) -> None:
         requests, self.pending = self.pending, []
         for kind, what, limit in requests:
             if kind == "load":
@@ -94,14 +116,9 @@ class Shelf:
                 exclude = {one.key for one in what.ready} | set(what.in_flight)
                 found = sorted((due, key) for key, (name, due) in self.indexed.items()
                                if name == what.name and self.visible(key) and key not in exclude)
-                due_now = [key for due, key in found if due <= self.now_us]
-                rest = [due for due, key in found if key not in due_now[:limit]]
-                copies = []
-                for key in due_now[:limit]:
-                    one = self.stored[key]
-                    copies.append(Delivery(Message(key[0], "a@b.test", 0, None, size=100), 0, one.queue, one.domain,
-                                           one.recipients, one.due_us))
-                self.scheduler.loaded(what, copies, min(rest, default=None))
+                due_now = [key for due, key in found if due <= self.now_us][:limit]
+                rest = min((due for due, key in found if key not in due_now), default=None)
+                self.results.append(partial(self.loaded, what, due_now, rest))
             else:
                 assert isinstance(what, bytes)
                 queues = sorted((min(due for name, due in self.indexed.values() if name == queue), queue)
@@ -109,7 +126,16 @@ class Shelf:
                 after = (int(what.split()[0]), what.split()[1].decode()) if what else (-1, "")
                 page = [entry for entry in queues if entry > after][:limit]
                 last = f"{page[-1][0]} {page[-1][1]}".encode() if len(page) == limit else None
-                self.scheduler.scanned(0, page, last)
+                self.results.append(partial(self.scheduler.scanned, 0, page, last))
+
+    def loaded(self, queue: Queue, keys: list[tuple[int, int]], rest: int | None) -> None:
+        copies = []
+        for key in keys:
+            if self.visible(key):  # what was settled meanwhile is left out, as the store does
+                one = self.stored[key]
+                copies.append(Delivery(Message(key[0], "a@b.test", 0, None, size=100), 0, one.queue, one.domain,
+                                       one.recipients, one.due_us))
+        self.scheduler.loaded(queue, copies, rest)
 
     def settle(self) -> None:
         while self.pending:
@@ -286,9 +312,9 @@ class Traffic(RuleBasedStateMachine):
         for queue in [queue for queue in self.shelf.offered if queue.name == name]:
             self.shelf.scheduler.park(queue, self.shelf.suspended_until[name])
 
-    @rule()
-    def checkpoint(self) -> None:
-        self.shelf.checkpoint()
+    @rule(reads_between=st.booleans())
+    def checkpoint(self, reads_between: bool) -> None:
+        self.shelf.checkpoint(reads_between)
 
     @rule()
     def answer(self) -> None:
@@ -313,7 +339,7 @@ class Traffic(RuleBasedStateMachine):
             shelf.scheduler.put_back(queue, one)
         self.flying = []
         for _ in range(40):
-            shelf.checkpoint()
+            shelf.checkpoint(reads_between=True)
             self.ended += shelf.deliver_all()
             shelf.now_us += SECOND
             if shelf.scheduler.next_wake_us() <= shelf.now_us or shelf.scheduler.starved:
