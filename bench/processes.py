@@ -174,15 +174,15 @@ def _is_zombie(pid: int) -> bool:
 
 
 def wait_until_quiet(processes: Account, limit_s: float) -> bool:
-    """Wait until the MTA has nothing left to do: it used less than 2 % of a processor for a second. False: never."""
-    step_s = 0.5
+    """Wait until the MTA has nothing left to do: in two half seconds it used at most 20 ms each. False: never."""
+    step_s, idle_s = 0.5, 0.02
     deadline = time.monotonic() + limit_s
     used = processes.cpu_s()
     quiet = 0
     while time.monotonic() < deadline:
         time.sleep(step_s)
         now = processes.cpu_s()
-        quiet = quiet + 1 if now - used <= 0.02 * step_s + _TICK_S else 0
+        quiet = quiet + 1 if now - used <= idle_s else 0
         if quiet == 2:
             return True
         used = now

@@ -13,6 +13,7 @@ from bench.processes import program
 KINDS = ("py-spy", "perf")
 _END_S = 120.0
 _TOP = 30
+_TOP_LATER = 5
 
 
 class ProfileError(Exception):
@@ -59,27 +60,35 @@ class Profiler:
 
 
 def summary(stacks: str) -> list[str]:
-    """The functions of collapsed stacks with the largest share of samples, each counted once per stack."""
-    own: Counter[str] = Counter()
-    within: Counter[str] = Counter()
-    samples = 0
+    """Of each thread the functions with the largest share of its samples, from collapsed stacks of py-spy.
+
+    Time inside system calls counts. A thread that waits for work may count as waiting in the function that does.
+    """
+    threads: dict[str, list[tuple[list[str], int]]] = {}
     for line in stacks.splitlines():
         stack, _, number = line.rpartition(" ")
-        if not number.isdecimal():
-            continue
-        count = int(number)
-        # A frame is "function (file:line)": the line is left out, so that a function is one entry.
-        frames = [frame.rpartition(":")[0] + ")" if frame.endswith(")") else frame for frame in stack.split(";")]
-        samples += count
+        thread, *frames = stack.split(";")
+        if number.isdecimal() and frames:
+            # A frame is "function (file:line)": the line is left out, so that a function is one entry.
+            names = [frame.rpartition(":")[0] + ")" if ":" in frame else frame for frame in frames]
+            threads.setdefault(thread, []).append((names, int(number)))
+    lines: list[str] = []
+    for thread, found in sorted(threads.items(), key=lambda item: -sum(count for _, count in item[1])):
+        lines += _functions(thread, found, _TOP_LATER if lines else _TOP)
+    return lines or ["no samples"]
+
+
+def _functions(thread: str, stacks: list[tuple[list[str], int]], top: int) -> list[str]:
+    own: Counter[str] = Counter()
+    within: Counter[str] = Counter()
+    for frames, count in stacks:
         own[frames[-1]] += count
         for frame in set(frames):
             within[frame] += count
-    if not samples:
-        return ["no samples"]
-    lines = [f"{samples} samples", "  own %  with callees %"]
-    lines += [f"{100 * count / samples:7.1f} {100 * within[frame] / samples:8.1f}  {frame}"
-              for frame, count in own.most_common(_TOP)]
-    return lines
+    samples = own.total()
+    return [f"{thread}: {samples} samples", "  own %  with callees %",
+            *(f"{100 * count / samples:7.1f} {100 * within[frame] / samples:8.1f}  {frame}"
+              for frame, count in own.most_common(top))]
 
 
 def missing(kind: str) -> str | None:

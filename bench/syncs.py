@@ -55,8 +55,9 @@ class SyncCounter:
                 counting = False
         if not counting:
             self._process.kill()
-            said = self._process.communicate()[1].strip().splitlines()
-            raise NotMeasuredError(f"perf does not count: {' '.join(said)[:200] or 'no permission'}")
+            said = " ".join(self._process.communicate()[1].split())
+            why = "no permission for tracepoints, root has it" if "permission" in said.lower() else said[:200]
+            raise NotMeasuredError(f"perf does not count: {why}")
 
     def stop(self) -> int:
         """The syncs. Raises NotMeasuredError."""

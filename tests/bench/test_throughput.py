@@ -157,8 +157,13 @@ def test_a_process_tree_counts_its_dead(tmp_path: Path) -> None:
 
 
 def test_a_profile_names_functions_once() -> None:
-    """Own time is the last frame's; a recursive function counts once per stack; line numbers do not divide it."""
-    lines = summary("main (a.py:1);f (a.py:2);f (a.py:3) 3\nmain (a.py:1);g (b.py:9) 1\n")
-    assert lines[0] == "4 samples"
-    assert [line.split() for line in lines[2:]] == [
+    """Own time is the last frame's; a recursive function counts once per stack; line numbers do not divide it.
+
+    Each thread is a table of its own, the busiest first.
+    """
+    lines = summary("thread (8);w (c.py:1) 2\n"
+                    "thread (7);main (a.py:1);f (a.py:2);f (a.py:3) 3\nthread (7);main (a.py:1);g (b.py:9) 1\n")
+    assert lines[0] == "thread (7): 4 samples"
+    assert [line.split() for line in lines[2:4]] == [
         ["75.0", "75.0", "f", "(a.py)"], ["25.0", "25.0", "g", "(b.py)"]]
+    assert lines[4] == "thread (8): 2 samples"
