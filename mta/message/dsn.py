@@ -18,7 +18,7 @@ import binascii
 import os
 import re
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from mta.message import trace
@@ -95,9 +95,9 @@ class _Words:
     closing: str = ""
     said: str = "said:"
     advice: bool = False
-    lines: list[str] = field(default_factory=list)
 
 
+_SAID_LAST = "said at the last attempt:"
 _WORDS: dict[Action, _Words] = {
     "failed": _Words(
         "Delivery Status Notification (Failure)",
@@ -110,7 +110,7 @@ _WORDS: dict[Action, _Words] = {
         "Your message has not been delivered yet to {whom}. You do not need to send it again: "
         "we keep trying until {until}, and you are told if that fails.",
         "{returned} of your message {are} attached to this notification.",
-        said="said at the last attempt:",
+        said=_SAID_LAST,
         advice=True,
     ),
     "relayed": _Words(
@@ -120,6 +120,7 @@ _WORDS: dict[Action, _Words] = {
     ),
 }
 
+_TOO_OLD = "The message has become too old: it was tried again and again, without success."
 _ADVICE = {
     # What a status means for a human being, by subject and detail of RFC 3463, or by subject alone.
     "1.1": "There is no such address. Look for a spelling mistake before the @.",
@@ -204,12 +205,14 @@ def _explanation(notice: Notice, transparent: bool) -> _Part:
     )
     for report in notice.reports:
         text += ["", f"  <{_shown(report.address)}>"]
-        advice = _advice(report.status) if words.advice else ""
+        # A failure with a code that is not permanent: we gave up in the end.
+        expired = notice.action == "failed" and report.status.startswith("4")
+        advice = _TOO_OLD if expired else _advice(report.status) if words.advice else ""
         text += _wrapped(advice, "    ") if advice else []
         if report.diagnostic:
             who = _shown(report.remote_host) or "Our own mail system"
             where = f" [{_shown(report.remote_address)}]" if report.remote_address else ""
-            text += _wrapped(f"{who}{where} {words.said}", "    ")
+            text += _wrapped(f"{who}{where} {_SAID_LAST if expired else words.said}", "    ")
             for line in report.diagnostic:
                 text += _wrapped(_shown(line), "      ")
     text += ["", f"Your message was accepted on {trace.date(notice.original_arrival_us)}"]

@@ -35,7 +35,7 @@ from mta.smtp.address import domain_to_ascii
 from mta.smtp.reply import Reply
 
 _NOTIFY = {"failed": NOTIFY_FAILURE, "delayed": NOTIFY_DELAY, "relayed": NOTIFY_SUCCESS}
-_EXPIRED = "4.4.7"  # RFC 3463: only when no code tells the actual problem
+_EXPIRED = "4.4.7"  # RFC 3463 3.5: only when no code tells the actual problem
 _STATUS = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
 _KEPT_REPLY = re.compile(r"(\d{3}) (?:([245]\.\d{1,3}\.\d{1,3}) )?(.*)", re.DOTALL)
 _KEPT_REMOTE = re.compile(r"([^\s\[\]]*) ?\[([^]]*)\]")
@@ -170,14 +170,19 @@ def _report(fate: Fate, action: dsn.Action) -> dsn.Report:
 
 
 def _status(reply: Reply | None, action: dsn.Action) -> str:
-    """The status code: the reply's own when it has one, else the general one of its class (RFC 3461 6.3 g)."""
+    """The status code: the reply's own when it has one, else the general one of its class (RFC 3461 6.3 g).
+
+    A failure without a permanent reply is a message that became too old.
+    """
     if reply is None:
         return _EXPIRED
     if _STATUS.fullmatch(reply.enhanced) and (action != "delayed" or reply.enhanced[0] == "4"):
         return reply.enhanced
     if action == "relayed":
         return "2.0.0"
-    return "5.0.0" if reply.code >= 500 and action == "failed" else "4.0.0"
+    if action == "delayed":
+        return "4.0.0"
+    return "5.0.0" if reply.code >= 500 else _EXPIRED
 
 
 def _lines(reply: Reply) -> tuple[str, ...]:

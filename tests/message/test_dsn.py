@@ -175,6 +175,14 @@ def test_the_text_says_what_happened_in_plain_english() -> None:
     assert max(map(len, text.split("\r\n"))) <= 78
 
 
+def test_what_became_too_old_says_so() -> None:
+    """A failure whose last reply was not permanent: the sender learns that it was tried, and how that ended."""
+    old = Report("bob@example.org", "4.7.1", ("451 4.7.1 Greylisted",), "mx1.example.org")
+    text = " ".join(Read(dsn.build(notice(reports=[old])).content).text.split())
+    assert "The message has become too old" in text
+    assert "mx1.example.org said at the last attempt: 451 4.7.1 Greylisted" in text
+
+
 def test_a_delay_says_until_when_it_is_tried() -> None:
     """Action delayed with Will-Retry-Until (RFC 3464 2.3.9), which no other action may have."""
     until_us = ARRIVAL_US + 5 * 86_400_000_000
