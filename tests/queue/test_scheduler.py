@@ -42,6 +42,7 @@ class Shelf:
     scheduler: Scheduler = field(init=False)
     number: int = 0
     dirty: dict[tuple[int, int], tuple[str, int] | None] = field(default_factory=dict)  # being written by a checkpoint
+    report: list[tuple[str, int | None]] | None = None  # of a checkpoint that was begun
     results: list[Callable[[], None]] = field(default_factory=list)  # of requests, read and not told yet
 
     def __post_init__(self) -> None:
@@ -77,21 +78,29 @@ class Shelf:
         self.scheduler.add(0, fresh)
         return fresh
 
-    def checkpoint(self, reads_between: bool = False) -> None:
-        """Write what changed into the index, then tell. In between the scheduler does not know of it yet: a read
-        sees the new index, but what the checkpoint took in still counts as changed."""
+    def checkpoint(self) -> None:
+        self.begin_checkpoint()
+        self.end_checkpoint()
+
+    def begin_checkpoint(self) -> None:
+        """Write what changed into the index. The scheduler is not told yet: reads from now on see the new index, but
+        what the checkpoint took in still counts as changed."""
         self.answer()  # requests and checkpoints are one line
         self.dirty = {key: (one.queue, one.due_us) for key, one in self.stored.items()
                       if self.indexed.get(key) != (one.queue, one.due_us)}
         self.indexed = {key: (one.queue, one.due_us) for key, one in self.stored.items()}
-        touched = [(name, min((due for queue, due in self.indexed.values() if queue == name), default=None))
-                   for name in sorted(self.changed)]
+        self.report = [(name, min((due for queue, due in self.indexed.values() if queue == name), default=None))
+                       for name in sorted(self.changed)]
         self.changed.clear()
-        if reads_between:
+
+    def end_checkpoint(self) -> None:
+        """Tell of the checkpoint, and after it of what was read meanwhile."""
+        if self.report is not None:
             self.read()
-        self.dirty = {}
-        self.scheduler.checkpoint(0, touched)
-        self.tell()
+            self.dirty = {}
+            report, self.report = self.report, None
+            self.scheduler.checkpoint(0, report)
+            self.tell()
 
     def visible(self, key: tuple[int, int]) -> bool:
         """In the index, and unchanged since."""
@@ -99,9 +108,10 @@ class Shelf:
         return stored is not None and self.indexed[key] == (stored.queue, stored.due_us) and key not in self.dirty
 
     def answer(self) -> None:
-        """Read and answer the requests made so far, in order."""
+        """Read and answer the requests made so far, in order; not before a checkpoint that was begun is told of."""
         self.read()
-        self.tell()
+        if self.report is None:
+            self.tell()
 
     def tell(self) -> None:
         results, self.results = self.results, []
@@ -312,9 +322,14 @@ class Traffic(RuleBasedStateMachine):
         for queue in [queue for queue in self.shelf.offered if queue.name == name]:
             self.shelf.scheduler.park(queue, self.shelf.suspended_until[name])
 
-    @rule(reads_between=st.booleans())
-    def checkpoint(self, reads_between: bool) -> None:
-        self.shelf.checkpoint(reads_between)
+    @rule()
+    def begin_checkpoint(self) -> None:
+        if self.shelf.report is None:
+            self.shelf.begin_checkpoint()
+
+    @rule()
+    def end_checkpoint(self) -> None:
+        self.shelf.end_checkpoint()
 
     @rule()
     def answer(self) -> None:
@@ -339,7 +354,8 @@ class Traffic(RuleBasedStateMachine):
             shelf.scheduler.put_back(queue, one)
         self.flying = []
         for _ in range(40):
-            shelf.checkpoint(reads_between=True)
+            shelf.end_checkpoint()
+            shelf.checkpoint()
             self.ended += shelf.deliver_all()
             shelf.now_us += SECOND
             if shelf.scheduler.next_wake_us() <= shelf.now_us or shelf.scheduler.starved:
