@@ -72,7 +72,7 @@ def parse_path(data: bytes, start: int = 0) -> tuple[Address, int]:
     """Read the path at `data[start:]`: the address in it, and the offset behind its `>`.
 
     UTF-8 is accepted; whether the session allows it is for the caller to ask (`Address.text.isascii()`). Raises
-    AddressError. Hot path: twice per message (bench/throughput.py).
+    AddressError. Hot path: twice per message (tests/smtp/timing.py).
     """
     match = _COMMON.match(data, start)
     if match is not None:

@@ -36,7 +36,7 @@ def unstuff(content: bytes) -> bytes:
 def fault(content: bytes, line_length: int) -> str:
     """What is wrong with content that was received, in words for the sender; empty when nothing is.
 
-    `line_length` is the longest line allowed, without its CRLF. Hot path: 7 µs for 5 KB (bench/throughput.py).
+    `line_length` is the longest line allowed, without its CRLF. Hot path: 7 µs for 5 KB (tests/smtp/timing.py).
     """
     # As many CR, LF and NUL in all as there are in pairs of CR LF: then each of them is in a pair.
     if len(content.translate(None, _ORDINARY)) != 2 * content.count(b"\r\n"):
@@ -74,17 +74,14 @@ class DataReader:
     def feed(self, data: bytes, start: int = 0) -> int:
         """Take `data[start:]`. The offset behind the end of data when it is there, else -1 (and all is taken).
 
-        Hot path: 3 µs for 5 KB (bench/throughput.py).
+        Hot path: 2 µs for 5 KB (tests/smtp/timing.py).
         """
-        if (
-            self._size == 0
-            and data.endswith(END, start)
-            and data.rfind(b"\r\n.", start, len(data) - 5) < 0
-            and data[start] != 46  # a dot
-        ):  # all of it in one piece, and only the last line begins with a dot
-            content = data[start:-3]
-            self.content = content if len(content) <= self._limit else None
-            return len(data)
+        if self._size == 0:
+            last = data.rfind(END, start)
+            if last >= 0 and data.rfind(b"\r\n.", start, last) < 0 and data[start] != 46:  # a dot
+                # All of it in one piece, and no line begins with a dot but the last.
+                self.content = data[start : last + 2] if last + 2 - start <= self._limit else None
+                return last + len(END)
         tail = self._tail
         end = (tail + data[start : start + 4]).find(END)
         if end >= 0:  # it began in an earlier chunk
