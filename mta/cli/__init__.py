@@ -33,9 +33,8 @@ examples:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (`mta.control.exits`)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the commands `names`, as far as they exist; imports their modules."""
     parser = argparse.ArgumentParser(
         prog="mta",
         description="An outbound mail transfer agent for bulk senders.",
@@ -45,11 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"mta {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    typed = arguments[0] if arguments else ""
-    for name in (typed,) if typed in COMMANDS else COMMANDS:
+    for name in names:
         module_name = f"mta.cli.{name}"
         if importlib.util.find_spec(module_name) is not None:
             importlib.import_module(module_name).register(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (`mta.control.exits`)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    typed = arguments[0] if arguments else ""
+    parser = build_parser((typed,) if typed in COMMANDS else COMMANDS)
     try:
         options = parser.parse_args(arguments)
     except SystemExit as stop:  # argparse printed the reason; its own code for a usage error is 2

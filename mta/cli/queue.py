@@ -27,6 +27,14 @@ _EXAMPLES = """\
   mta queue show example.org          the deliveries of one queue, with their last replies
   mta queue --json | jq -r 'select(.deliveries > 1000) | .name'"""
 
+_LIST_DESCRIPTION = """\
+As `mta queue` alone, which lists them all; with PATTERN those whose name it is a part of, or that it matches as a
+shell pattern."""
+
+_LIST_EXAMPLES = """\
+  mta queue list gmail
+  mta queue list '*.example.org' --sort next"""
+
 _SHOW_DESCRIPTION = """\
 Show one queue and its deliveries, those that are due first: message, sender, recipients, attempts and replies."""
 
@@ -53,7 +61,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_options(parser, sort=True)
     parser.set_defaults(run=run_list, pattern="")
     verbs = parser.add_subparsers(metavar="[list|show]", dest="verb")
-    listing = add_parser(verbs, "list", "list queues (as without it)", _DESCRIPTION, _EXAMPLES)
+    listing = add_parser(verbs, "list", "list queues that match", _LIST_DESCRIPTION, _LIST_EXAMPLES)
     pattern = listing.add_argument("pattern", nargs="?", help="part of a name, or a shell pattern")
     listing.set_defaults(run=run_list)
     show = add_parser(verbs, "show", "show one queue and its deliveries", _SHOW_DESCRIPTION, _SHOW_EXAMPLES)

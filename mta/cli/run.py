@@ -17,7 +17,7 @@ signals:
   SIGINT (second)   stop at once
   SIGHUP            read the configuration again; with errors in it the old one stays
 
-Exit codes are listed in docs/operations.md."""
+Exit codes are listed in docs/cli.md."""
 
 _EXAMPLES = """\
   mta run -c /etc/mta/mta.yaml
