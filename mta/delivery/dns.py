@@ -50,7 +50,6 @@ class Statistics:
     questions: int = 0  # sent to servers
     over_tcp: int = 0  # of those
     failures: int = 0  # lookups that ended without an answer
-    busy_s: float = 0.0  # CPU time, roughly: wall time in callbacks, which do not wait
 
 
 @dataclass(slots=True, eq=False)
@@ -140,7 +139,6 @@ class Resolver:
         elif self._under_way < MOST_UNDER_WAY:
             self._under_way += 1
             self._go_on(flight, flight.lookup.begin(now), now)
-            self.statistics.busy_s += time.monotonic() - now
         else:
             self._waiting.append(flight)
         return flight
@@ -214,7 +212,6 @@ class Resolver:
         except OSError as error:
             step = flight.lookup.broken(ask, _describe(error), now)
         self._go_on(flight, step, now)
-        self.statistics.busy_s += time.monotonic() - now
 
     # -- TCP -----------------------------------------------------------------------------------------------------
 
@@ -236,7 +233,6 @@ class Resolver:
                 lookup = flight.lookup
                 step = lookup.broken(ask, why, now) if wire is None else lookup.received(ask, wire, now)
                 self._go_on(flight, step, now)
-                self.statistics.busy_s += time.monotonic() - now
 
     # -- time ----------------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class Leases:
     @property
     def held(self) -> int:
         """Leases held by all workers."""
-        return sum(share.held for share in self.shares.values())
+        return sum([share.held for share in self.shares.values()])
 
     def of(self, worker: int) -> Share:
         """The share of `worker`."""
@@ -94,17 +94,14 @@ class Leases:
 
     def grant(self) -> list[int]:
         """Hand the free leases to those who wait; the workers that got one, once for each."""
-        free = self.limit - self.held
         granted = []
-        while free > 0:
-            waiting = [(share.held, share.since, worker) for worker, share in self.shares.items() if share.want]
-            if not waiting:
+        while waiting := [(share.held, share.since, worker) for worker, share in self.shares.items() if share.want]:
+            if self.held >= self.limit:
                 break
             worker = min(waiting)[2]
             share = self.shares[worker]
             share.held += 1
             share.want -= 1
-            free -= 1
             granted.append(worker)
         return granted
 

@@ -1,0 +1,88 @@
+"""What the table of limits costs: microseconds per operation, alone and with other processes on the same table.
+
+    python -m bench.limits                  one process, then four at once
+    python -m bench.limits --run /run/mta   in another directory; /dev/shm by default, since it belongs on tmpfs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from bench.loopback import cpu_s
+from mta.delivery.limits import Limits
+
+ROUNDS = 20_000
+
+
+def timed(operation: Callable[[int], object]) -> dict[str, float]:
+    """CPU and wall time of one call, in microseconds."""
+    began, used = time.monotonic(), cpu_s()
+    for number in range(ROUNDS):
+        operation(number)
+    return {
+        "cpu_us": round((cpu_s() - used) / ROUNDS * 1e6, 2),
+        "wall_us": round((time.monotonic() - began) / ROUNDS * 1e6, 2),
+    }
+
+
+def connection(limits: Limits, number: int) -> None:
+    """What one connection does: a lease of its path and one of the total, taken and given back."""
+    names = (f"site{number % 1000}.example", "total")
+    if limits.acquire([(names[0], 20), (names[1], 5000)]) is not None:
+        raise RuntimeError("refused")
+    limits.release(names)
+
+
+def alone(run: str) -> dict[str, dict[str, float]]:
+    """Every operation, with nobody else on the table."""
+    limits = Limits(run, 0)
+    results = {"acquire and release of two": timed(lambda number: connection(limits, number))}
+    for _ in range(20):
+        limits.acquire([("full", 20)])
+    results["should_yield"] = timed(lambda _: limits.should_yield("full", 20))
+
+    def refused(_: int) -> None:
+        limits.acquire([("full", 20)])
+        limits.want("full", 0)
+
+    results["refused, then not waiting"] = timed(refused)
+    limits.acquire([("full", 20)])
+    results["refused again"] = timed(lambda _: limits.acquire([("full", 20)]))
+    results["recv_nudges, none"] = timed(lambda _: limits.recv_nudges())
+    limits.close()
+    return results
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="bench.limits", description="Cost of the shared limits.")
+    parser.add_argument("--run", default="/dev/shm", help="where to make the table (%(default)s)")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker is not None:
+        limits = Limits(options.run, options.worker)
+        print(json.dumps(timed(lambda number: connection(limits, number))))
+        return 0
+    with tempfile.TemporaryDirectory(dir=options.run) as run:
+        for what, cost in alone(run).items():
+            print(f"{what:40}{cost['cpu_us']:8.2f} us CPU {cost['wall_us']:8.2f} us")
+        crew = [
+            subprocess.Popen([sys.executable, "-m", "bench.limits", "--run", run, "--worker", str(number)],
+                             stdout=subprocess.PIPE, text=True)
+            for number in range(4)
+        ]
+        for number, process in enumerate(crew):
+            cost = json.loads(process.communicate()[0])
+            what = f"acquire and release of two, {number + 1} of 4"
+            print(f"{what:40}{cost['cpu_us']:8.2f} us CPU {cost['wall_us']:8.2f} us")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
