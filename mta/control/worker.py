@@ -14,6 +14,7 @@ import resource  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -34,8 +35,10 @@ from mta.delivery.engine import Engine  # noqa: E402
 from mta.delivery.limits import Limits  # noqa: E402
 from mta.delivery.routing import Router  # noqa: E402
 from mta.delivery.settle import Settler  # noqa: E402
+from mta.inject.claims import DirectoryError  # noqa: E402
 from mta.inject.intake import Accepted, Intake, Source  # noqa: E402
-from mta.inject.listener import SmtpListener  # noqa: E402
+from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
+from mta.inject.pickup_service import PickupService  # noqa: E402
 from mta.queue.ids import IdSource, shard_of  # noqa: E402
 from mta.queue.records import Message  # noqa: E402
 from mta.queue.retry import RetryClock  # noqa: E402
@@ -74,10 +77,13 @@ class Worker:
         self.engine = Engine(config, dict(self.stores), Router(config, self.resolver),
                              self.limits, self.settler, self.read_body, clock_us)
         self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit)
+        occupancy = Occupancy()
         self.listeners = [
-            SmtpListener(sock, config, config.listeners[index], self.submit, self.intake_closed)
+            SmtpListener(sock, config, config.listeners[index], self.submit, self.intake_closed, occupancy)
             for index, sock in child.sockets()
         ]
+        self.pickups = [self._pickup(one.directory, shard) for one in config.pickup for shard in self.stores]
+        self.doors: list[SmtpListener | PickupService] = [*self.listeners, *self.pickups]
         self.service = RequestService(worker_socket(config.run, self.number), Answers(self).answer)
 
     def _open_stores(self, config: Config) -> dict[int, HubStore]:
@@ -95,6 +101,12 @@ class Worker:
                 raise StartError(CANNOT_CREATE, str(error)) from None
         return stores
 
+    def _pickup(self, directory: str, shard: int) -> PickupService:
+        """New files go into our own shard; for a shard that is only emptied, what was begun is finished."""
+        intake = self.intake if shard == self.number else Intake(self.config, self.ids[shard].next, clock_us)
+        return PickupService(directory, shard, self.config, intake, self.stores[shard],
+                             lambda accepted: self._schedule(shard, accepted), takes_new=shard == self.number)
+
     # -- intake --------------------------------------------------------------------------------------------------
 
     def intake_closed(self) -> Reply | None:
@@ -111,18 +123,22 @@ class Worker:
 
     def commit(self, accepted: Accepted, done: Any) -> None:
         """Intake: make a message durable, then give it to the scheduler. Hot path."""
-        message, deliveries = accepted.message, accepted.deliveries
 
         def durable(error: StoreError | None) -> None:
             if error is None:
-                counters, scheduler = self.settler.counters, self.engine.scheduler
-                counters.accepted_messages += 1
-                for delivery in deliveries:
-                    counters.accepted_recipients += len(delivery.recipients)
-                    scheduler.add(self.number, delivery)
+                self._schedule(self.number, (accepted,))
             done(error)
 
-        self.store.submit(Transaction([(message, deliveries)], events=[accepted.event]), durable)
+        self.store.submit(Transaction([(accepted.message, accepted.deliveries)], events=[accepted.event]), durable)
+
+    def _schedule(self, shard: int, accepted: Sequence[Accepted]) -> None:
+        """These messages are durable."""
+        counters, scheduler = self.settler.counters, self.engine.scheduler
+        counters.accepted_messages += len(accepted)
+        for one in accepted:
+            for delivery in one.deliveries:
+                counters.accepted_recipients += len(delivery.recipients)
+                scheduler.add(shard, delivery)
 
     def original(self, message: Message) -> bytes:
         """The content of a message that a notification is about."""
@@ -143,6 +159,11 @@ class Worker:
         gevent.spawn(self._listen_to_nudges)
         for listener in self.listeners:
             listener.start()
+        for pickup in self.pickups:
+            try:
+                pickup.start()
+            except DirectoryError as error:
+                raise StartError(CANNOT_CREATE, str(error)) from None
         self.child.on_reload = self.reload
         gc.collect()
         gc.freeze()  # what start-up made stays; the collector need not look at it again
@@ -162,16 +183,16 @@ class Worker:
         for store in self.stores.values():
             store.configure(config)
         self.intake.configure(config)
-        for listener in self.listeners:
-            listener.configure(config)
+        for door in self.doors:
+            door.configure(config)
         log.info("configuration reloaded")
 
     def stop(self) -> None:
         """Take nothing new, finish what is under way within the time we have, write everything down."""
-        listening = [gevent.spawn(listener.stop, self.child.deadline) for listener in self.listeners]
+        doors = [gevent.spawn(door.stop, self.child.deadline) for door in self.doors]
         finished = self.engine.stop()
         in_time = self.child.finish(finished)
-        gevent.joinall(listening, timeout=max(self.child.deadline - time.monotonic(), 0.0))
+        gevent.joinall(doors, timeout=max(self.child.deadline - time.monotonic(), 0.0))
         if not in_time:
             log.warning("%d connections had to be cut off", len(self.engine.connections))
         self.service.stop()

@@ -34,7 +34,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 class Mta:
     """`mta run` in a directory of its own, with loopback listeners, asking the resolver `dns` ("127.0.0.1:port")."""
 
-    def __init__(self, directory: Path, dns: str, port: int, **changes: Any) -> None:
+    def __init__(self, directory: Path, dns: str, port: int, /, **changes: Any) -> None:
         """`port` is the port of MX hosts. `changes` are merged over a configuration that suits tests."""
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -51,6 +51,8 @@ class Mta:
             "store": {"reserve": "1MB"},
             "shutdown": "10s",
         }, changes)
+        if os.getuid() == 0:
+            self.config.setdefault("user", "root")
         self.process: subprocess.Popen[str] | None = None
         self.smtp = ("127.0.0.1", 0)
         self.log: list[str] = []
@@ -67,11 +69,12 @@ class Mta:
         """Start it, and wait until it is ready."""
         path = self.write_config()
         self._ready.clear()
+        self.smtp = ("127.0.0.1", 0)
         self.process = subprocess.Popen([sys.executable, "-m", "mta", "run", "-c", str(path)], stderr=subprocess.PIPE,
                                         text=True, start_new_session=True)
         self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
         self._reader.start()
-        if wait and (not self._ready.wait(START_S) or self.process.poll() is not None):
+        if wait and (not self._ready.wait(START_S) or self.smtp[1] == 0):
             self.kill()
             raise AssertionError("the MTA did not start:\n" + "\n".join(self.log[-50:]))
         return self
