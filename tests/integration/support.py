@@ -56,7 +56,6 @@ class Mta:
         self.process: subprocess.Popen[str] | None = None
         self.smtp = ("127.0.0.1", 0)
         self.log: list[str] = []
-        self._ready = threading.Event()
         self._reader: threading.Thread | None = None
 
     def write_config(self) -> Path:
@@ -68,26 +67,27 @@ class Mta:
     def start(self, wait: bool = True) -> Mta:
         """Start it, and wait until it is ready."""
         path = self.write_config()
-        self._ready.clear()
+        ready = threading.Event()  # one each: children of a killed supervisor write to its pipe for a while
         self.smtp = ("127.0.0.1", 0)
         self.process = subprocess.Popen([sys.executable, "-m", "mta", "run", "-c", str(path)], stderr=subprocess.PIPE,
                                         text=True, start_new_session=True)
-        self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(self.process, ready), daemon=True)
         self._reader.start()
-        if wait and (not self._ready.wait(START_S) or self.smtp[1] == 0):
+        if wait and (not ready.wait(START_S) or self.smtp[1] == 0):
             self.kill()
             raise AssertionError("the MTA did not start:\n" + "\n".join(self.log[-50:]))
         return self
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
+    def _read(self, process: subprocess.Popen[str], ready: threading.Event) -> None:
         assert process.stderr is not None
-        for line in process.stderr:
-            self.log.append(line.rstrip("\n"))
-            found = re.search(r"ready:.*?127\.0\.0\.1:(\d+)", line)
-            if found:
-                self.smtp = ("127.0.0.1", int(found[1]))
-                self._ready.set()
-        self._ready.set()
+        with process.stderr:
+            for line in process.stderr:
+                self.log.append(line.rstrip("\n"))
+                found = re.search(r"ready:.*?127\.0\.0\.1:(\d+)", line)
+                if found:
+                    self.smtp = ("127.0.0.1", int(found[1]))
+                    ready.set()
+        ready.set()
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
@@ -108,11 +108,8 @@ class Mta:
             self._finish()
 
     def _finish(self) -> None:
-        assert self.process is not None
         if self._reader is not None:
             self._reader.join(START_S)
-        if self.process.stderr is not None:
-            self.process.stderr.close()
 
     def __enter__(self) -> Mta:
         return self.start()
@@ -162,13 +159,14 @@ class Mta:
         return done.stdout
 
     def status(self) -> dict[str, Any]:
-        """`mta status --json`."""
-        status: dict[str, Any] = json.loads(self.command("status", "--json"))
+        """`mta status --json`; `missing` names the workers that did not answer."""
+        status: dict[str, Any] = json.loads(self.command("status", "--json", check=False))
         return status
 
     def queued(self) -> int:
-        """Recipients in the queue, over all workers."""
-        return sum(worker["queued_recipients"] for worker in self.status()["workers"])
+        """Recipients in the queue, over all workers; -1 while not all of them answer."""
+        status = self.status()
+        return -1 if status["missing"] else sum(worker["queued_recipients"] for worker in status["workers"])
 
     def events(self) -> Iterator[dict[str, Any]]:
         """All events on disk, shard by shard."""
