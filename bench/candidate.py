@@ -16,7 +16,7 @@ from bench.programs import environment
 
 START_S = 60.0
 STOP_S = 60.0
-_LOOK_S = 0.02
+_LOOK_S = 0.005
 
 
 class CandidateError(Exception):

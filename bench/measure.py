@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Run:
     """Different recipients at the sink."""
     duplicates: int = 0
     queued: int = 0
-    """In the MTA's queue at the end."""
+    """In the MTA's queue at the end, besides what was there before the run."""
     seconds: float = 0.0
     """From the source's first connection to the last arrival; to the last 250 when receivers are down."""
     rate: float = 0.0
@@ -143,17 +143,11 @@ def measure(plan: Plan, scenario: Scenario, mta: str, number: int, directory: Pa
 def _measure(plan: Plan, scenario: Scenario, run: Run, processes: Account, directory: Path,
              ends: contextlib.ExitStack) -> None:
     port = free_port(consecutive(FIRST_ADDRESS, scenario.addresses))
-    nameserver, dns = _start_nameserver(scenario, run.mta, directory)
+    nameserver, dns = start_nameserver(scenario, directory, postfix.DNS_ADDRESS if run.mta == postfix.NAME else None)
     ends.callback(nameserver.stop)
-    sink = None
-    if scenario.receivers_up:
-        sink = Program("sink", [
-            *plan.load.sink, "-a", FIRST_ADDRESS, "-k", str(scenario.addresses), "-p", str(port),
-            "-w", str(scenario.delay_ms), "-n", str(scenario.expected), "-i", f"{_SINK_IDLE_S:g}",
-            "-X", f"{2 * plan.limit_s:g}",
-        ], directory)
+    sink = start_sink(plan, scenario, port, directory)
+    if sink is not None:
         ends.callback(sink.stop)
-        sink.wait_ready()
     place = directory / run.mta
     place.mkdir(mode=0o755)
     mta = CANDIDATES[run.mta](Setup(place, processes, dns, port, plan.workers, scenario.connections, plan.settings))
@@ -161,18 +155,22 @@ def _measure(plan: Plan, scenario: Scenario, run: Run, processes: Account, direc
     address = mta.start()
     wait_until_quiet(processes, _QUIET_BEFORE_S)
 
-    source = _through(plan, scenario, run, processes, address, sink, directory)
+    source = through(plan, scenario, run, processes, address, sink, directory)
 
     run.queued = mta.queued()
     nameserver.stop()
-    _evaluate(scenario, run, source, sink, nameserver)
+    evaluate(scenario, run, source, sink)
+    run.dns_queries = int(nameserver.result()["queries"])
+    if run.arrived or run.queued:
+        run.dns_cpu_ms = nameserver.cpu_s * 1000 / (run.arrived or run.queued)
 
 
-def _start_nameserver(scenario: Scenario, mta: str, directory: Path) -> tuple[Program, tuple[str, int]]:
-    wanted = postfix.DNS_ADDRESS if mta == postfix.NAME else ("127.0.0.1", 0)
+def start_nameserver(scenario: Scenario, directory: Path,
+                     address: tuple[str, int] | None = None) -> tuple[Program, tuple[str, int]]:
+    """A name server that answers, and where: at `address` or at a free port. Raises ProgramError."""
     nameserver = Program("nameserver", [
-        sys.executable, "-m", "bench.nameserver", "-a", "{}:{}".format(*wanted), "-f", FIRST_ADDRESS,
-        "-k", str(scenario.addresses),
+        sys.executable, "-m", "bench.nameserver", "-a", "{}:{}".format(*(address or ("127.0.0.1", 0))),
+        "-f", FIRST_ADDRESS, "-k", str(scenario.addresses),
     ], directory)
     try:
         host, _, port = nameserver.wait_ready().split()[-1].rpartition(":")
@@ -182,64 +180,93 @@ def _start_nameserver(scenario: Scenario, mta: str, directory: Path) -> tuple[Pr
     return nameserver, (host, int(port))
 
 
-def _through(plan: Plan, scenario: Scenario, run: Run, processes: Account, address: str, sink: Program | None,
-             directory: Path) -> Program:
-    """The load, with everything counted while it goes through; the source."""
-    counter = _count_syncs(plan, run, processes, directory)
-    profiler = _profile(plan, run, processes)
-    before_s = processes.cpu_s()
-    with MemoryWatch(processes) as memory:
-        source = Program("source", [
-            *plan.load.source, "-a", address, "-s", str(scenario.sessions), "-m", str(scenario.messages),
-            "-l", str(scenario.size), "-D", str(scenario.domains), "-r", str(scenario.recipients),
-            "-T", f"{plan.limit_s:g}", *(["-P"] if plan.pipelining else []),
-        ], directory)
-        try:
-            source.wait(plan.limit_s + 10)
+def start_sink(plan: Plan, scenario: Scenario, port: int, directory: Path) -> Program | None:
+    """A sink that accepts; None when the scenario's receivers are down. Raises ProgramError."""
+    if not scenario.receivers_up:
+        return None
+    sink = Program("sink", [
+        *plan.load.sink, "-a", FIRST_ADDRESS, "-k", str(scenario.addresses), "-p", str(port),
+        "-w", str(scenario.delay_ms), "-n", str(scenario.expected), "-i", f"{_SINK_IDLE_S:g}",
+        "-X", f"{2 * plan.limit_s:g}",
+    ], directory)
+    try:
+        sink.wait_ready()
+    except ProgramError:
+        sink.stop()
+        raise
+    return sink
+
+
+def through(plan: Plan, scenario: Scenario, run: Run, processes: Account, address: str, sink: Program | None,
+            directory: Path) -> Program:
+    """Send the load through the MTA at `address` and count what that takes, into `run`; the source, ended.
+
+    Raises ProgramError and ProfileError.
+    """
+    with _counting_syncs(plan, run, processes, directory):
+        before_s = processes.cpu_s()
+        with MemoryWatch(processes) as memory, _profiling(plan, run, processes):
+            source = Program("source", [
+                *plan.load.source, "-a", address, "-s", str(scenario.sessions), "-m", str(scenario.messages),
+                "-l", str(scenario.size), "-D", str(scenario.domains), "-r", str(scenario.recipients),
+                "-z", scenario.zone, "-T", f"{plan.limit_s:g}", *(["-P"] if plan.pipelining else []),
+            ], directory)
+            try:
+                source.wait(plan.limit_s + 10)
+            finally:
+                source.stop()
             if sink is not None:
                 sink.wait(plan.limit_s + _SINK_IDLE_S)
-        finally:
-            source.stop()
-            if profiler is not None:
-                run.profile = profiler.stop()
         if run.mta != DIRECT and not wait_until_quiet(processes, _QUIET_AFTER_S):
             run.problems.append(f"still busy {_QUIET_AFTER_S:g} s after the last message")
-    run.cpu_s = processes.cpu_s() - before_s
-    if counter is not None:
-        try:
-            run.syncs = counter.stop()
-        except NotMeasuredError as error:
-            run.syncs_why_not = str(error)
+        memory.look()
+        run.cpu_s = processes.cpu_s() - before_s
     worst = memory.worst()
     run.largest, run.peak, run.peak_anonymous = worst.role, worst.resident, worst.anonymous
     run.together = memory.together
     return source
 
 
-def _count_syncs(plan: Plan, run: Run, processes: Account, directory: Path) -> SyncCounter | None:
+@contextlib.contextmanager
+def _counting_syncs(plan: Plan, run: Run, processes: Account, directory: Path) -> Iterator[None]:
     if not plan.count_syncs or run.mta == DIRECT:
         run.syncs_why_not = "not asked for"
-        return None
+        yield
+        return
     try:
-        return SyncCounter(processes, plan.file_system, directory / "perf.out")
+        counter = SyncCounter(processes, plan.file_system, directory / "perf.out")
     except NotMeasuredError as error:
         run.syncs_why_not = str(error)
-        return None
+        yield
+        return
+    try:
+        yield
+    finally:
+        try:
+            run.syncs = counter.stop()
+        except NotMeasuredError as error:
+            run.syncs_why_not = str(error)
 
 
-def _profile(plan: Plan, run: Run, processes: Account) -> Profiler | None:
+@contextlib.contextmanager
+def _profiling(plan: Plan, run: Run, processes: Account) -> Iterator[None]:
     worker = find(processes, "worker") if plan.profile and run.mta == ours.NAME else None
     if plan.profile is None or worker is None:
-        return None
-    return Profiler(plan.profile, worker, plan.profiles / f"profile-{run.scenario}-{run.number}")
+        yield
+        return
+    profiler = Profiler(plan.profile, worker, plan.profiles / f"profile-{run.scenario}-{run.number}")
+    try:
+        yield
+    finally:
+        run.profile = profiler.stop()
 
 
-def _evaluate(scenario: Scenario, run: Run, source: Program, sink: Program | None, nameserver: Program) -> None:
+def evaluate(scenario: Scenario, run: Run, source: Program, sink: Program | None) -> None:
+    """Rates and costs from what the load programs report, and whether nothing was lost. Raises ProgramError."""
     sent = source.result()
     run.accepted = int(sent["accepted"])
     run.ack_p50_ms, run.ack_p99_ms = sent["ack_p50_ms"], sent["ack_p99_ms"]
     run.dot_p50_ms, run.dot_p99_ms = sent.get("dot_p50_ms"), sent.get("dot_p99_ms")
-    run.dns_queries = int(nameserver.result()["queries"])
     last = sent["last"]
     done = run.accepted * scenario.recipients
     if sink is not None:
@@ -258,7 +285,6 @@ def _evaluate(scenario: Scenario, run: Run, source: Program, sink: Program | Non
         run.cpu_ms = run.cpu_s * 1000 / done
         run.source_cpu_ms = source.cpu_s * 1000 / done
         run.sink_cpu_ms = sink.cpu_s * 1000 / done if sink is not None else 0.0
-        run.dns_cpu_ms = nameserver.cpu_s * 1000 / done
     if run.syncs is not None and run.accepted:
         run.syncs_per_message = run.syncs / run.accepted
     check(scenario, run, sent, source.complaints())

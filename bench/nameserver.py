@@ -1,9 +1,10 @@
-"""Name service of a load test: domains d0, d1, ... of one zone, each with an MX of its own on a loopback address.
+"""Name service of a load test: domains d0, d1, ... of a zone, each with an MX of its own on a loopback address.
 
     python -m bench.nameserver -a 127.0.0.1:5353 -f FIRST_IP -k HOW_MANY_IPS
 
-`dK.test` has the MX `mx.dK.test`, whose address is number K, modulo their count, of the sink's. Nothing else exists:
-other names are NXDOMAIN, other types NODATA. UDP only; every answer fits.
+`dK.test` has the MX `mx.dK.test`, whose address is number K, modulo their count, of the sink's. The domains `dK.dead`
+are like them, but nobody listens at their address. Nothing else exists: other names are NXDOMAIN, other types NODATA.
+UDP only; every answer fits.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import select
 import socket
 import struct
 import sys
+from collections.abc import Mapping, Sequence
 
 from bench.loopback import Stop, announce, consecutive, cpu_s, endpoint, raise_descriptor_limit, write_result
 
 _A, _SOA, _MX, _ANY = 1, 6, 15, 255
 _TTL_S = 3600
+DEAD_ADDRESS = "127.0.0.9"
+"""Where no load program accepts connections."""
 _ANSWER, _NXDOMAIN, _NOT_IMPLEMENTED, _FORMAT_ERROR = 0, 3, 4, 1
 _AUTHORITATIVE = 0x8400
 _RECURSION = 0x0180  # desired (copied) and available
@@ -25,17 +29,16 @@ _REMEMBERED = 20_000
 _TO_QUESTION = b"\xc0\x0c"
 
 
-class Zone:
-    """What exists."""
+class Zones:
+    """What exists: the addresses of each top-level zone's hosts."""
 
-    def __init__(self, zone: str, addresses: list[str]) -> None:
-        self._suffix = [label.encode("ascii") for label in zone.lower().split(".")]
-        self._addresses = [socket.inet_aton(address) for address in addresses]
-        name = b"".join(bytes([len(label)]) + label for label in self._suffix) + b"\0"
-        # MNAME and RNAME are the zone itself; the last number is the negative TTL (RFC 2308 5).
-        data = name + name + struct.pack("!5I", 1, _TTL_S, _TTL_S, _TTL_S, _TTL_S)
+    def __init__(self, zones: Mapping[str, Sequence[str]]) -> None:
+        self._zones = {zone.lower().encode("ascii"): [socket.inet_aton(address) for address in addresses]
+                       for zone, addresses in zones.items()}
         self._made: dict[bytes, bytes] = {}
-        self._soa = name + struct.pack("!HHIH", _SOA, 1, _TTL_S, len(data)) + data
+        # The root speaks for all: MNAME and RNAME are the root too, the last number is the negative TTL (RFC 2308 5).
+        data = b"\0\0" + struct.pack("!5I", 1, _TTL_S, _TTL_S, _TTL_S, _TTL_S)
+        self._soa = b"\0" + struct.pack("!HHIH", _SOA, 1, _TTL_S, len(data)) + data
 
     def answer(self, query: bytes) -> bytes | None:
         """The response to `query`, or None when it is none (RFC 1035 4.1)."""
@@ -55,28 +58,29 @@ class Zone:
             return query[:2] + struct.pack("!H", _AUTHORITATIVE | _FORMAT_ERROR) + bytes(8)
         kind, = struct.unpack_from("!H", query, end)
         question = query[12:end + 4]
-        host, number = self._find(name)
+        host, address = self._find(name)
         records = b""
-        code = _ANSWER if number >= 0 else _NXDOMAIN
+        code = _ANSWER if address else _NXDOMAIN
         if query[2] & 0x78:
             code = _NOT_IMPLEMENTED
-        elif number >= 0 and host and kind in (_A, _ANY):
-            records = struct.pack("!2sHHIH", _TO_QUESTION, _A, 1, _TTL_S, 4)
-            records += self._addresses[number % len(self._addresses)]
-        elif number >= 0 and not host and kind in (_MX, _ANY):
+        elif address and host and kind in (_A, _ANY):
+            records = struct.pack("!2sHHIH", _TO_QUESTION, _A, 1, _TTL_S, 4) + address
+        elif address and not host and kind in (_MX, _ANY):
             records = struct.pack("!2sHHIHH3s2s", _TO_QUESTION, _MX, 1, _TTL_S, 7, 10, b"\2mx", _TO_QUESTION)
         flags = _AUTHORITATIVE | _RECURSION | code
         authority = b"" if records else self._soa
         return (query[:2] + struct.pack("!HHHHH", flags, 1, bool(records), bool(authority), 0)
                 + question + records + authority)
 
-    def _find(self, name: list[bytes]) -> tuple[bool, int]:
-        """Whether `name` is a host's, and K; -1 when it does not exist."""
-        host = name[0] == b"mx" if name else False
-        if host:
-            name = name[1:]
-        digits = name[0][1:] if name and name[0][:1] == b"d" else b""
-        return host, int(digits) if name[1:] == self._suffix and digits.isdigit() and len(digits) < 10 else -1
+    def _find(self, name: list[bytes]) -> tuple[bool, bytes]:
+        """Whether `name` is a host's, and the address of that host; empty when the name does not exist."""
+        host = name[:1] == [b"mx"]
+        domain = name[1:] if host else name
+        addresses = self._zones.get(domain[1]) if len(domain) == 2 else None
+        digits = domain[0][1:] if addresses else b""
+        if not addresses or domain[0][:1] != b"d" or not digits.isdigit() or len(digits) > 9:
+            return host, b""
+        return host, addresses[int(digits) % len(addresses)]
 
 
 def _labels(query: bytes) -> tuple[list[bytes], int]:
@@ -95,7 +99,7 @@ def _labels(query: bytes) -> tuple[list[bytes], int]:
     return labels, len(query)
 
 
-def serve(address: tuple[str, int], zone: Zone) -> dict[str, int | float]:
+def serve(address: tuple[str, int], zones: Zones) -> dict[str, int | float]:
     """Answer until SIGTERM; the counts."""
     poll = select.epoll()
     stop = Stop(poll)
@@ -112,7 +116,7 @@ def serve(address: tuple[str, int], zone: Zone) -> dict[str, int | float]:
                     query, client = udp.recvfrom(4096)
                 except BlockingIOError:
                     break
-                response = zone.answer(query)
+                response = zones.answer(query)
                 if response is not None:
                     queries += 1
                     udp.sendto(response, client)
@@ -124,7 +128,6 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench.nameserver", description="MX records that point at the sink.")
     parser.add_argument("-a", dest="address", type=endpoint, default=("127.0.0.1", 0), metavar="IP:PORT",
                         help="where to listen (a free port of 127.0.0.1)")
-    parser.add_argument("-z", dest="zone", default="test", help="the zone (%(default)s)")
     parser.add_argument("-f", dest="first", default="127.0.0.10", metavar="IP", help="first address (%(default)s)")
     parser.add_argument("-k", dest="addresses", type=int, default=1, metavar="N", help="consecutive addresses")
     parser.add_argument("-o", dest="output", metavar="FILE", help="result as JSON; stdout without it")
@@ -136,7 +139,8 @@ def main() -> int:
     options = arguments().parse_args()
     raise_descriptor_limit()
     try:
-        result = serve(options.address, Zone(options.zone, consecutive(options.first, options.addresses)))
+        zones = Zones({"test": consecutive(options.first, options.addresses), "dead": [DEAD_ADDRESS]})
+        result = serve(options.address, zones)
     except (ValueError, OSError) as error:
         print(f"bench.nameserver: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ import sys
 import yaml
 
 from bench.candidate import Candidate, CandidateError, Daemon, Setup
+from bench.processes import kill
 from bench.programs import ROOT, environment
 
 NAME = "ours"
@@ -35,17 +36,30 @@ class Ours(Candidate):
         return found[0]
 
     def queued(self) -> int:
-        done = subprocess.run([sys.executable, "-m", "mta", "status", "--json", "-c", str(self._config)],
-                              capture_output=True, text=True, timeout=60, env=environment(), cwd=ROOT)
+        status = json.loads(self.command("status", "--json"))
+        return sum(int(worker["queued_recipients"]) for worker in status["workers"])
+
+    def command(self, *words: str) -> str:
+        """What an `mta` command says. Raises CandidateError."""
+        done = subprocess.run([sys.executable, "-m", "mta", *words, "-c", str(self._config)], capture_output=True,
+                              text=True, timeout=60, env=environment(), cwd=ROOT)
         if done.returncode:
-            raise CandidateError(f"mta status ended with {done.returncode}: {done.stderr.strip()}")
-        return sum(int(worker["queued_recipients"]) for worker in json.loads(done.stdout)["workers"])
+            raise CandidateError(f"mta {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
+
+    def kill(self) -> None:
+        """Kill all its processes at once, as a power cut would, but for what the kernel still writes."""
+        kill(self._setup.account)
+        if self._daemon is not None:
+            self._daemon.process.wait()
+            self._daemon = None
 
     def stop(self) -> list[str]:
         if self._daemon is None:
             return []
         complaints = self._daemon.stop()
         lines = [line for line in self._daemon.said().splitlines() if _BAD_SIGN.match(line)]
+        self._daemon = None
         return [*complaints, f"its log has {len(lines)} errors, the first: {lines[0]}"] if lines else complaints
 
 

@@ -80,7 +80,7 @@ class CgroupAccount:
         return ["-a", "-G", ",".join([self._directory.name] * events)]
 
     def close(self) -> None:
-        _kill(self)
+        kill(self)
         self._directory.rmdir()
 
 
@@ -119,7 +119,7 @@ class TreeAccount:
         return ["-p", ",".join(map(str, self.pids()))]
 
     def close(self) -> None:
-        _kill(self)
+        kill(self)
 
 
 def account(name: str) -> Account:
@@ -153,7 +153,7 @@ def ended_cpu_s(pid: int) -> float:
     return _ticks(pid, slice(11, 13)) * _TICK_S
 
 
-def _kill(processes: Account) -> None:
+def kill(processes: Account) -> None:
     """SIGKILL to what lives, until nothing does; what was killed is reaped by whoever started it."""
     deadline = time.monotonic() + _LEFTOVER_S
     while time.monotonic() < deadline:

@@ -27,6 +27,8 @@ class Scenario:
     delay_ms: int = 0
     """Delay of the receivers' replies."""
     receivers_up: bool = True
+    zone: str = "test"
+    """Top-level domain of the recipients; `dead`: their MX hosts never answer, whatever the sink does."""
     connections: int | None = None
     """Connections at once to a domain, when the scenario is about them; else what the MTA does by itself."""
 

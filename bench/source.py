@@ -2,7 +2,7 @@
 
     python -m bench.source -a IP:PORT -s SESSIONS -m MESSAGES -l BYTES -D DOMAINS -r RECIPIENTS -o out.json
 
-Recipient N of the run is `uN@dK.test` with K = N modulo the number of domains. One process, one epoll loop, bytes
+Recipient N of the run is `uN@dK.ZONE` with K = N modulo the number of domains. One process, one epoll loop, bytes
 only; its own CPU time is in the result. A refused message is offered again after a pause, one whose session is lost
 in a new session: every message is accepted in the end or the time is over. Times are of CLOCK_MONOTONIC, which all
 processes share.
@@ -70,16 +70,17 @@ class Session:
 class Content:
     """Messages of one size."""
 
-    def __init__(self, size: int, domains: int, recipients: int) -> None:
+    def __init__(self, size: int, domains: int, recipients: int, zone: str) -> None:
         self._size = size
         self._domains = domains
         self._recipients = recipients
+        self._zone = zone.encode("ascii")
         self._lines = (_LINE + b"\r\n") * (size // (len(_LINE) + 2) + 1)
 
     def recipient(self, message: int, index: int) -> bytes:
         """Address number `index` of message number `message`."""
         number = message * self._recipients + index
-        return b"u%d@d%d.test" % (number, number % self._domains)
+        return b"u%d@d%d.%b" % (number, number % self._domains, self._zone)
 
     def message(self, message: int) -> bytes:
         """Header, text in whole lines up to the size, and the final dot."""
@@ -98,7 +99,7 @@ class Source:
         self._recipients: int = options.recipients
         self._pipelining: bool = options.pipelining
         self._per_session: int = options.per_session
-        self._content = Content(options.size, options.domains, options.recipients)
+        self._content = Content(options.size, options.domains, options.recipients, options.zone)
         self._sessions = [Session() for _ in range(min(options.sessions, options.messages))]
         self._poll = select.epoll()
         self._stop = Stop(self._poll)
@@ -332,6 +333,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("-D", dest="domains", type=int, default=1, metavar="N", help="recipient domains (%(default)s)")
     parser.add_argument("-r", dest="recipients", type=int, default=1, metavar="N",
                         help="recipients of one message (%(default)s)")
+    parser.add_argument("-z", dest="zone", default="test", help="their top-level domain (%(default)s)")
     parser.add_argument("-P", dest="pipelining", action="store_true", help="MAIL, RCPT and DATA in one write")
     parser.add_argument("-q", dest="per_session", type=int, default=0, metavar="N",
                         help="messages per connection, 0: all (%(default)s)")

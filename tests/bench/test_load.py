@@ -11,7 +11,7 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
-from bench.nameserver import Zone
+from bench.nameserver import DEAD_ADDRESS, Zones
 from tests.bench.helpers import ADDRESS, run_source, running_nameserver, running_sink
 
 
@@ -113,14 +113,16 @@ def test_a_domain_leads_to_the_sink(tmp_path: Path) -> None:
             nodata = ask(name, kind)
             assert (nodata.rcode(), nodata.answer) == (dns.rcode.NOERROR, [])
             assert nodata.authority[0].rdtype == dns.rdatatype.SOA
+        address = ask("mx.d53.dead", "A")
+        assert [rdata.to_text() for rdata in address.answer[0]] == [DEAD_ADDRESS]
         for name in ("sender.test", "d1.example", "d.test", "mx.mx.d1.test", "test"):
             assert ask(name, "MX").rcode() == dns.rcode.NXDOMAIN
-    assert server.result()["queries"] == 10
+    assert server.result()["queries"] == 11
 
 
 def test_broken_questions_do_no_harm() -> None:
     """What is no question gets no answer or an error, never an exception; responses are not answered."""
-    zone = Zone("test", [ADDRESS])
+    zone = Zones({"test": [ADDRESS]})
     whole = dns.message.make_query("d1.test", "MX", use_edns=False).to_wire()
     for cut in range(len(whole)):
         response = zone.answer(whole[:cut])
