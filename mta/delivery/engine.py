@@ -26,9 +26,10 @@ from mta.delivery.routing import Route, RouteFailure, Router
 from mta.delivery.settle import Settler, Verdict
 from mta.delivery.tls import HostMemory, opportunistic_context
 from mta.delivery.wire import AF_INET6, Sweeper
+from mta.queue import events
 from mta.queue.records import Delivery, Message
 from mta.queue.scheduler import FOREVER_US, Queue, Scheduler, domain_of
-from mta.queue.store import BodyDamaged, Store
+from mta.queue.store import BodyDamaged, Store, Transaction
 from mta.smtp.reply import Reply
 
 TOTAL = "total"  # name of the limit on outgoing connections in all
@@ -456,6 +457,9 @@ class Engine:
         path.failures += 1
         path.suspended_until_us = self.clock_us() + int(wait_s * 1_000_000)
         log.info("%s: suspended for %.0f s: %s", path.name, wait_s, path.reason)
+        event = events.suspended(
+            path.name, text=path.reason, until_us=path.suspended_until_us, time_us=self.clock_us())
+        next(iter(self.stores.values())).submit(Transaction(events=[event]))
         for queue in list(path.turns):
             self.scheduler.park(queue, path.suspended_until_us)
         for connection in list(path.idle):

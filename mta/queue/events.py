@@ -37,6 +37,8 @@ KINDS: Final = {
     "deleted": "An operator removed these recipients. An end.",
     "quarantined": "The stored message is damaged. It left the queue; what is readable was set aside. An end.",
     "notified": "A notification (DSN) to the sender was put into the queue.",
+    "suspended": "A path stands still: its site refused as such or could not be reached. Its messages keep their place "
+    "and their attempt count.",
     "operator": "An operator did something that concerns no single message.",
 }
 """Every kind of event and what it says. The ends are those of DESIGN I2: exactly one names each recipient."""
@@ -52,7 +54,7 @@ class Field(NamedTuple):
 
 
 _ATTEMPTS: Final = ("deferred", "delivered", "bounced")
-_ABOUT_A_MESSAGE: Final = tuple(kind for kind in KINDS if kind != "operator")
+_ABOUT_A_MESSAGE: Final = tuple(kind for kind in KINDS if kind not in ("suspended", "operator"))
 
 FIELDS: Final = (
     Field("id", "all", str, "Identity of this event, unique over all workers, machines and restarts."),
@@ -68,7 +70,7 @@ FIELDS: Final = (
     Field("attempt", "attempts expired", int, "Number of this attempt, from 1; for `expired`, how many there were."),
     Field("age_s", "attempts expired", float, "Seconds since the message was accepted."),
     Field("duration_s", "attempts", float, "Seconds from the start of the transaction to the reply that ended it."),
-    Field("path", "attempts", str, "The path: source and site. Empty when no route was found."),
+    Field("path", "attempts suspended", str, "The path: source and site. Empty when no route was found."),
     Field("remote_host", "attempts", str, "Name of the remote host; empty when none was reached."),
     Field("remote_address", "attempts", str, "Its address and port, `192.0.2.1:25` or `[2001:db8::1]:25`."),
     Field("source_address", "attempts", str, "Our address on that connection."),
@@ -76,12 +78,12 @@ FIELDS: Final = (
     Field("tls_cipher", "attempts", str, "Cipher suite; empty when in clear."),
     Field("code", "attempts", int, "Reply code: the remote host's, or the one that fits when we decided ourselves."),
     Field("enhanced", "attempts", str, "Enhanced status code (RFC 3463); empty when the remote host gave none."),
-    Field("text", "attempts quarantined operator", str, "Text of the reply, or our own description."),
+    Field("text", "attempts quarantined suspended operator", str, "Text of the reply, or our own description."),
     Field("class", "deferred bounced", str, "What failed: `host`, `message`, `recipient`, or `unknown` when the "
           "connection was lost after the final dot, so that the host may have the message."),
     Field("maybe_duplicate", "attempts", bool, "A crash or a lost reply left it open whether an earlier attempt had "
           "already delivered: the recipient may see the message twice."),
-    Field("next_attempt", "deferred", str, "Not before this time it is tried again: RFC 3339, UTC."),
+    Field("next_attempt", "deferred suspended", str, "Not before this time it is tried again: RFC 3339, UTC."),
     Field("last_reply", "expired", str, "How the last attempt failed."),
     Field("last_remote", "expired", str, "Where the last attempt went; empty when no host was reached."),
     Field("reason", "deleted", str, "What the operator gave as the reason."),
@@ -224,6 +226,14 @@ def notified(
     ).encode()
 
 
+def suspended(path: str, *, text: str, until_us: int, time_us: int) -> bytes:
+    """The path stands still until then; `text` is what its site said, or how it could not be reached."""
+    return (
+        f'{_start("suspended", time_us)},"path":{_quoted(path)},"text":{_quoted(text[:TEXT_LIMIT])},'
+        f'"next_attempt":"{timestamp(until_us)}"}}'
+    ).encode()
+
+
 def operator_action(action: str, target: str, *, text: str, operator: str, time_us: int) -> bytes:
     """An operator did `action` to `target`, such as `pause` to a queue."""
     return (
@@ -300,7 +310,7 @@ def markdown() -> str:
     for field in FIELDS:
         kinds = kinds_of(field)
         where = "all" if kinds == tuple(KINDS) else ", ".join(kinds)
-        where = "all but operator" if kinds == _ABOUT_A_MESSAGE else where
+        where = "all but suspended and operator" if kinds == _ABOUT_A_MESSAGE else where
         lines.append(f"| `{field.name}` | {json_types[field.type]} | {where} | {field.doc} |")
     return "\n".join(lines) + "\n"
 

@@ -57,6 +57,7 @@ def one_of_each(text: str = "") -> dict[str, bytes]:
         "notified": events.notified(
             one.message, one.queue, one.recipients, action="failed", notification=7, time_us=NOW_US
         ),
+        "suspended": events.suspended(f"site{text}", text=f"refused{text}", until_us=NOW_US, time_us=NOW_US),
         "operator": events.operator_action(
             f"pause{text}", f"example.org{text}", text=f"why{text}", operator=f"root{text}", time_us=NOW_US
         ),
