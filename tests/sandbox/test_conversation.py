@@ -129,15 +129,17 @@ def test_pipelining_across_messages_that_a_host_does_not_bear(
 
 def test_content_in_pieces(sandbox: Sandbox) -> None:
     """The end of content is found however the octets arrive, and only CRLF dot CRLF is one."""
-    data = content("pieces", b"a\r\n..\r\n.\n.\r.b\r\n") + b".\r\nQUIT\r\n"
-    for step in (1, 2, 3, 7):
+    data = content("pieces", b"a\r\n..\r\n.\n.\r.b\r\n") + b".\r\n"
+    for step in (1, 2, 3, 4, 11):
         with Smtp(sandbox, "mx1.pieces.test") as client:
             client.hello()
             client.send(b"MAIL FROM:<a@x.test>\r\nRCPT TO:<u@pieces.test>\r\nDATA\r\n")
             assert [client.code() for _ in range(3)] == [250, 250, 354]
-            for start in range(0, len(data), step):
+            client.send(data[:-12])
+            for start in range(len(data) - 12, len(data), step):
+                sandbox.stats()  # by its answer the octets sent before have been read
                 client.send(data[start : start + step])
-            assert [client.code() for _ in range(2)] == [250, 221]
+            assert client.code() == 250
         assert sandbox.log()[-1]["content"].endswith("\r\n\r\na\r\n.\r\n\n.\r.b\r\n")
 
 
@@ -161,6 +163,22 @@ def test_size_limit(sandbox: Sandbox) -> None:
         assert client.deliver("u@small.test")[-1] == 250
     counts = sandbox.domain("small.test")
     assert (counts["messages"], counts["rejected"]) == (1, 2)
+
+
+def test_what_comes_with_starttls_in_clear_is_thrown_away(sandbox: Sandbox) -> None:
+    """A command behind STARTTLS in the same write is not executed after the handshake (RFC 3207 4.2)."""
+    sandbox.set("injected.test", {"starttls": "offered"})
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with Smtp(sandbox, "mx1.injected.test") as client:
+        client.hello()
+        client.send(b"STARTTLS\r\nVRFY injected\r\n")
+        assert client.code() == 220
+        with context.wrap_socket(client.socket) as secure:
+            secure.sendall(b"NOOP\r\n")
+            assert secure.recv(1000) == b"250 2.0.0 Ok\r\n"
+    assert sandbox.stats()["violations"]["pipelined_after_starttls"]["count"] == 1
 
 
 @pytest.mark.parametrize("kind", ["offered", "required"])
@@ -267,7 +285,8 @@ def test_fixed_relay_address(sandbox: Sandbox) -> None:
 
 def test_what_clients_should_not_do_is_counted() -> None:
     """Each fault of a client has a name and a count; a good client has none."""
-    with Sandbox({"domains": {"strict.test": {"pipelining": False, "dsn": False}}}) as sandbox:
+    strict = {"pipelining": False, "dsn": False, "rules": [{"at": "connect", "delay": "100ms"}]}
+    with Sandbox({"domains": {"strict.test": strict}}) as sandbox:
         with Smtp(sandbox, "mx1.strict.test") as client:
             client.hello()
             assert client.deliver("u@strict.test")[-1] == 250
