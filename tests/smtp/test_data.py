@@ -19,16 +19,23 @@ good_content = st.lists(st.sampled_from([b"", b".", b"..", b"x", b".x", b"x.", b
 )
 
 
-def read(data: bytes, sizes: list[int], limit: int = 10**6) -> tuple[bytes | None, bytes]:
-    """Feed `data` in pieces: the content, and what lies behind it. The end must be found."""
-    reader = DataReader(limit)
+def read(data: bytes, sizes: list[int], limit: int = 10**6, line_length: int = 998) -> tuple[DataReader, bytes]:
+    """Feed `data` in pieces: the reader that found the end, and what lies behind it."""
+    reader = DataReader(limit, line_length)
     position = 0
     for piece in pieces(data, sizes):
-        end = reader.feed(piece)
+        end = reader.feed(b"12345" + piece, 5) - 5
         if end >= 0:
-            return reader.content, data[position + end :]
+            return reader, data[position + end :]
         position += len(piece)
     raise AssertionError("no end of data")
+
+
+def read_good(data: bytes, sizes: list[int], limit: int = 10**6) -> tuple[bytes, bytes]:
+    """The same for content with which nothing is wrong: the content, and what lies behind it."""
+    reader, behind = read(data, sizes, limit)
+    assert (reader.fault, reader.too_big) == ("", False)
+    return reader.content(), behind
 
 
 @given(good_content)
@@ -54,7 +61,7 @@ def test_stuffing_copies_only_when_it_must() -> None:
 @given(good_content, st.lists(st.integers(1, 9), max_size=200), anything)
 def test_reader_in_pieces(content: bytes, sizes: list[int], behind: bytes) -> None:
     """Whatever the pieces, the content is what was stuffed, and nothing behind the dot is touched."""
-    assert read(stuff(content) + b".\r\n" + behind, sizes) == (content, behind)
+    assert read_good(stuff(content) + b".\r\n" + behind, sizes) == (content, behind)
 
 
 @given(anything, st.lists(st.integers(1, 5), max_size=60))
@@ -62,7 +69,12 @@ def test_reader_is_a_search_for_the_first_end(data: bytes, sizes: list[int]) -> 
     """The content ends at the first CRLF.CRLF, where DATA's own CRLF counts, and at nothing else."""
     whole = data + b"\r\n.\r\nrest"
     end = (b"\r\n" + whole).index(b"\r\n.\r\n") - 2 + 5
-    assert read(whole, sizes) == (unstuff(whole[: end - 3]), whole[end:])
+    content = unstuff(whole[: end - 3])
+    reader, behind = read(whole, sizes)
+    assert behind == whole[end:]
+    assert bool(reader.fault) == bare(content)
+    if not reader.fault:
+        assert reader.content() == content
 
 
 NOT_THE_END = [
@@ -77,7 +89,11 @@ NOT_THE_END = [
 def test_smuggling(almost: bytes, size: int) -> None:
     """None of the sequences that other software takes for the end of data ends it (CVE-2023-51764 and its kin)."""
     smuggled = b"hello" + almost + b"MAIL FROM:<evil@example.org>\r\n"
-    assert read(smuggled + b".\r\n", [size] * 200) == (unstuff(smuggled), b"")
+    reader, behind = read(smuggled + b".\r\n", [size] * 200)
+    assert behind == b""
+    assert bool(reader.fault) == bare(smuggled)
+    if not reader.fault:
+        assert reader.content() == unstuff(smuggled)
 
 
 def bare(content: bytes) -> bool:
@@ -110,26 +126,48 @@ def test_fault_finds_every_long_line(lengths: list[int], limit: int) -> None:
     assert bool(fault(content, limit)) == any(length > limit for length in lengths)
 
 
-@given(good_content, st.integers(0, 400), st.lists(st.integers(1, 50), max_size=50))
-def test_limit_counts_content_without_stuffing(content: bytes, limit: int, sizes: list[int]) -> None:
-    """Exactly the content above the limit is dropped, and the session stays in step (RFC 1870 6.1)."""
-    kept, behind = read(stuff(content) + b".\r\nQUIT\r\n", sizes, limit)
-    assert kept == (content if len(content) <= limit else None)
+@given(st.lists(st.integers(0, 12)), st.integers(1, 10), st.lists(st.integers(1, 30), max_size=50))
+def test_reader_finds_every_long_line(lengths: list[int], limit: int, sizes: list[int]) -> None:
+    """So does the reader, whatever the pieces, and stays in step; a dot of stuffing does not count."""
+    content = b"".join(b"." * length + b"\r\n" for length in lengths)
+    reader, behind = read(stuff(content) + b".\r\nQUIT\r\n", sizes, line_length=limit)
+    assert bool(reader.fault) == any(length > limit for length in lengths)
     assert behind == b"QUIT\r\n"
 
 
+@given(good_content, st.integers(0, 400), st.lists(st.integers(1, 50), max_size=50))
+def test_limit_counts_content_without_stuffing(content: bytes, limit: int, sizes: list[int]) -> None:
+    """Exactly the content above the limit is too big, and the session stays in step (RFC 1870 6.1)."""
+    reader, behind = read(stuff(content) + b".\r\nQUIT\r\n", sizes, limit)
+    assert reader.too_big == (len(content) > limit)
+    assert behind == b"QUIT\r\n"
+    if not reader.too_big:
+        assert reader.content() == content
+
+
+@given(st.integers(1, 60), st.integers(1, 80), st.lists(st.integers(1, 50), max_size=50))
+def test_size_counts_also_in_long_lines(length: int, limit: int, sizes: list[int]) -> None:
+    """A line that is too long counts in full, so that the verdict does not depend on the pieces."""
+    content = b"a\r\n" + b"." * length + b"\r\nb\r\n"
+    reader, _ = read(stuff(content) + b".\r\n", sizes, limit, line_length=5)
+    assert reader.too_big == (len(content) > limit)
+    if not reader.too_big:
+        assert bool(reader.fault) == (length > 5)
+
+
 @pytest.mark.parametrize("size", [1000, 1 << 20])
-def test_limit_with_as_much_stuffing_as_there_can_be(size: int) -> None:
+def test_nothing_but_dots(size: int) -> None:
     """Content of nothing but dots is a third longer on the wire, and still taken when it is not above the limit."""
     content = b".\r\n" * 10_000
-    assert read(stuff(content) + b".\r\n", [size] * 100, len(content)) == (content, b"")
+    assert read_good(stuff(content) + b".\r\n", [size] * 100, len(content)) == (content, b"")
 
 
-def test_memory_is_bounded() -> None:
-    """A message without end is not kept."""
-    reader = DataReader(1000)
+@pytest.mark.parametrize("piece", [b"x" * 998 + b"\r\n", b"x" * 1000, b"x\ny\r\n"])
+def test_memory_is_bounded(piece: bytes) -> None:
+    """Of a message, a line, or a faulty message without end nothing is kept."""
+    reader = DataReader(1000, 998)
     for _ in range(10_000):
-        assert reader.feed(b"x" * 998 + b"\r\n") == -1
-        assert sum(map(len, reader._chunks)) <= 1400
-    assert reader.feed(b".\r\n") == 3
-    assert reader.content is None
+        assert reader.feed(piece) == -1
+        assert sum(map(len, reader._blocks)) + len(reader._line) <= 2000
+    assert reader.feed(b"\r\n.\r\n") == 5
+    assert reader.too_big

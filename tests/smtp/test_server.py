@@ -411,6 +411,15 @@ def test_no_room() -> None:
     deliver(server)
 
 
+def test_no_room_for_a_client_that_pipelines() -> None:
+    """The RCPT and DATA behind the refused MAIL are no errors of the client either, but not without end."""
+    server = new_server(intake_closed=lambda: Reply(452, "4.3.1", ("full",)), errors=3, commands=101)
+    for _ in range(50):
+        output, _ = talk(server, TRANSACTION)
+        assert [line[:3] for line in output.split(b"\r\n")[:-1]] == [b"452", b"503", b"503"]
+    assert talk(server, TRANSACTION)[0].split(b"\r\n")[1].startswith(b"421 4.7.0")
+
+
 @pytest.mark.parametrize("reply", [Reply(452, "4.3.1", ("full",)), Reply(554, "5.4.6", ("Too many hops",))])
 def test_message_refused_by_the_caller(reply: Reply) -> None:
     """The caller's refusal goes out, the transaction is over, the session goes on."""

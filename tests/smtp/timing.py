@@ -15,6 +15,7 @@ from mta.smtp.reply import Reply
 from mta.smtp.server import MessageReceived, Peer, Server, ServerSettings
 
 CONTENT = b"From: sender@example.com\r\nSubject: timing\r\n\r\n" + (b"x" * 68 + b"\r\n") * 71
+WITH_DOT = CONTENT + b".\r\n"
 ENVELOPE = (
     b"MAIL FROM:<sender@example.com> SIZE=%d\r\n" % len(CONTENT),
     b"RCPT TO:<user@example.org>\r\n",
@@ -85,8 +86,10 @@ def client_step(across: bool) -> Callable[[], object]:
 
 
 def read_content() -> None:
-    """Find the end of data."""
-    DataReader(10**7).feed(CONTENT + b".\r\n")
+    """Find the end of data, and everything that may be wrong with it."""
+    reader = DataReader(10**7, 998)
+    reader.feed(WITH_DOT)
+    reader.content()
 
 
 def main() -> None:
@@ -97,7 +100,7 @@ def main() -> None:
         ("server, one read", server_step(across=True)),
         ("client, pipelined across", client_step(across=True)),
         ("client, without pipelining", client_step(across=False)),
-        ("content: end of data", read_content),
+        ("content: all of reading", read_content),
         ("content: bare CR, LF, NUL, long lines", lambda: fault(CONTENT, 998)),
         ("content: stuffing", lambda: stuff(CONTENT)),
     ):
