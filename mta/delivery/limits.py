@@ -16,29 +16,21 @@ A granted lease that the worker does not take within `GRANT_S` goes on to the ne
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
-import stat
-import struct
 import time
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import lmdb
-import msgpack
 
+from mta.delivery import limit_table
 from mta.delivery.leases import Leases
 
 GRANT_S: Final = 1.0
-MAP_SIZE: Final = 256_000_000  # address space; some 150 bytes are used for a limit that anybody holds or wants
-PREALLOCATED: Final = 4_000_000  # so that a full disk stops no delivery
 BATCH: Final = 500  # limits looked at in one transaction when all are: others wait for its end
-
-_LIMIT: Final = b"L"
-_NUDGE: Final = b"N"
-_LONGEST_KEY: Final = 500  # LMDB takes 511
 
 log = logging.getLogger(__name__)
 
@@ -60,26 +52,23 @@ class Limits:
 
         What an earlier worker of this number held is given back. Raises OSError.
         """
-        directory = Path(run, "limits")
-        directory.mkdir(mode=0o700, exist_ok=True)
-        try:
-            self._env = lmdb.open(
-                str(directory), map_size=MAP_SIZE, sync=False, metasync=False, mode=0o600, max_spare_txns=0
-            )
-            _preallocate(directory / "data.mdb")
-        except lmdb.Error as error:
-            raise OSError(errno.EIO, f"table of limits: {error}", str(directory)) from error
         self._run = run
         self._worker = -1 if worker is None else worker
+        self._bell = -1
         self._bells: dict[int, int] = {}  # FIFOs of workers, open for writing
         self._waiting: dict[str, int] = {}  # wanted and not granted yet: the limit that refused
         self._granted: dict[str, tuple[int, float]] = {}  # not taken yet: how many, since when
+        self._yielding: dict[str, int] = {}  # leases that we said we would give back
         self._owed: list[str] = []  # given back when the table could not be written
         self._again: set[str] = set()  # refused because the table could not be written
-        self._bell = -1
-        if worker is not None:
-            self._bell = _open_bell(self._bell_path(worker))
-            self.clear_worker(worker)
+        directory = Path(run, "limits")
+        try:
+            self._env = limit_table.open_table(directory)
+            if worker is not None:
+                self._bell = limit_table.open_bell(self._bell_path(worker))
+                self.clear_worker(worker)
+        except lmdb.Error as error:
+            raise OSError(errno.EIO, f"table of limits: {error}", str(directory)) from error
 
     def close(self) -> None:
         """Give everything back and close the table."""
@@ -105,7 +94,7 @@ class Limits:
                 return name
         try:
             with self._env.begin(write=True) as txn:
-                refused, nudged = self._acquire(txn, sorted(leases, key=_by_limit))
+                refused, nudged = self._acquire(txn, sorted(leases, key=itemgetter(1)))
         except lmdb.Error as error:
             log.error("table of limits: %s", error)
             self._again.add(leases[0][0])
@@ -128,7 +117,7 @@ class Limits:
         for name, limit in leases:
             if name in self._granted:
                 continue
-            state = _load(txn, name, limit)
+            state = limit_table.load(txn, name, limit)
             state.limit = limit
             waited = state.of(me).want
             took, granted = state.take(me, time.monotonic())
@@ -137,20 +126,27 @@ class Limits:
             if not took:
                 if not waited:
                     self._tell_holders(txn, state, nudged)
-                _save(txn, state)
+                limit_table.save(txn, state)
+                for other in taken:  # what others were granted stays
+                    other.give_back(me)
+                    limit_table.save(txn, other)
                 return name, nudged
             taken.append(state)
         for state in taken:
-            _save(txn, state)
+            limit_table.save(txn, state)
         return None, nudged
 
     def release(self, names: Sequence[str]) -> None:
         """Give one lease of each back. Those who wait are nudged."""
         nudged: set[int] = set()
+        for name in names:
+            yielding = self._yielding.pop(name, 0)
+            if yielding > 1:
+                self._yielding[name] = yielding - 1
         try:
             with self._env.begin(write=True) as txn:
                 for name in (*names, *self._owed):
-                    self._give_back(txn, _load(txn, name, 0), 1, nudged)
+                    self._give_back(txn, limit_table.load(txn, name, 0), 1, nudged)
             self._owed.clear()
         except lmdb.Error as error:
             log.error("table of limits: %s", error)
@@ -170,7 +166,7 @@ class Limits:
             self._waiting.pop(name, None)
         try:
             with self._env.begin(write=True) as txn:
-                state = _load(txn, name, 0)
+                state = limit_table.load(txn, name, 0)
                 if granted or state.of(self._worker).want != count:
                     state.want(self._worker, count, time.monotonic())
                     self._give_back(txn, state, granted, nudged)
@@ -180,22 +176,32 @@ class Limits:
         self._ring(nudged)
 
     def should_yield(self, name: str, limit: int, resting: bool = False) -> bool:
-        """Whether this worker should give a lease of `name` back for another one; `resting`: one it does not use."""
+        """Whether this worker should give a lease of `name` back for another one; `resting`: one it does not use.
+
+        When it says so it counts on it: until the next `release` of `name` it answers as if that had been done.
+        """
         with self._env.begin(write=True) as txn:  # not a reader: a killed one would keep old pages for ever
-            state = _load(txn, name, limit)
-        return state.should_yield(self._worker, resting)
+            state = limit_table.load(txn, name, limit)
+        yielding = self._yielding.get(name, 0)
+        for _ in range(yielding):
+            state.give_back(self._worker)
+            state.grant()
+        if not state.should_yield(self._worker, resting):
+            return False
+        self._yielding[name] = yielding + 1
+        return True
 
     def share(self, name: str, limit: int) -> int:
         """The fair share of this worker among those who hold or want leases of `name`, at least 1."""
         with self._env.begin(write=True) as txn:
-            state = _load(txn, name, limit)
+            state = limit_table.load(txn, name, limit)
         state.limit = limit
         return state.fair_share(self._worker)
 
     def waiters(self, name: str) -> list[int]:
         """The workers that wait for a lease of `name`, the one that is served next first."""
         with self._env.begin(write=True) as txn:
-            return _load(txn, name, 0).waiting()
+            return limit_table.load(txn, name, 0).waiting()
 
     # -- nudges --------------------------------------------------------------------------------------------------
 
@@ -218,7 +224,7 @@ class Limits:
         now = time.monotonic()
         try:
             with self._env.begin(write=True) as txn:
-                for key, count, name in _nudges_of(txn, self._worker):
+                for key, count, name in limit_table.nudges_of(txn, self._worker):
                     txn.delete(key)
                     names.add(name)
                     if count:
@@ -242,7 +248,7 @@ class Limits:
         state.give_back(self._worker, count)
         for worker in state.grant():
             self._nudge(txn, worker, state.name, 1, nudged)
-        _save(txn, state)
+        limit_table.save(txn, state)
 
     def _tell_holders(self, txn: Any, state: Leases, nudged: set[int]) -> None:
         for worker, share in state.shares.items():
@@ -250,12 +256,7 @@ class Limits:
                 self._nudge(txn, worker, state.name, 0, nudged)
 
     def _nudge(self, txn: Any, worker: int, name: str, granted: int, nudged: set[int]) -> None:
-        """Enter a nudge: `granted` leases of `name` are `worker`'s now, or with 0, others want some of its own."""
-        key = _NUDGE + struct.pack("!H", worker) + _key(name)
-        record = txn.get(key)
-        if record is not None:
-            granted += msgpack.unpackb(record)[0]
-        txn.put(key, msgpack.packb([granted, name]))
+        limit_table.add_nudge(txn, worker, name, granted)
         nudged.add(worker)
 
     def _ring(self, workers: Iterable[int]) -> None:
@@ -281,123 +282,31 @@ class Limits:
 
     def clear_worker(self, worker: int) -> None:
         """Give back all that `worker`, which has ended, held or wanted. Wakes everybody it may not have woken."""
-        position: bytes | None = _LIMIT
+        position: bytes | None = limit_table.FIRST_LIMIT
         while position is not None:
             nudged: set[int] = set()
             with self._env.begin(write=True) as txn:
-                states, position = _some_limits(txn, position)
+                states, position = limit_table.some_limits(txn, position, BATCH)
                 for state in states:
                     if state.shares.pop(worker, None) is not None:
                         for other in state.grant():
                             self._nudge(txn, other, state.name, 1, nudged)
-                        _save(txn, state)
+                        limit_table.save(txn, state)
             self._ring(nudged)
         with self._env.begin(write=True) as txn:
-            for key, _, _ in _nudges_of(txn, worker):
+            for key, _, _ in limit_table.nudges_of(txn, worker):
                 txn.delete(key)
-            left = _nudged_workers(txn)
+            left = limit_table.nudged_workers(txn)
         self._ring(left)
 
     def usage(self) -> list[Usage]:
         """All limits of which anybody holds or wants a lease."""
         found = []
-        position: bytes | None = _LIMIT
+        position: bytes | None = limit_table.FIRST_LIMIT
         while position is not None:
             with self._env.begin(write=True) as txn:
-                states, position = _some_limits(txn, position)
+                states, position = limit_table.some_limits(txn, position, BATCH)
             for state in states:
                 held = {worker: share.held for worker, share in state.shares.items() if share.held}
                 found.append(Usage(state.name, state.limit, held, state.waiting()))
         return found
-
-
-# --- the table -----------------------------------------------------------------------------------------------------
-
-
-def _by_limit(lease: tuple[str, int]) -> int:
-    return lease[1]
-
-
-def _key(name: str) -> bytes:
-    """A key that LMDB takes, whatever the length of the name."""
-    encoded = name.encode()
-    if len(encoded) <= _LONGEST_KEY:
-        return encoded
-    return encoded[: _LONGEST_KEY - 32] + hashlib.blake2b(encoded, digest_size=32).digest()
-
-
-def _load(txn: Any, name: str, limit: int) -> Leases:
-    record = txn.get(_LIMIT + _key(name))
-    return Leases(name, limit) if record is None else Leases.decode(record)
-
-
-def _save(txn: Any, state: Leases) -> None:
-    key = _LIMIT + _key(state.name)
-    record = state.encode()
-    if record is None:
-        txn.delete(key)
-    else:
-        txn.put(key, record)
-
-
-def _some_limits(txn: Any, position: bytes) -> tuple[list[Leases], bytes | None]:
-    """Up to BATCH limits from the key `position` on, and the key to go on from; None at the end."""
-    states: list[Leases] = []
-    with txn.cursor() as cursor:
-        found = cursor.set_range(position)
-        while found and cursor.key().startswith(_LIMIT):
-            if len(states) == BATCH:
-                return states, bytes(cursor.key())
-            states.append(Leases.decode(cursor.value()))
-            found = cursor.next()
-    return states, None
-
-
-def _nudges_of(txn: Any, worker: int) -> list[tuple[bytes, int, str]]:
-    """The nudges of `worker`: key in the table, number of leases granted, name of the limit."""
-    prefix = _NUDGE + struct.pack("!H", worker)
-    nudges = []
-    with txn.cursor() as cursor:
-        found = cursor.set_range(prefix)
-        while found and cursor.key().startswith(prefix):
-            count, name = msgpack.unpackb(cursor.value())
-            nudges.append((bytes(cursor.key()), count, name))
-            found = cursor.next()
-    return nudges
-
-
-def _nudged_workers(txn: Any) -> list[int]:
-    """The workers that have nudges, each once."""
-    workers = []
-    with txn.cursor() as cursor:
-        found = cursor.set_range(_NUDGE)
-        while found and cursor.key().startswith(_NUDGE):
-            worker: int = struct.unpack("!H", cursor.key()[1:3])[0]
-            workers.append(worker)
-            found = cursor.set_range(_NUDGE + struct.pack("!H", worker + 1)) if worker < 0xFFFF else False
-    return workers
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
-
-
-def _open_bell(path: str) -> int:
-    """The FIFO that wakes this worker. Open for writing too, so that it never comes to an end."""
-    try:
-        if not stat.S_ISFIFO(os.lstat(path).st_mode):
-            os.unlink(path)
-            os.mkfifo(path, 0o600)
-    except FileNotFoundError:
-        os.mkfifo(path, 0o600)
-    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def _preallocate(path: Path) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        os.posix_fallocate(fd, 0, PREALLOCATED)
-    except OSError as error:
-        # A file system that cannot do it, or is full already: the table grows as it can.
-        log.debug("%s: %s", path, error)
-    finally:
-        os.close(fd)

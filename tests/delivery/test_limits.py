@@ -97,6 +97,18 @@ def test_release_wakes_the_one_who_waits(table: Table) -> None:
     assert table[None].usage()[0].held == {1: 1}
 
 
+def test_a_refused_set_does_not_undo_what_others_got(table: Table) -> None:
+    """The first limit of a set was raised, so one who waits gets a lease of it; then the second limit refuses us."""
+    table.take(0, "path", 1)
+    assert table[1].acquire([("path", 1)]) == "path"
+    table.take(0, "total", 5, 5)
+    assert table[2].acquire([("path", 3), ("total", 5)]) == "total"
+    assert table[1].recv_nudges() == ["path"]
+    assert table[1].acquire([("path", 3)]) is None
+    held = {use.name: use.held for use in table[None].usage()}
+    assert held["path"] == {0: 1, 1: 1}
+
+
 def test_waiting_costs_nothing(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once refused, a worker is refused again without a look at the table, until it is nudged or the limit changes."""
     table.take(0, "path", 1)
@@ -120,6 +132,18 @@ def test_holders_are_told_when_somebody_waits(table: Table) -> None:
     assert table[1].recv_nudges() == ["path"]
     assert table[1].acquire([("path", 2)]) is None
     assert not table[0].should_yield("path", 2)
+
+
+def test_one_lease_is_given_for_one_that_is_wanted(table: Table) -> None:
+    """Many connections end a message at the same time: only as many give way as there is need for."""
+    table.take(0, "path", 6, 6)
+    assert table[1].acquire([("path", 6)]) == "path"
+    assert [table[0].should_yield("path", 6) for _ in range(6)] == [True, False, False, False, False, False]
+    table[0].release(["path"])
+    assert table[1].recv_nudges() == ["path"]
+    assert table[1].acquire([("path", 6)]) is None
+    assert table[1].acquire([("path", 6)]) == "path"
+    assert [table[0].should_yield("path", 6) for _ in range(5)] == [True, False, False, False, False]
 
 
 def test_own_resting_connections_make_room_for_own_paths(table: Table) -> None:
