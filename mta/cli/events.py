@@ -126,7 +126,7 @@ def print_event(event: Event) -> None:
     if recipients:
         more = f" (+{len(recipients) - 1})" if len(recipients) > 1 else ""
         parts.append(f"to {recipients[0]}{more}")
-    parts += _DETAILS[kind](event)
+    parts += _DETAILS.get(kind, _other)(event)
     print(printable("  ".join(part for part in parts if part), limit=2000))
 
 
@@ -142,6 +142,14 @@ def _attempt(event: Event) -> list[str]:
     return parts
 
 
+def _suspended(event: Event) -> list[str]:
+    return [_text(event, "path"), _text(event, "text"), f"until {_time(_text(event, 'next_attempt'))}"]
+
+
+def _other(event: Event) -> list[str]:
+    return [_text(event, "text")]
+
+
 def _operator(event: Event) -> list[str]:
     return [_text(event, "action"), _text(event, "target"), f"by {_text(event, 'operator')}", _text(event, "text")]
 
@@ -153,8 +161,8 @@ _DETAILS: Final[dict[str, Callable[[Event], list[str]]]] = {
     "bounced": _attempt,
     "expired": lambda event: [f"after {_text(event, 'attempt')} attempts", _text(event, "last_reply")],
     "deleted": lambda event: [f"by {_text(event, 'operator')}", _text(event, "reason")],
-    "quarantined": lambda event: [_text(event, "text")],
     "notified": lambda event: [f"{_text(event, 'action')}: notification {_text(event, 'notification')}"],
+    "suspended": _suspended,
     "operator": _operator,
 }
 

@@ -29,10 +29,11 @@ from mta.queue.ids import MAX_SHARDS
 
 SPOOL_VERSION: Final = 1
 LOCK_WAIT_S: Final = ORPHAN_GRACE_S + ALARM_MARGIN_S + 3  # children of a dead supervisor are gone by then
+DIRECTORY_MODE: Final = 0o750  # the group of the MTA's user are its operators
 _LOCK_LOOK_S: Final = 0.05
 
 
-def make_directory(path: str, what: str, owner: Identity | None, mode: int = 0o750) -> None:
+def make_directory(path: str, what: str, owner: Identity | None) -> None:
     """Make a directory that is missing, with its parents, and give it to `owner`. Raises StartError.
 
     An existing one is left as it is: giving away what an option names by mistake would do harm.
@@ -45,7 +46,7 @@ def make_directory(path: str, what: str, owner: Identity | None, mode: int = 0o7
                     parent.mkdir()
                     parent.chmod(0o755)  # whatever the umask
             directory.mkdir()
-            directory.chmod(mode)
+            directory.chmod(DIRECTORY_MODE)
             if owner is not None:
                 os.chown(directory, owner.uid, owner.gid)
     except OSError as error:

@@ -44,7 +44,7 @@ def prepare(config: Config, environment: MutableMapping[str, str]) -> Resources:
         spool.make_directory(path, what, become)
         locks.append(spool.take_lock(path, what, become))
     for pickup in config.pickup:
-        spool.make_directory(pickup.directory, "pickup directory", become, mode=0o770)
+        spool.make_directory(pickup.directory, "pickup directory", become)
     sockets = listen.listen(config, passed)
     if become is not None:
         privileges.drop(become)

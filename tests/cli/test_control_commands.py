@@ -41,6 +41,13 @@ MTA = Callable[..., Any]
 CONTROL = Callable[..., Any]
 
 
+@pytest.fixture(autouse=True)
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wall clock stands at NOW_US."""
+    monkeypatch.setattr(time, "time_ns", lambda: NOW_US * 1000)
+    monkeypatch.setattr(time, "time", lambda: NOW_US / 1e6)
+
+
 def delivery(**changes: Any) -> DeliveryRow:
     """A delivery that failed once."""
     row = DeliveryRow(
@@ -55,7 +62,7 @@ def delivery(**changes: Any) -> DeliveryRow:
 
 QUEUES = QueueList(
     [
-        QueueRow("gmail.com", "gmail.com", 12_345, 15_000, NOW_US + 245_500_000, in_flight=20, state="active",
+        QueueRow("gmail.com", "gmail.com", 12_345, 15_000, NOW_US + 245_000_000, in_flight=20, state="active",
                  reason="limit of 20 connections reached", last_reply="421 too fast"),
         QueueRow("example.org", "example.org", 1, 1, NOW_US - 1, state="suspended", last_reply=EVIL),
     ],
@@ -246,7 +253,7 @@ def test_status_shows_every_process(mta: MTA, control: CONTROL, tmp_path: Path) 
     assert "worker 0 takes no new mail: disk has 1 MB left" in out
     rows = [line.split() for line in out.splitlines()]
     assert ["worker", "0", "4712", "ready", "1h00m", "0", "2", "48", "MB", "12s", "3", "4", "10", "0"] in rows
-    assert any(row[:5] == ["worker", "1", "-", "restart", "in"] for row in rows)
+    assert any(row[:6] == ["worker", "1", "-", "restart", "in", "2s"] for row in rows)
     assert "worker 1 ended last time: killed by SIGKILL\\x1b" in out
 
 

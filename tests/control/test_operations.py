@@ -59,11 +59,15 @@ def test_the_page_has_the_numbers_of_the_code() -> None:
     """Heartbeats, back-off, waits and versions."""
     timing = Timing()
     for text in (
-        f"silent for {timing.heartbeat_limit:.0f} s", f"{timing.abort_grace:.0f} s later SIGKILL",
-        f"{timing.restart_first} s, doubled up to {timing.restart_cap:.0f} s", f"and {timing.stop_margin:.0f} s more is",
-        f"finish quickly ({ORPHAN_GRACE_S:.0f} s)", f"up to {LOCK_WAIT_S:.0f} s", f"layout, now {SPOOL_VERSION}",
+        f"silent for {timing.heartbeat_limit:.0f} s",
+        f"{timing.abort_grace:.0f} s later SIGKILL",
+        f"{timing.restart_first} s, doubled up to {timing.restart_cap:.0f} s",
+        f"{timing.stop_margin:.0f} s more is killed",
+        f"finish quickly ({ORPHAN_GRACE_S:.0f} s)",
+        f"up to {LOCK_WAIT_S:.0f} s",
+        f"layout, now {SPOOL_VERSION}",
         f"umask of all processes is 0{UMASK:o}",
-    ):  # fmt: skip
+    ):
         assert text in PAGE
     assert ORPHAN_GRACE_S + ALARM_MARGIN_S < LOCK_WAIT_S
     assert {int(code) for code in re.findall(r"^\| (\d\d) \|", PAGE, re.MULTILINE)} < CODES
