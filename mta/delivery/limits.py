@@ -113,7 +113,7 @@ class Limits:
         """The smallest limit first. Returns the limit that refused, if any, and the workers to wake."""
         me = self._worker
         nudged: set[int] = set()
-        taken = []
+        taken: list[Leases] = []
         for name, limit in leases:
             if name in self._granted:
                 continue
