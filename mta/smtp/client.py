@@ -65,7 +65,8 @@ Phase: TypeAlias = Literal[
     "quit", "closed",
 ]  # fmt: skip
 
-DOT: Final = b".\r\n"
+_DOT: Final = b".\r\n"
+_RSET: Final = "RSET\r\n"
 
 
 @dataclass(slots=True)
@@ -253,6 +254,10 @@ class Client:
         if not self.can_send:
             raise LocalProtocolError(f"no transaction can be sent now: {self!r}")
         commands = commands_for(transaction, self.capabilities)
+        text = "".join(commands)
+        if text.count("\n") != len(commands) or text.count("\r") != len(commands):
+            # It should never have come so far; and it must not end as a command of its own.
+            transaction.local_reply = Reply(553, "5.1.3", ("An address or a parameter holds a line end",))
         if transaction.local_reply is not None:
             return [Finished(transaction)]
         self.transactions += 1
@@ -262,13 +267,14 @@ class Client:
             if self._reset:
                 self._reset = False
                 asked.append("rset")
-                commands.insert(0, "RSET\r\n")
+                commands.insert(0, _RSET)
+                text = _RSET + text
         else:
             self._next = transaction
             transaction.pipelined = "across"
         if self._pipelining and self.capabilities.pipelining:
             transaction.pipelined = transaction.pipelined or "inside"
-            self._say("".join(commands), len(commands))
+            self._output.append(text.encode())
             asked.append("mail")
             asked.extend(["rcpt"] * len(transaction.recipients))
             asked.append("data")
@@ -276,7 +282,7 @@ class Client:
             if not asked:
                 asked.append("mail")
             self._unasked = deque(commands)
-            self._say(self._unasked.popleft())
+            self._output.append(self._unasked.popleft().encode())
         return []
 
     def tls_established(self) -> None:
@@ -425,12 +431,12 @@ class Client:
             transaction.data = reply
             self._asked.append("dot")
             if self._taken:
-                self._output += (stuff(transaction.content), DOT)
+                self._output += (stuff(transaction.content), _DOT)
                 self._dot_at = len(self._output)
                 self._content_waits = True
                 transaction.dot_sent = True
             else:
-                self._output.append(DOT)
+                self._output.append(_DOT)
         elif self._taken and transaction.pipelined and _out_of_step(reply):
             self._does_not_bear("inside", reply)
         else:
@@ -537,13 +543,7 @@ class Client:
 
     def _ask(self, phase: Phase, command: str) -> None:
         self._asked.append(phase)
-        self._say(command)
-
-    def _say(self, text: str, lines: int = 1) -> None:
-        said = text.encode()
-        if said.count(b"\n") != lines or said.count(b"\r") != lines:
-            raise LocalProtocolError(f"a line end inside a command: {text!r}")
-        self._output.append(said)
+        self._output.append(command.encode())
 
 
 _ANSWERED: dict[Phase, Callable[[Client, Reply], None]] = {

@@ -395,12 +395,19 @@ def test_smtputf8_where_it_is_not() -> None:
 
 
 @pytest.mark.parametrize("evil", ["a@example.com>\r\nRCPT TO:<x@y.example", "a\nb@example.com", "a\rb@example.com"])
-def test_no_command_injection(evil: str) -> None:
+@pytest.mark.parametrize("ehlo", [EHLO, PLAIN_EHLO])
+def test_no_command_injection(evil: str, ehlo: bytes) -> None:
     """An address with a line end is never written, whoever let it into the queue (GHSA-c7w3-x93f-qmm8)."""
-    client = new_client()
-    with pytest.raises(LocalProtocolError):
-        client.send(transaction(evil))
-    assert wire(client) == b""
+    client = new_client(ehlo)
+    parameters = Transaction("", [Recipient("a@b.example", 0, evil)], b"", ret=evil)
+    for sent in (transaction(evil), transaction(sender=evil), parameters):
+        if sent.ret and ehlo is PLAIN_EHLO:
+            continue  # there the parameters are not sent anyway
+        assert client.send(sent) == [Finished(sent)]
+        assert sent.local_reply is not None
+        assert sent.local_reply.code == 553
+        assert wire(client) == b""
+    assert client.can_send
 
 
 # -- refusals ------------------------------------------------------------------------------------------------
