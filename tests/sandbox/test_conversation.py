@@ -224,12 +224,12 @@ def test_latency_is_per_burst(sandbox: Sandbox) -> None:
         before = time.monotonic()
         client.send(b"MAIL FROM:<a@x.test>\r\nRCPT TO:<u@away.test>\r\nRCPT TO:<v@away.test>\r\nDATA\r\n")
         assert [client.code() for _ in range(4)] == [250, 250, 250, 354]
-        assert 0.09 < time.monotonic() - before < 0.25
+        assert 0.09 < time.monotonic() - before < 0.35
 
 
 def test_idle_clients_are_sent_away(sandbox: Sandbox) -> None:
     """A silent client gets 421 and the end of the connection."""
-    sandbox.set("idle.test", {"idle": "100ms"})
+    sandbox.set("idle.test", {"idle": "300ms"})
     with Smtp(sandbox, "mx1.idle.test") as client:
         client.hello()
         assert client.reply() == (421, ["4.4.2 Idle for too long"])

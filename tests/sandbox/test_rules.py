@@ -151,15 +151,15 @@ def test_hanging(sandbox: Sandbox) -> None:
 
 def test_delay_goes_on_to_the_next_rule(sandbox: Sandbox) -> None:
     """A rule with nothing but a delay ends no stage; replies from before it leave first."""
-    sandbox.set("delays.test", {"rules": [{"at": "rcpt", "delay": "150ms"}, {"at": "rcpt", "reply": "450 4.2.1 no"}]})
+    sandbox.set("delays.test", {"rules": [{"at": "rcpt", "delay": "400ms"}, {"at": "rcpt", "reply": "450 4.2.1 no"}]})
     with Smtp(sandbox, "mx1.delays.test") as client:
         client.hello()
         before = time.monotonic()
         client.send(b"MAIL FROM:<a@x.test>\r\nRCPT TO:<u@delays.test>\r\n")
         assert client.code() == 250
-        assert time.monotonic() - before < 0.1
+        assert time.monotonic() - before < 0.3
         assert client.code() == 450
-        assert time.monotonic() - before >= 0.15
+        assert time.monotonic() - before >= 0.4
 
 
 def test_shares_can_be_told_beforehand(sandbox: Sandbox) -> None:
@@ -270,24 +270,24 @@ def test_limit_of_recipients(sandbox: Sandbox) -> None:
 
 def test_rate(sandbox: Sandbox) -> None:
     """More messages than the rate allows are refused until time has passed."""
-    sandbox.set("rate.test", {"rate": "2/200ms", "rate_reply": "450 4.7.1 slower"})
+    sandbox.set("rate.test", {"rate": "2/1s", "rate_reply": "450 4.7.1 slower"})
     with Smtp(sandbox, "mx1.rate.test") as client:
         client.hello()
         assert [client.deliver("u@rate.test")[-1] for _ in range(3)] == [250, 250, 450]
-        time.sleep(0.12)
+        time.sleep(0.55)
         assert client.deliver("u@rate.test")[-1] == 250
 
 
 def test_greylisting(sandbox: Sandbox) -> None:
     """A triplet is deferred until its time is over; another sender, recipient or client is a new one."""
-    sandbox.set("grey.test", {"greylist": "150ms"})
+    sandbox.set("grey.test", {"greylist": "500ms"})
     with Smtp(sandbox, "mx1.grey.test") as client:
         client.hello()
         assert client.deliver("u@grey.test")[-1] == 451
         client.say("RSET")
         assert client.deliver("u@grey.test")[-1] == 451
         client.say("RSET")
-        time.sleep(0.16)
+        time.sleep(0.51)
         assert client.deliver("u@grey.test")[-1] == 250
         assert client.deliver("u@grey.test", sender="b@x.test")[-1] == 451
         client.say("RSET")
@@ -302,18 +302,18 @@ def test_greylisting(sandbox: Sandbox) -> None:
 def test_phases_come_and_go(sandbox: Sandbox) -> None:
     """A phase holds from its beginning to its end, for DNS, sockets and rules alike, without anybody asking."""
     sandbox.set("phases.test", {"phases": [
-        {"since": "200ms", "until": "400ms", "listening": False, "dns": {"mx": 2}}]})
+        {"since": "200ms", "until": "1s", "listening": False, "dns": {"mx": 2}}]})
     began = time.monotonic()
     with Smtp(sandbox, "mx1.phases.test") as client:
         client.hello()
         assert len(records(ask(sandbox, "phases.test", "MX"))) == 1
         with pytest.raises(ConnectionResetError):
             client.code()  # waits for the outage
-        assert 0.19 < time.monotonic() - began < 0.39
+        assert 0.19 < time.monotonic() - began < 0.9
         assert len(records(ask(sandbox, "phases.test", "MX"))) == 2
     with pytest.raises(ConnectionRefusedError):
         Smtp(sandbox, "mx1.phases.test")
-    time.sleep(max(0.0, began + 0.42 - time.monotonic()))
+    time.sleep(max(0.0, began + 1.02 - time.monotonic()))
     with Smtp(sandbox, "mx1.phases.test") as client:
         client.hello()
     assert len(records(ask(sandbox, "phases.test", "MX"))) == 1
