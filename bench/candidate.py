@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +31,8 @@ class Setup:
 
     directory: Path
     """Its own, empty, on the disk that is measured."""
+    runtime: Path
+    """For sockets and what need not last: memory, with a short name."""
     account: Account
     dns: tuple[str, int]
     sink_port: int
@@ -38,6 +42,14 @@ class Setup:
     """Connections at once to a domain, when the scenario sets them."""
     settings: dict[str, object] = field(default_factory=dict)
     """Options of our configuration by their dotted names."""
+
+
+@contextlib.contextmanager
+def runtime_directory() -> Iterator[Path]:
+    """A directory as /run is: in memory where there is a tmpfs. Names of Unix sockets are short, so this one is."""
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(prefix="mta-bench-", dir=memory if os.access(memory, os.W_OK) else None) as path:
+        yield Path(path)
 
 
 class Candidate(Protocol):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import ours, postfix
-from bench.candidate import Candidate, CandidateError, Setup
+from bench.candidate import Candidate, CandidateError, Setup, runtime_directory
 from bench.loopback import consecutive
 from bench.processes import Account, MemoryWatch, TreeAccount, account, find, wait_until_quiet
 from bench.profiler import ProfileError, Profiler
@@ -150,7 +150,9 @@ def _measure(plan: Plan, scenario: Scenario, run: Run, processes: Account, direc
         ends.callback(sink.stop)
     place = directory / run.mta
     place.mkdir(mode=0o755)
-    mta = CANDIDATES[run.mta](Setup(place, processes, dns, port, plan.workers, scenario.connections, plan.settings))
+    runtime = ends.enter_context(runtime_directory())
+    mta = CANDIDATES[run.mta](Setup(place, runtime, processes, dns, port, plan.workers, scenario.connections,
+                                    plan.settings))
     ends.callback(lambda: run.problems.extend(mta.stop()))
     address = mta.start()
     wait_until_quiet(processes, _QUIET_BEFORE_S)

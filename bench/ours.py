@@ -69,7 +69,7 @@ def configuration(setup: Setup) -> dict[str, object]:
         "hostname": "mta.bench.test",
         "workers": setup.workers if setup.workers == "auto" else int(setup.workers),
         "spool": str(setup.directory / "spool"),
-        "run": str(setup.directory / "run"),
+        "run": str(setup.runtime),
         "listeners": [{"smtp": "127.0.0.1:0", "relay_from": ["127.0.0.0/8"]}],
         "dns": {"servers": ["{}:{}".format(*setup.dns)]},
         "delivery": {"port": setup.sink_port, "allow_loopback": True, "ipv6": False},

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -55,21 +56,21 @@ def arguments() -> argparse.ArgumentParser:
         epilog=_EPILOG.format(scenarios=scenarios), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", action="append", default=[], metavar="NAME[,NAME...]",
                         help=f"scenarios, or all ({','.join(_DEFAULT)})")
-    parser.add_argument("--runs", type=_positive, default=3, metavar="N", help="runs of each; medians are shown (3)")
-    parser.add_argument("--messages", type=_positive, metavar="N", help="messages per run instead of the scenario's")
-    parser.add_argument("--sessions", type=_positive, metavar="N", help="injecting sessions instead of the scenario's")
+    parser.add_argument("--runs", type=positive, default=3, metavar="N", help="runs of each; medians are shown (3)")
+    parser.add_argument("--messages", type=positive, metavar="N", help="messages per run instead of the scenario's")
+    parser.add_argument("--sessions", type=positive, metavar="N", help="injecting sessions instead of the scenario's")
     parser.add_argument("--against", action="append", default=[], choices=[postfix.NAME, DIRECT],
                         help="measure this in turn with us; direct: the source talks to the sink, no MTA")
     parser.add_argument("--not-ours", action="store_true", help="leave our MTA out")
-    parser.add_argument("--workers", type=_workers, default="auto", metavar="N", help="our workers (auto)")
-    parser.add_argument("--set", action="append", default=[], type=_setting, dest="settings", metavar="OPTION=VALUE",
+    parser.add_argument("--workers", type=worker_count, default="auto", metavar="N", help="our workers (auto)")
+    parser.add_argument("--set", action="append", default=[], type=setting, dest="settings", metavar="OPTION=VALUE",
                         help="an option of our configuration by its dotted name, as it is written in YAML")
     parser.add_argument("--pipelining", action="store_true", help="the source pipelines its envelopes")
-    parser.add_argument("--source", type=_executable, metavar="PATH", help="a source with bench.source's command line")
-    parser.add_argument("--sink", type=_executable, metavar="PATH", help="a sink with bench.sink's command line")
+    parser.add_argument("--source", type=executable, metavar="PATH", help="a source with bench.source's command line")
+    parser.add_argument("--sink", type=executable, metavar="PATH", help="a sink with bench.sink's command line")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), metavar="DIR",
                         help="the disk to measure: spools are made below it (%(default)s)")
-    parser.add_argument("--timeout", type=_positive, default=300, metavar="S", help="longest time for one run (300)")
+    parser.add_argument("--timeout", type=positive, default=300, metavar="S", help="longest time for one run (300)")
     parser.add_argument("--no-syncs", action="store_true", help="do not count syncs")
     parser.add_argument("--profile", choices=profiler.KINDS, help="profile our first worker during each run")
     parser.add_argument("--profiles", type=Path, default=Path(), metavar="DIR", help="where profiles go (here)")
@@ -78,24 +79,28 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number above 0 on the command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number above 0, not {text!r}")
     return int(text)
 
 
-def _workers(text: str) -> str:
-    return text if text == "auto" else str(_positive(text))
+def worker_count(text: str) -> str:
+    """A number of workers, or `auto`."""
+    return text if text == "auto" else str(positive(text))
 
 
-def _executable(text: str) -> str:
+def executable(text: str) -> str:
+    """The absolute path of a program."""
     path = shutil.which(text)
     if path is None:
         raise argparse.ArgumentTypeError(f"{text} is not an executable file")
     return str(Path(path).resolve())
 
 
-def _setting(text: str) -> tuple[str, object]:
+def setting(text: str) -> tuple[str, object]:
+    """An option of our configuration and its value."""
     name, equals, value = text.partition("=")
     if not equals or not all(name.split(".")):
         raise argparse.ArgumentTypeError(f"expected OPTION=VALUE, not {text!r}")
@@ -232,5 +237,11 @@ def show(runs: list[Run]) -> None:
             print(f"PROBLEM {run.scenario} {run.mta} run {run.number}: {problem}")
 
 
+def exit_on_sigterm() -> None:
+    """Make SIGTERM unwind the stack, so that what was started is ended."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 if __name__ == "__main__":
+    exit_on_sigterm()
     sys.exit(main())

@@ -65,6 +65,21 @@ def test_the_load_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [result]
 
 
+def test_our_mta_under_load(tmp_path: Path) -> None:
+    """The whole chain with a real MTA: every message arrives once, and its processes are found and measured."""
+    result = tmp_path / "result.json"
+    done = bench("--scenario", "S2", "--messages", "200", "--runs", "1", "--workers", "1", "--directory", str(tmp_path),
+                 "--json", str(result))
+    assert done.returncode == 0, done.stdout + done.stderr
+    run, = json.loads(result.read_text())["runs"]
+    assert (run["arrived"], run["duplicates"], run["queued"], run["problems"]) == (200, 0, 0, [])
+    assert 0.0 < run["cpu_s"] < 30.0
+    assert run["largest"] == "worker"
+    assert run["peak"] > run["peak_anonymous"] > 5_000_000
+    assert run["together"] > run["peak_anonymous"]
+    assert run["syncs_why_not"] or run["syncs"] > 0
+
+
 SENT = {"accepted": 20_000.0, "errors": 0.0}
 
 
@@ -107,7 +122,8 @@ def test_medians_and_ratios() -> None:
 
 def test_the_configuration_is_one(tmp_path: Path) -> None:
     """What the bench configures is accepted by our own loader, with a scenario's connections and settings in place."""
-    setup = Setup(tmp_path, TreeAccount(), ("127.0.0.1", 5353), 2600, "3", 10, {"memory.bodies": "9MB"})
+    setup = Setup(tmp_path, tmp_path / "run", TreeAccount(), ("127.0.0.1", 5353), 2600, workers="3", connections=10,
+                  settings={"memory.bodies": "9MB"})
     config = loads(yaml.safe_dump(configuration(setup)), "bench")
     assert config.workers == 3
     assert config.shaping.default.connections == 10
