@@ -21,6 +21,13 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture
+def open_directory(directory: Path) -> Path:
+    """A directory that servers which give up root can reach."""
+    directory.chmod(0o755)
+    return directory
+
+
+@pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     """A small Internet where every domain accepts."""
     with Sandbox() as running:

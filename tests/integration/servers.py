@@ -49,7 +49,6 @@ class Postfix:
         self.log = directory / "log"
         for name in ("etc", "queue", "data"):
             (directory / name).mkdir(parents=True)
-        os.chmod(directory.parent, 0o755)
         os.chmod(directory, 0o755)
         shutil.chown(directory / "data", "postfix")
         main = [
@@ -71,7 +70,8 @@ class Postfix:
         (directory / "etc" / "master.cf").write_text("\n".join(services) + "\n")
 
     def __enter__(self) -> Postfix:
-        subprocess.run(["postfix", "-c", str(self.directory / "etc"), "start"], check=True, capture_output=True)
+        done = subprocess.run(["postfix", "-c", str(self.directory / "etc"), "start"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr + (self.log.read_text() if self.log.exists() else "")
         wait_for_port(self.port)
         return self
 
@@ -94,10 +94,10 @@ class Exim:
         self.port = free_port()
         self.mailbox = directory / "mailbox"
         directory.mkdir(parents=True)
-        os.chmod(directory.parent, 0o755)
         shutil.chown(directory, "Debian-exim")
         self.config = directory / "exim.conf"
         self.config.write_text(f"""
+exim_path = {EXIM}
 primary_hostname = exim.test
 spool_directory = {directory}/spool
 log_file_path = {directory}/%slog
@@ -129,7 +129,7 @@ begin retry
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Exim:
-        self.process = subprocess.Popen([EXIM, "-C", str(self.config), "-bdf", "-q1s"])
+        self.process = subprocess.Popen([EXIM, "-C", str(self.config), "-bdf"])
         wait_for_port(self.port)
         return self
 

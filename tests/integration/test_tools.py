@@ -49,9 +49,9 @@ def test_smtplib_is_told_of_each_recipient(make_mta: Callable[..., Mta], sandbox
         sandbox.wait_for(lambda stats: bool(stats["recipients"] == 1))
 
 
-def test_postfix_relays_through_us(make_mta: Callable[..., Mta], sandbox: Sandbox, tmp_path: Path) -> None:
+def test_postfix_relays_through_us(make_mta: Callable[..., Mta], sandbox: Sandbox, open_directory: Path) -> None:
     """Postfix as a client: what it takes comes to us and arrives."""
-    with make_mta() as mta, Postfix(tmp_path / "postfix", [f"relayhost = [127.0.0.1]:{mta.smtp[1]}"]) as postfix:
+    with make_mta() as mta, Postfix(open_directory / "postfix", [f"relayhost = [127.0.0.1]:{mta.smtp[1]}"]) as postfix:
         with smtplib.SMTP("127.0.0.1", postfix.port) as client:
             for number in range(20):
                 client.sendmail("a@x.test", [f"u{number}@d{number % 3}.test"], message(number, "list@x.test"))
@@ -59,10 +59,10 @@ def test_postfix_relays_through_us(make_mta: Callable[..., Mta], sandbox: Sandbo
     assert sandbox.stats()["duplicates"] == 0
 
 
-def test_postfix_takes_our_mail(make_mta: Callable[..., Mta], tmp_path: Path) -> None:
+def test_postfix_takes_our_mail(make_mta: Callable[..., Mta], open_directory: Path) -> None:
     """Postfix as a receiver: every recipient is in its log as delivered."""
     settings = ["default_transport = discard:", "relay_domains = static:all", "relay_transport = discard:"]
-    with Postfix(tmp_path / "postfix", settings) as postfix:
+    with Postfix(open_directory / "postfix", settings) as postfix:
         with make_mta(routes={"*": {"relay": f"127.0.0.1:{postfix.port}"}}) as mta:
             for number in range(20):
                 mta.send("a@x.test", [f"u{number}@d{number % 3}.test"], message(number, "list@x.test"))
@@ -70,9 +70,9 @@ def test_postfix_takes_our_mail(make_mta: Callable[..., Mta], tmp_path: Path) ->
         mta.wait_until(lambda: postfix.log.read_text().count("status=sent") == 20, "20 deliveries in Postfix's log")
 
 
-def test_exim_takes_our_mail(make_mta: Callable[..., Mta], tmp_path: Path) -> None:
+def test_exim_takes_our_mail(make_mta: Callable[..., Mta], open_directory: Path) -> None:
     """Exim as a receiver: contents arrive in its mailbox, and its refusals are bounces."""
-    with (Exim(tmp_path / "exim") as exim,
+    with (Exim(open_directory / "exim") as exim,
           make_mta(routes={"*": {"relay": f"127.0.0.1:{exim.port}"}}) as mta):
         for number in range(10):
             mta.send("", [f"u{number}@d.test", f"no-{number}@d.test"], message(number, "list@x.test"))
