@@ -1,6 +1,6 @@
 """The DNS wire format (RFC 1035 4): questions to bytes, bytes to the records that mail routing needs.
 
-Our own reader does the plain messages, which is nearly all of them, in a tenth of dnspython's time (measured by
+Our own reader does the plain messages, which is nearly all of them, in a twentieth of dnspython's time (measured by
 `bench/dns.py`): MX, A, AAAA, CNAME, SOA and NS, names of letters, digits, hyphens and underscores. Whatever it finds
 odd is read again by dnspython, whose word is final; a test compares the two.
 

@@ -92,12 +92,12 @@ def test_one_who_gives_up_does_not_take_the_others_along(process: ResolverProces
 
 def test_a_burst_of_names_is_answered_whole(process: ResolverProcess, server: DnsServer) -> None:
     """More names than are asked for at once: the rest waits its turn, nothing is lost, every port is its own."""
-    names = [f"d{n}.example.org" for n in range(350)]
+    names = [f"d{n}.example.org" for n in range(300)]
     server.zone.update({(name, "MX"): [f"10 mx.{name}."] for name in names})
     answers, = process.run(settings(server, timeout=3.0), [["together", [[name, "MX"] for name in names]]])
     assert [answer["records"] for answer in answers] == [[[10, f"mx.{name}"]] for name in names]
     ports = [port for _, _, _, port in server.asked]
-    assert len(set(ports)) > 300  # the kernel draws them; some come again
+    assert len(set(ports)) > 270  # the kernel draws them; some come again
 
 
 def test_truncated_answers_come_over_tcp(process: ResolverProcess, server: DnsServer) -> None:
