@@ -292,7 +292,6 @@ class Client:
         self._handshaking = False
         self._secured = True
         self.capabilities = Capabilities()
-        self._parser = ReplyParser()
         self._greet()
 
     def quit(self) -> None:

@@ -3,7 +3,8 @@
 Run with a JSON object of settings as its argument. It prints `["listening", port]`, then one JSON list per event:
 `["message", sender, recipients, length, origin]` when a message is handed over, `["stopped"]` after `stop`. It reads
 commands from stdin, one per line: `release` lets one message go on that was sent by `hold@...`, `stop SECONDS`,
-`sessions`, `room yes|no`, `exhaust` and `relieve` take and give back all file descriptors.
+`sessions`, `room yes|no`, `relay NETWORK` reloads with another `relay_from`, `exhaust` and `relieve` take and give
+back all file descriptors.
 """
 
 from gevent import monkey
@@ -16,6 +17,7 @@ import resource  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from ipaddress import ip_network  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
@@ -30,7 +32,7 @@ from mta.smtp.reply import Reply  # noqa: E402
 
 settings = json.loads(sys.argv[1])
 released = Semaphore(0)
-state = SimpleNamespace(closed=None, taken=[])
+state = SimpleNamespace(closed=None, taken=[], config=None)
 
 
 def tell(*event):
@@ -64,6 +66,11 @@ def obey(listener, command, *arguments):
     elif command == "room":
         state.closed = None if arguments[0] == "yes" else Reply(452, "4.3.1", ("Disk is nearly full",))
         tell("ok")
+    elif command == "relay":
+        networks = (ip_network(arguments[0]),)
+        listeners = tuple(replace(found, relay_from=networks) for found in state.config.listeners)
+        listener.configure(replace(state.config, listeners=listeners))
+        tell("ok")
     elif command == "exhaust":
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         try:
@@ -89,7 +96,7 @@ def main():
     sock.listen(100)
     port = sock.getsockname()[1]
     networks = tuple(ip_network(network) for network in settings.get("relay_from", ["127.0.0.0/8"]))
-    config = Config(
+    config = state.config = Config(
         hostname="mx.example.net",
         listeners=(Listener(smtp=Endpoint("127.0.0.1", port), relay_from=networks),),
         smtp=SmtpIn(**limits),

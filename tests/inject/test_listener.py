@@ -223,6 +223,17 @@ def test_no_relay_for_strangers() -> None:
         assert peer.reply() == "550 5.7.1 Relaying denied"
 
 
+def test_reload() -> None:
+    """A new configuration holds for sessions that begin after it; those there are go on as they began."""
+    with listening() as process, Peer(process) as early:
+        process.tell("relay 192.0.2.0/24")
+        process.expect("ok")
+        early.begin()
+        with Peer(process) as late:
+            assert late.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>").startswith("250")
+            assert late.reply() == "550 5.7.1 Relaying denied"
+
+
 def test_no_room(shared: Process) -> None:
     """A closed intake refuses MAIL, and opens again."""
     with Peer(shared) as peer:

@@ -106,6 +106,18 @@ def test_no_session(replies: list[bytes], phase: str) -> None:
     assert wire(client) == b""
 
 
+def test_nothing_is_read_behind_the_end() -> None:
+    """What comes behind a refusal of the session, or of content not yet sent, is not even parsed."""
+    client = Client("client.example")
+    (event,) = client.receive(b"554 no\r\ngarbage\r\n")
+    assert isinstance(event, Refused)
+    client = new_client()
+    client.send(transaction())
+    wire(client)
+    (event,) = client.receive(TAKEN + b"554 changed my mind\r\ngarbage\r\n")
+    assert isinstance(event, Finished)
+
+
 def test_helo_at_once() -> None:
     """For a host that hangs up at EHLO the session begins with HELO."""
     client = Client("client.example", esmtp=False)

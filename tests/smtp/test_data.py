@@ -146,6 +146,8 @@ def test_limit_counts_content_without_stuffing(content: bytes, limit: int, sizes
 
 
 @given(st.integers(1, 60), st.integers(1, 80), st.lists(st.integers(1, 50), max_size=50))
+@example(length=20, limit=28, sizes=[12] * 10)
+@example(length=20, limit=27, sizes=[12] * 10)
 def test_size_counts_also_in_long_lines(length: int, limit: int, sizes: list[int]) -> None:
     """A line that is too long counts in full, so that the verdict does not depend on the pieces."""
     content = b"a\r\n" + b"." * length + b"\r\nb\r\n"
@@ -160,6 +162,22 @@ def test_nothing_but_dots(size: int) -> None:
     """Content of nothing but dots is a third longer on the wire, and still taken when it is not above the limit."""
     content = b".\r\n" * 10_000
     assert read_good(stuff(content) + b".\r\n", [size] * 100, len(content)) == (content, b"")
+
+
+def test_end_of_a_long_line_in_halves() -> None:
+    """A line that is too long ends where it ends, also when its CRLF comes in two pieces."""
+    reader = DataReader(10**6, 998)
+    assert reader.feed(b"x" * 2000 + b"\r") == -1
+    assert reader.feed(b"\n.\r\n") == 4
+
+
+def test_faulty_content_is_not_kept() -> None:
+    """From the fault on nothing is kept, nor what came before it."""
+    reader = DataReader(10**6, 998)
+    for piece in (b"fine\r\n", b"a\nb\r\n", b"fine\r\n"):
+        assert reader.feed(piece) == -1
+    assert reader._blocks == []
+    assert reader.fault
 
 
 @pytest.mark.parametrize("piece", [b"x" * 998 + b"\r\n", b"x" * 1000, b"x\ny\r\n"])
