@@ -197,7 +197,11 @@ class Worker:
             log.warning("%d connections had to be cut off", len(self.engine.connections))
         self.service.stop()
         for store in self.stores.values():
-            store.close()
+            try:
+                store.close()
+            except StoreError as error:
+                log.error("%s", error)
+        self.limits.close()
 
     def _listen_to_nudges(self) -> None:
         """Act on what other workers tell through the table of limits, and look after it once a second."""

@@ -310,9 +310,10 @@ def read_by_dnspython(wire: bytes) -> Message:
             soa_ttl = min(_ttl(rrset.ttl), rrset[0].minimum)
         elif rrset.rdclass == CLASS_IN and rrset.rdtype == NS:
             referral = True
+    rcode = int(message.rcode()) & (0x000F if truncated else 0x0FFF)
     return Message(
-        message.id, int(message.rcode()) & (0x000F if truncated else 0x0FFF), truncated, bool(message.flags & _AUTHORITATIVE),
-        bool(message.flags & _RECURSION), asked, found, soa_ttl, referral,
+        message.id, rcode, truncated, bool(message.flags & _AUTHORITATIVE), bool(message.flags & _RECURSION), asked,
+        found, soa_ttl, referral,
     )
 
 

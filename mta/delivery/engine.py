@@ -81,8 +81,11 @@ class Engine:
         self.patience = patience(config.delivery.timeouts)
         self.scheduler.configure(config.memory)
         self._routes.clear()
-        for queue in self.scheduler.queues.values():
+        for queue in list(self.scheduler.queues.values()):
+            self.withdraw(queue)
             queue.path = None
+            if queue.ready:
+                self._find_route(queue)
 
     def start(self) -> None:
         """Begin: find what is due in the stores, and keep time."""
@@ -160,7 +163,12 @@ class Engine:
         gevent.spawn(self._route, queue.domain)
 
     def _route(self, domain: str) -> None:
-        found = self.router.route(domain)
+        """Find the way for mail to `domain`, and bring the queues that wait for it there."""
+        try:
+            found = self.router.route(domain)
+        except Exception as error:
+            log.exception("bug: the route of %s", domain)
+            found = RouteFailure(False, 451, "4.3.5", f"internal error: {error}", time.monotonic())
         queues = self._routing.pop(domain)
         if isinstance(found, RouteFailure):
             if found.permanent:
@@ -208,13 +216,19 @@ class Engine:
 
     def _unroutable(self, queues: list[Queue], reply: Reply) -> None:
         """No route will ever lead there: give the mail up, a little at a time."""
+        given_up = 0
         for queue in queues:
             while (delivery := self.scheduler.pop(queue)) is not None:
                 self._apply(queue, delivery, self.settler.fail(delivery, reply))
-                if len(queue.ready) % GIVE_UP_BATCH == 0:
+                given_up += 1
+                if given_up % GIVE_UP_BATCH == 0:
                     gevent.sleep(0)
 
     def _bring(self, queue: Queue, path: Path) -> None:
+        known = self.paths.setdefault(path.name, path)
+        if known is not path:  # it was forgotten while it had nothing to do, and made anew for another domain
+            known.route = path.route
+            queue.path = self._routes[queue.domain] = path = known
         if path.suspended_until_us > self.clock_us():
             self.scheduler.park(queue, path.suspended_until_us)
             return
@@ -469,16 +483,25 @@ class Engine:
         """Give up mail that has become too old while nothing tried it, such as that of a site that stays dead."""
         while True:
             gevent.sleep(SWEEP_S)
-            for shard, store in self.stores.items():
-                before_us = self.clock_us() - int(self.config.expires * 1_000_000)
-                store.arrived_before(before_us, SWEEP_BATCH, partial(gevent.spawn, self._give_up, shard))
+            for shard in self.stores:
+                self._sweep_shard(shard)
+
+    def _sweep_shard(self, shard: int) -> None:
+        before_us = self.clock_us() - int(self.config.expires * 1_000_000)
+        self.stores[shard].arrived_before(before_us, SWEEP_BATCH, partial(gevent.spawn, self._give_up, shard))
 
     def _give_up(self, shard: int, deliveries: list[Delivery]) -> None:
         now_us = self.clock_us()
+        given_up = 0
         for delivery in deliveries:
             if not self.scheduler.in_memory(shard, delivery) and self.settler.expired(delivery, now_us):
                 path = self._routes.get(delivery.domain) or self.paths.get(f"?{delivery.domain}")
                 self._commit(shard, self.settler.expire(delivery, path.reason if path is not None else ""))
+                given_up += 1
+                if given_up % GIVE_UP_BATCH == 0:
+                    gevent.sleep(0)
+        if given_up and len(deliveries) == SWEEP_BATCH:
+            self._sweep_shard(shard)
 
     # -- answers -------------------------------------------------------------------------------------------------
 

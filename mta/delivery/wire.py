@@ -84,7 +84,8 @@ class Wire:
         except OSError as error:
             raise WireError(f"connect from {source}: {error.strerror or error}") from None
         if code == errno.EINPROGRESS:
-            self._wait(WRITE)
+            if self._wait(WRITE) is WOKEN:
+                raise WireError("connect: interrupted")
             code = sock.getsockopt(SOL_SOCKET, SO_ERROR)
         if code:
             raise WireError(f"connect: {os.strerror(code)}")

@@ -109,8 +109,8 @@ class Scheduler:
         """
         queue = self.queues.get((shard, delivery.queue))
         if queue is None:
-            if self._wake_at.get((shard, delivery.queue)) is not None or self.deliveries >= self._memory.deliveries:
-                return  # parked, or no room: the checkpoint will tell of it
+            if (shard, delivery.queue) in self._parked or self.deliveries >= self._memory.deliveries:
+                return  # it is found when the queue wakes, or by the report of the next checkpoint
             queue = self._open(shard, delivery.queue, delivery.domain)
         # Behind mail that waits on disk there is no jumping the line.
         if queue.more or len(queue.ready) >= self._memory.window or self.deliveries >= self._memory.deliveries:

@@ -187,6 +187,23 @@ def test_fresh_mail_is_offered_at_once_in_order() -> None:
     assert not shelf.scheduler.queues
 
 
+def test_fresh_mail_does_not_wait_for_the_retry_of_other_mail() -> None:
+    """A queue with a deferred delivery takes new ones into memory and out at once."""
+    shelf = Shelf()
+    shelf.scheduler.run()
+    old = shelf.accept("a.org")
+    shelf.scheduler.pop(shelf.offered[0])
+    shelf.stored[old.key].due_us = 60 * SECOND
+    shelf.scheduler.done(shelf.offered[0], old)
+    shelf.checkpoint()
+    shelf.settle()
+    assert shelf.scheduler.next_wake_us() == 60 * SECOND
+
+    fresh = shelf.accept("a.org")
+
+    assert shelf.deliver_all() == [fresh.key]
+
+
 def test_a_full_window_leaves_the_rest_on_disk_and_fetches_it_in_order() -> None:
     """The window bounds what one queue has in memory; the rest follows from the index, oldest first."""
     shelf = Shelf()
