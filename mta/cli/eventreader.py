@@ -34,9 +34,7 @@ class EventReader:
         except FileNotFoundError:
             raise OperatorError(NO_INPUT, f"there is no spool {spool}: nothing has run here yet") from None
         except PermissionError:
-            raise OperatorError(
-                NO_PERMISSION, f"you may not read {shards}: be root or a member of the group that owns it"
-            ) from None
+            raise _refused(shards) from None
         self._since = since.encode()
         self._shards = [
             _Shard(shards / name / "events", self._since) for name in names if shard is None or int(name) == shard
@@ -84,7 +82,7 @@ class _Shard:
             except FileNotFoundError:
                 pass  # removed by rotation, or by a crash and about to be written again
             except PermissionError:
-                raise OperatorError(NO_PERMISSION, f"you may not read {self._directory / self._name}") from None
+                raise _refused(self._directory / self._name) from None
             later = [name for name in names if name > self._name]
             if not later:
                 return
@@ -111,7 +109,7 @@ class _Shard:
         except FileNotFoundError:
             return []  # a shard that has just been made
         except PermissionError:
-            raise OperatorError(NO_PERMISSION, f"you may not read {self._directory}") from None
+            raise _refused(self._directory) from None
 
     def _first(self, names: list[str]) -> str:
         """The file in which `since` falls: the last one that was begun before it."""
@@ -124,3 +122,7 @@ def time_of(line: bytes) -> bytes:
     """When an event happened; b"" when the line is none."""
     start = line.find(_TIME)
     return b"" if start < 0 else line[start + len(_TIME) : start + len(_TIME) + _TIME_LENGTH]
+
+
+def _refused(path: Path) -> OperatorError:
+    return OperatorError(NO_PERMISSION, f"you may not read {path}: be root, or the user that the MTA runs as")

@@ -41,7 +41,7 @@ This page is made from the commands' own `--help`.
 | path | what |
 |---|---|
 | `/etc/mta/mta.yaml` | configuration, see [configuration.md](configuration.md) |
-| `SPOOL/shards/NNN/` | the queue; `events/` in it has the [events](events.md) |
+| `SPOOL/shards/NNN/` | the queue; `events/` in it has the [events](events.md); for root and the MTA's user |
 | `RUN/control.sock` | where `status`, `queue` and `message` ask; for root, the MTA's user and its group |
 
 ## Exit codes

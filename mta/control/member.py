@@ -41,7 +41,6 @@ class MemberProcess:
     started_us: int = 0
     heard: float = 0.0  # when something came over the line
     restart_at: float = 0.0
-    abort_at: float | None = None  # SIGABRT then
     kill_at: float | None = None  # SIGKILL then
     failure: tuple[int, str] | None = None  # what the child reported by "failed"
     quick_ends: int = 0  # in a row, soon after the start
@@ -68,6 +67,7 @@ class MemberProcess:
         environment: Mapping[str, str],
     ) -> None:
         """Start a process. Raises OSError."""
+        self.started = self.heard = time.monotonic()
         ours, theirs = socket.socketpair()
         setup = ChildSetup(
             self.role, self.number, workers, theirs.fileno(), list(locks),
@@ -92,9 +92,8 @@ class MemberProcess:
         self.outgoing.clear()
         self.reader = FrameReader(CONTROL_LIMIT)
         self.state = "starting"
-        self.started = self.heard = time.monotonic()
         self.started_us = time.time_ns() // 1000
-        self.abort_at = self.kill_at = None
+        self.kill_at = None
         self.failure = None
         self.killed_by_us = False
 

@@ -24,7 +24,8 @@ def _merge(old: Any, new: Any) -> Any:
     for field in dataclasses.fields(new):
         before, after = getattr(old, field.name), getattr(new, field.name)
         if field.metadata.get("reload") == "restart":
-            changes[field.name] = _merge_lists(before, after) if isinstance(before, tuple) else before
+            # An Endpoint is a tuple, too, but no list.
+            changes[field.name] = _merge_lists(before, after) if type(before) is tuple else before
         elif dataclasses.is_dataclass(after) and type(before) is type(after):
             changes[field.name] = _merge(before, after)
     return dataclasses.replace(new, **changes)

@@ -73,8 +73,9 @@ class ControlServer:
         raise RequestError(f"no such request: {command!r:.40}")
 
     def _status(self) -> Status:
-        answers, missing = self._ask_all("status", {}, WorkerStatus)
-        return Status(__version__, self._hostname(), self._family(), answers, missing)
+        family = self._family()
+        answers, missing = self._ask_all("status", {}, WorkerStatus, family)
+        return Status(__version__, self._hostname(), family, answers, missing)
 
     def _queues(self, arguments: dict[str, Any]) -> QueueList:
         limit = _limit(arguments)
@@ -129,9 +130,11 @@ class ControlServer:
                     raise RequestError(f"worker {member.number}, which has this message, {error}") from error
         return None
 
-    def _ask_all(self, command: str, arguments: dict[str, Any], kind: type[T]) -> tuple[list[T], list[Missing]]:
+    def _ask_all(
+        self, command: str, arguments: dict[str, Any], kind: type[T], family: Family | None = None
+    ) -> tuple[list[T], list[Missing]]:
         """Ask every worker at the same time."""
-        members = [member for member in self._family().members if member.role == "worker"]
+        members = [member for member in (family or self._family()).members if member.role == "worker"]
         asking = [gevent.spawn(self._ask_for, member, command, arguments, kind) for member in members]
         gevent.joinall(asking)
         answers: list[T] = []

@@ -18,7 +18,7 @@ from typing import Final
 from mta.config.schema import Config
 from mta.control import listen, privileges, spool, systemd
 
-UMASK: Final = 0o027  # the group of the MTA's user are its operators: they may read spool, events and control socket
+UMASK: Final = 0o027  # the group of the MTA's user are its operators: they may use the control socket
 MAX_OPEN_FILES: Final = 1_048_576
 
 _log = logging.getLogger(__name__)

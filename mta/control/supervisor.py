@@ -59,6 +59,7 @@ class Timing:
     stable: float = 60.0  # a child that lived so long ends the back-off
     stop_margin: float = 5.0  # beyond `shutdown`, before SIGKILL
     quick: float = 3.0  # to stop at once, before SIGKILL
+    echo: float = 0.1  # a SIGINT so soon after the first is the same one, passed on by a wrapper such as timeout(1)
 
 
 class Phase(enum.Enum):
@@ -106,7 +107,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._family_changed = False
         self._reload_wanted = False
-        self._interrupts = 0
+        self._interrupted: float | None = None
         self._next_watchdog = 0.0
 
     def run(self) -> int:
@@ -153,11 +154,7 @@ class Supervisor:
                 case signal.SIGTERM:
                     self._stop("SIGTERM")
                 case signal.SIGINT:
-                    self._interrupts += 1
-                    if self._interrupts == 1:
-                        self._stop("SIGINT; once more to stop at once")
-                    else:
-                        self._stop_at_once("second SIGINT")
+                    self._on_interrupt()
                 case signal.SIGQUIT:
                     self._stop_at_once("SIGQUIT")
                 case signal.SIGHUP:
@@ -165,6 +162,14 @@ class Supervisor:
                         self._reload_wanted = True
                     elif self._phase is Phase.RUNNING:
                         self._reload()
+
+    def _on_interrupt(self) -> None:
+        now = time.monotonic()
+        if self._interrupted is None:
+            self._interrupted = now
+            self._stop("SIGINT; once more to stop at once")
+        elif now - self._interrupted >= self._timing.echo:
+            self._stop_at_once("second SIGINT")
 
     # --- children --------------------------------------------------------------------------------------------------
 
@@ -259,7 +264,7 @@ class Supervisor:
     def _ended(self, member: MemberProcess, now: float, pid: int = 0) -> None:
         """The process of `member` is no more, or could not be started."""
         self._family_changed = True
-        if member.role == "worker":
+        if member.role == "worker" and self._phase is Phase.RUNNING:
             try:
                 self._clear(self._config.run, member.number)
             except Exception:
@@ -272,7 +277,7 @@ class Supervisor:
             member.state = "ended"
             code, text = member.failure
             _log.error("cannot start: %s: %s", member.name, text)
-            self._exit_code = code
+            self._exit_code = code or exits.SOFTWARE
             self._stop_at_once(f"{member.name} cannot start")
         else:
             lived_s = now - member.started

@@ -192,3 +192,12 @@ def test_what_cannot_be_read_is_said(mta: MTA, tmp_path: Path) -> None:
         result = mta("events", "--spool", tmp_path, *arguments)
         assert result.code == exits.USAGE
         assert "mta" in result.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may")
+def test_events_of_another_user(mta: MTA, spool: Path) -> None:
+    """Exit code 77 and who may."""
+    write(spool, 0, FIRST, received(0, 1)).parent.chmod(0)
+    result = mta("events", "--spool", spool)
+    assert result.code == exits.NO_PERMISSION
+    assert "be root, or the user that the MTA runs as" in result.err

@@ -76,6 +76,8 @@ def test_a_worker_that_is_down_is_named(mta: Fixture, start: Callable[..., Runni
     running.line("killed by SIGKILL")
     with client(mta) as asked:
         status = asked.status()
+        while status.family.members[1].state != "waiting":  # the control process is told a moment after the log
+            status = asked.status()
     assert [worker.worker for worker in status.workers] == [0]
     assert [entry.worker for entry in status.missing] == [1]
     assert "is not running (killed by SIGKILL" in status.missing[0].reason

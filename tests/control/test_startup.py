@@ -97,7 +97,9 @@ def test_a_listener_keeps_its_address_and_changes_the_rest() -> None:
     old = config("127.0.0.1:25", "127.0.0.1:26")
     changed = replace(old.listeners[1], hostname="other.example.net")
     new = replace(old, listeners=(*config("127.0.0.1:99").listeners, changed))
-    assert reload.merge(old, new).listeners == (old.listeners[0], changed)
+    merged = reload.merge(old, new).listeners
+    assert merged == (old.listeners[0], changed)
+    assert all(type(listener.smtp) is Endpoint for listener in merged)  # which equals a plain tuple
 
 
 def test_pickup_directories_wait_for_a_restart() -> None:

@@ -88,6 +88,20 @@ def test_a_second_interrupt_stops_at_once(mta: Fixture) -> None:
     assert running.exit_code() == exits.OK
 
 
+def test_an_interrupt_that_comes_twice_is_one(mta: Fixture) -> None:
+    """What a wrapper passes on beside the terminal does not cut off what is in flight."""
+    mta.behave(worker_0="deaf")
+    mta.write_config(shutdown="1h")
+    running = mta.start({"echo": 60.0})
+    running.ready()
+    running.signal(signal.SIGINT)
+    running.line("stopping: SIGINT")
+    running.signal(signal.SIGINT)
+    running.signal(signal.SIGQUIT)
+    assert running.exit_code() == exits.OK
+    assert "second SIGINT" not in running.stderr()
+
+
 def test_children_do_not_get_the_terminals_interrupt(mta: Fixture) -> None:
     """Each child is a process group of its own: Ctrl-C reaches the supervisor alone, which stops them in order."""
     mta.start()
