@@ -316,7 +316,7 @@ class Engine:
     def connection_failed(self, connection: Connection, reply: Reply) -> None:
         """No address of the site gave a session."""
         if not self.stopping:
-            self._site_failed(connection.path, str(reply))
+            self._site_failed(connection.path, str(reply), refused=True)
 
     def closed(self, connection: Connection) -> None:
         """The connection has ended, however it did."""
@@ -432,7 +432,7 @@ class Engine:
             self.stores[job.queue.shard].clear_inflight(delivery)  # refused after all, and nothing to write down
         self._apply(job.queue, delivery, verdict)
         if outcome.host_failure is not None:
-            self._site_failed(path, str(outcome.host_failure))
+            self._site_failed(path, str(outcome.host_failure), refused=False)
 
     def _apply(self, queue: Queue, delivery: Delivery, verdict: Verdict) -> None:
         """Commit a verdict. What it says becomes true when it is durable; until then a crash undoes it."""
@@ -457,9 +457,9 @@ class Engine:
 
     # -- failing sites -------------------------------------------------------------------------------------------
 
-    def _site_failed(self, path: Path, reason: str) -> None:
+    def _site_failed(self, path: Path, reason: str, *, refused: bool) -> None:
         wait_s = self._pause_s(path)
-        if path.failed(reason, time.monotonic(), wait_s, self.clock_us()):
+        if path.failed(reason, time.monotonic(), wait_s, self.clock_us(), refused=refused):
             self._suspend(path, wait_s)
 
     def _pause_s(self, path: Path) -> float:

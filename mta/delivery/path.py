@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mta.delivery.connection import Connection
     from mta.delivery.routing import Route
 
-HOLD_FIRST_S = 2.0  # wait after a refused connection while others of the path still work; doubles up to HOLD_CAP_S
+HOLD_FIRST_S = 1.0  # wait after a refused connection while others of the path still work; doubles up to HOLD_CAP_S
 HOLD_CAP_S = 60.0
 GOOD_FOR_S = 60.0  # a completed transaction vouches for the site this long
 
@@ -94,15 +94,16 @@ class Path:
             self.failures = 0
             self.reason = ""
 
-    def failed(self, reason: str, now_s: float, wait_s: float, now_us: int) -> bool:
-        """The site refused a connection or broke one before it served. Whether the path is now suspended.
+    def failed(self, reason: str, now_s: float, wait_s: float, now_us: int, *, refused: bool) -> bool:
+        """The site refused a connection (`refused`) or broke one before it served. Whether the path is now suspended.
 
-        While it serves other connections this is only a sign that it wants no more of them.
+        While it serves other connections this is only a sign that it wants no more of them, or that it disliked what
+        it was told; a refusal repeated in that time makes the wait longer.
         """
         self.reason = reason
         if now_s < self.good_until_s and len(self.connections) > self.opening:
-            behind = max(self.hold_until_s - now_s, 0.0)
-            self.hold_until_s = now_s + min(max(HOLD_FIRST_S, behind * 2), HOLD_CAP_S)
+            behind = max(self.hold_until_s - now_s, 0.0) if refused else 0.0
+            self.hold_until_s = max(self.hold_until_s, now_s + min(max(HOLD_FIRST_S, behind * 2), HOLD_CAP_S))
             return False
         self.suspended_until_us = now_us + int(wait_s * 1_000_000)
         return True

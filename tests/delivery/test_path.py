@@ -68,7 +68,7 @@ def test_after_a_failure_one_probe_goes_first() -> None:
     """Until a transaction succeeds a failed site sees a single connection."""
     one = path()
     one.turns.add(waiting(10))
-    assert one.failed("refused", now_s=0.0, wait_s=60, now_us=0)
+    assert one.failed("refused", now_s=0.0, wait_s=60, now_us=0, refused=True)
     one.failures = 1
     connect(one, 1)
 
@@ -86,11 +86,23 @@ def test_a_refused_connection_beside_working_ones_only_holds_back() -> None:
     one.opening = 1
     one.succeeded(100.0)
 
-    assert not one.failed("421 too many", now_s=100.0, wait_s=60, now_us=0)
-    assert not one.wants_connection(101.9)
-    assert one.wants_connection(102.1)
-    one.failed("421 too many", now_s=101.0, wait_s=60, now_us=0)
-    assert one.hold_until_s > 102.1
+    assert not one.failed("421 too many", now_s=100.0, wait_s=60, now_us=0, refused=True)
+    assert not one.wants_connection(100.9)
+    assert one.wants_connection(101.1)
+    one.failed("421 too many", now_s=100.2, wait_s=60, now_us=0, refused=True)
+    assert one.hold_until_s > 101.5
+
+
+def test_a_session_that_breaks_beside_working_ones_holds_back_for_a_moment_only() -> None:
+    """It is no refusal, so the wait does not grow."""
+    one = path()
+    one.turns.add(waiting(10))
+    connect(one, 2)
+    one.succeeded(100.0)
+
+    for now_s in (100.0, 100.1, 100.2):
+        assert not one.failed("connection lost", now_s=now_s, wait_s=60, now_us=0, refused=False)
+    assert one.wants_connection(101.3)
 
 
 def test_a_failure_long_after_the_last_success_suspends() -> None:
@@ -100,5 +112,5 @@ def test_a_failure_long_after_the_last_success_suspends() -> None:
     one.opening = 1
     one.succeeded(0.0)
 
-    assert one.failed("timeout", now_s=1000.0, wait_s=60, now_us=5 * SECOND)
+    assert one.failed("timeout", now_s=1000.0, wait_s=60, now_us=5 * SECOND, refused=True)
     assert one.suspended_until_us == 65 * SECOND
