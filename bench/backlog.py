@@ -54,6 +54,9 @@ class Row:
     live: Run | None = None
     """Mail to other domains meanwhile."""
     problems: list[str] = field(default_factory=list)
+    """What makes the row worthless: a message lost or twice, a program that failed."""
+    notes: list[str] = field(default_factory=list)
+    """What to know when reading its figures."""
 
 
 def measure_row(plan: Plan, row: Row, size: int, live: Scenario, directory: Path) -> None:
@@ -68,6 +71,7 @@ def measure_row(plan: Plan, row: Row, size: int, live: Scenario, directory: Path
     for run in (row.fill, row.live):
         if run is not None:
             row.problems += run.problems
+            row.notes += [f"{run.scenario}: {note}" for note in run.notes]
 
 
 def _measure(plan: Plan, row: Row, size: int, live: Scenario, directory: Path, processes: Account,
@@ -118,7 +122,7 @@ def _load(plan: Plan, scenario: Scenario, mta: Ours, processes: Account, address
 def _look(row: Row, mta: Ours, processes: Account) -> None:
     """Wait until the start is over, and see that the queue is whole."""
     if not wait_until_quiet(processes, _QUIET_S):
-        row.problems.append(f"still busy {_QUIET_S:g} s after its start")
+        row.notes.append(f"still busy with the backlog {_QUIET_S:g} s after its start")
     queued = mta.queued()
     if queued != row.queued:
         row.problems.append(f"{queued} in the queue after a start instead of {row.queued}")
@@ -209,8 +213,9 @@ def main(words: list[str] | None = None) -> int:
             shutil.rmtree(directory, ignore_errors=True)
     print("", *table(rows), sep="\n")
     for row in rows:
-        for problem in row.problems:
-            print(f"PROBLEM {row.queued:,} queued: {problem}")
+        for word, texts in (("note", row.notes), ("PROBLEM", row.problems)):
+            for text in texts:
+                print(f"{word}: {row.queued:,} queued: {text}")
     if options.json is not None:
         result = {"machine": asdict(machine), "version": version(), "load": load.name,
                   "rows": [asdict(row) for row in rows]}

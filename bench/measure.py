@@ -95,6 +95,9 @@ class Run:
     per_round_trip: float | None = None
     """Messages per round trip and connection."""
     problems: list[str] = field(default_factory=list)
+    """What makes the run worthless: a message lost or twice, a program that failed."""
+    notes: list[str] = field(default_factory=list)
+    """What to know when reading its figures."""
     profile: list[str] = field(default_factory=list)
 
     @property
@@ -220,7 +223,7 @@ def through(plan: Plan, scenario: Scenario, run: Run, processes: Account, addres
             if sink is not None:
                 sink.wait(plan.limit_s + _SINK_IDLE_S)
         if run.mta != DIRECT and not wait_until_quiet(processes, _QUIET_AFTER_S):
-            run.problems.append(f"still busy {_QUIET_AFTER_S:g} s after the last message")
+            run.notes.append(f"still busy {_QUIET_AFTER_S:g} s after the last message; what came later is not counted")
         memory.look()
         run.cpu_s = processes.cpu_s() - before_s
     worst = memory.worst()

@@ -121,4 +121,4 @@ def progress(run: Run, runs: int) -> str:
     """One run, as it ends."""
     text = (f"{run.scenario} {run.mta} {run.number}/{runs}: {run.rate:,.0f}/s, {run.cpu_ms:.3f} ms CPU, "
             f"{run.arrived or run.queued} of {run.expected} recipients, {run.duplicates} twice")
-    return "\n  ".join([text, *run.problems])
+    return "\n  ".join([text, *run.problems, *run.notes])

@@ -233,8 +233,9 @@ def show(runs: list[Run]) -> None:
     for run in runs:
         for line in run.profile:
             print(line)
-        for problem in run.problems:
-            print(f"PROBLEM {run.scenario} {run.mta} run {run.number}: {problem}")
+        for word, texts in (("note", run.notes), ("PROBLEM", run.problems)):
+            for text in texts:
+                print(f"{word}: {run.scenario} {run.mta} run {run.number}: {text}")
 
 
 def exit_on_sigterm() -> None:
