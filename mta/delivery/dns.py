@@ -1,9 +1,9 @@
 """The DNS resolver of a worker: asks recursive servers over UDP and TCP, remembers what they say.
 
 Promises: `query` never raises for what a server or the network does, always returns within about `dns.attempts` x
-`dns.timeout` plus time spent behind `MOST_UNDER_WAY` other names, and asks for a name once however many greenlets
-want it. Every question has a source port and an id of its own, both random, and an answer counts only if both and
-the question match. Names are looked up as they are: no search list, no hosts file.
+`dns.timeout` (and a moment more behind very many others), and asks for a name once however many greenlets want it.
+Every question has a source port and an id of its own, both random, and an answer counts only if both and the question
+match. Names are looked up as they are: no search list, no hosts file.
 
 The decisions are in `dns_lookup`, which has no I/O; here they meet sockets and timers. UDP runs in callbacks of the
 hub, without a greenlet: an answer costs about 0.1 ms of CPU in all (`bench/dns.py`). Only TCP has greenlets.
@@ -30,7 +30,10 @@ from mta.delivery.dns_cache import Cache
 from mta.delivery.dns_lookup import Ask, Lookup, Servers
 from mta.delivery.dns_wire import MailHost, RecordType
 
-MOST_UNDER_WAY: Final = 256  # names looked up at once, so that no burst of ours floods a server; the others wait
+MOST_UNDER_WAY: Final = 1000  # lookups at once, with a socket or two each; the others wait
+MOST_FRESH: Final = 100  # of those, begun within FRESH_S: a burst of more could overflow a server's socket buffer
+FRESH_S: Final = 0.2  # after this a lookup is slow, and holds up nobody else
+MOST_SOCKETS: Final = 2  # of one lookup: for the question under way, and for the one before, which may yet be answered
 _RECEIVE: Final = 4096  # three times what we say we take; a datagram that is longer is read as broken
 _READ: Final = 1  # libev's EV_READ
 _AF_INET: Final = 2
@@ -60,6 +63,7 @@ class _Flight:
     lookup: Lookup
     result: Any  # AsyncResult[Answer]
     sockets: list[tuple[Any, Any]] = field(default_factory=list)  # socket and watcher
+    fresh: bool = False
     done: bool = False
 
 
@@ -78,6 +82,9 @@ class Resolver:
         self._flights: dict[tuple[str, RecordType], _Flight] = {}
         self._waiting: deque[_Flight] = deque()
         self._under_way = 0
+        self._fresh = 0
+        self._young: deque[tuple[float, _Flight]] = deque()  # when they will be so no more
+        self._pace = get_hub().loop.timer(0.0)
         self._deadlines: deque[tuple[float, _Flight, Ask]] = deque()  # in order, since all wait equally long
         self._timer = get_hub().loop.timer(0.0)
         self._closed = False
@@ -122,6 +129,7 @@ class Resolver:
         """End all lookups; those who wait get a failure."""
         self._closed = True
         self._timer.stop()
+        self._pace.stop()
         self._waiting.clear()
         now = time.monotonic()
         for flight in list(self._flights.values()):
@@ -136,11 +144,11 @@ class Resolver:
         self._flights[key] = flight
         if self._closed:
             self._land(flight, Answer("failure", (), now, "the resolver was closed"))
-        elif self._under_way < MOST_UNDER_WAY:
-            self._under_way += 1
-            self._go_on(flight, flight.lookup.begin(now), now)
+        elif not self._waiting and self._may_start():
+            self._start(flight, now)
         else:
             self._waiting.append(flight)
+            self._start_waiting()
         return flight
 
     def _go_on(self, flight: _Flight, step: Ask | Answer[Any] | None, now: float) -> None:
@@ -157,29 +165,56 @@ class Resolver:
             self._land(flight, step)
             self._under_way -= 1
             if self._waiting:
-                get_hub().loop.run_callback(self._start_waiting)
-
-    def _start_waiting(self) -> None:
-        """A callback of the hub, so that lookups that end at once do not pile up on the stack."""
-        if self._waiting and self._under_way < MOST_UNDER_WAY:
-            now = time.monotonic()
-            flight = self._waiting.popleft()
-            self._under_way += 1
-            self._go_on(flight, flight.lookup.begin(now), now)
+                get_hub().loop.run_callback(self._start_waiting)  # not here: it could go on and on into itself
 
     def _land(self, flight: _Flight, answer: Answer[Any]) -> None:
         flight.done = True
-        for sock, watcher in flight.sockets:
-            watcher.stop()
-            watcher.close()
-            sock.close()
-        flight.sockets.clear()
+        while flight.sockets:
+            self._drop_socket(flight)
+        if flight.fresh:
+            flight.fresh = False
+            self._fresh -= 1
         del self._flights[flight.key]
         if answer.kind == "failure":
             self.statistics.failures += 1
         if not self._closed:
             self._cache.put(flight.key, answer)
         flight.result.set(answer)
+
+    # -- pace ----------------------------------------------------------------------------------------------------
+
+    def _may_start(self) -> bool:
+        return self._fresh < MOST_FRESH and self._under_way < MOST_UNDER_WAY
+
+    def _start(self, flight: _Flight, now: float) -> None:
+        self._grow_old(now)
+        self._under_way += 1
+        self._fresh += 1
+        flight.fresh = True
+        self._young.append((now + FRESH_S, flight))
+        self._go_on(flight, flight.lookup.begin(now), now)
+
+    def _grow_old(self, now: float) -> None:
+        """Let go of lookups that are no longer fresh."""
+        young = self._young
+        while young and (not young[0][1].fresh or young[0][0] <= now):
+            _, flight = young.popleft()
+            if flight.fresh:
+                flight.fresh = False
+                self._fresh -= 1
+
+    def _start_waiting(self) -> None:
+        """Begin the lookups that waited, as far as the pace allows; come back when it allows more."""
+        now = time.monotonic()
+        self._grow_old(now)
+        while self._waiting and self._may_start():
+            self._start(self._waiting.popleft(), now)
+        if self._waiting and self._young and not self._pace.active:
+            self._pace.close()
+            loop = get_hub().loop
+            loop.update_now()
+            self._pace = loop.timer(max(self._young[0][0] - now, 0.001))
+            self._pace.start(self._start_waiting)
 
     # -- UDP -----------------------------------------------------------------------------------------------------
 
@@ -196,9 +231,18 @@ class Resolver:
                 sock.close()
             self._go_on(flight, flight.lookup.broken(ask, _describe(error), now), now)
             return
+        if len(flight.sockets) == MOST_SOCKETS:
+            self._drop_socket(flight)
         watcher = get_hub().loop.io(sock.fileno(), _READ)
         flight.sockets.append((sock, watcher))
         watcher.start(self._readable, flight, ask, sock)
+
+    def _drop_socket(self, flight: _Flight) -> None:
+        """Close the oldest one."""
+        sock, watcher = flight.sockets.pop(0)
+        watcher.stop()
+        watcher.close()
+        sock.close()
 
     def _readable(self, flight: _Flight, ask: Ask, sock: Any) -> None:
         """A callback of the hub: a datagram or an ICMP error has come for `ask`."""

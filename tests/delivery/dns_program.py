@@ -37,9 +37,9 @@ def step(resolver: dns.Resolver, what: str, *args: Any) -> Any:
     if what == "query":
         return describe(resolver.query(*args), started)
     if what == "together":  # many at once, each in a greenlet
-        jobs = [gevent.spawn(resolver.query, name, kind) for name, kind in args[0]]
+        jobs = [gevent.spawn(step, resolver, "query", name, kind) for name, kind in args[0]]
         gevent.joinall(jobs, raise_error=True)
-        return [describe(job.value, started) for job in jobs]
+        return [job.value for job in jobs]
     if what == "abandon":  # a greenlet that waits is killed
         job = gevent.spawn(resolver.query, *args)
         gevent.sleep(0.01)

@@ -24,6 +24,7 @@ from tests.delivery.dns_helpers import (
 )
 
 MX = ["20 mx2.example.org.", "10 mx1.example.org."]
+SHORT_S = 0.2
 SORTED = [[10, "mx1.example.org"], [20, "mx2.example.org"]]
 
 
@@ -40,7 +41,8 @@ def server() -> Iterator[DnsServer]:
 
 
 def settings(*servers: DnsServer, **more: Any) -> dict[str, Any]:
-    return {"servers": [server.endpoint for server in servers], "timeout": 0.2, **more}
+    """Patient, since the machine may be busy; what is about running out of time says `timeout=SHORT_S`."""
+    return {"servers": [server.endpoint for server in servers], "timeout": 10.0, **more}
 
 
 def mx_query(process: ResolverProcess, *servers: DnsServer, name: str = "example.org", **more: Any) -> Any:
@@ -94,10 +96,22 @@ def test_a_burst_of_names_is_answered_whole(process: ResolverProcess, server: Dn
     """More names than are asked for at once: the rest waits its turn, nothing is lost, every port is its own."""
     names = [f"d{n}.example.org" for n in range(300)]
     server.zone.update({(name, "MX"): [f"10 mx.{name}."] for name in names})
-    answers, = process.run(settings(server, timeout=3.0), [["together", [[name, "MX"] for name in names]]])
+    answers, = process.run(settings(server), [["together", [[name, "MX"] for name in names]]])
     assert [answer["records"] for answer in answers] == [[[10, f"mx.{name}"]] for name in names]
     ports = [port for _, _, _, port in server.asked]
     assert len(set(ports)) > 270  # the kernel draws them; some come again
+
+
+def test_names_that_get_no_answer_do_not_hold_up_the_others(process: ResolverProcess, server: DnsServer) -> None:
+    """More dead names at once than may be asked for in a burst: those behind them wait a moment, not for their end."""
+    dead = [f"dead{n}.example.org" for n in range(250)]
+    with DnsServer(behaviour=dict.fromkeys(dead, silent)) as other:
+        other.zone.update(server.zone)
+        answers, = process.run(settings(other, attempts=1, timeout=1.5), [
+            ["together", [[name, "MX"] for name in [*dead, "example.org"]]]])
+    assert answers[-1]["records"] == SORTED
+    assert answers[-1]["took_s"] < 1.4
+    assert {answer["kind"] for answer in answers[:-1]} == {"failure"}
 
 
 def test_truncated_answers_come_over_tcp(process: ResolverProcess, server: DnsServer) -> None:
@@ -114,7 +128,7 @@ def test_the_hub_goes_on_while_large_answers_are_read(process: ResolverProcess, 
     """Nothing keeps the hub for long: answers of 500 hosts each come in while another greenlet keeps time."""
     names = [f"big{n}.example.org" for n in range(4)]
     server.zone.update({(name, "MX"): [f"{n} mx{n}.example.org." for n in range(500)] for name in names})
-    worst, = process.run(settings(server, timeout=5.0), [["lag", [[name, "MX"] for name in names]]])
+    worst, = process.run(settings(server), [["lag", [[name, "MX"] for name in names]]])
     assert worst < 0.1  # each takes some 2 ms; the bound leaves room for a busy machine
 
 
@@ -143,7 +157,7 @@ def test_the_second_server_answers_for_a_failing_one(process: ResolverProcess, s
     with DnsServer(behaviour={"example.org": rcode(2)}) as failing:
         answer = mx_query(process, failing, server)
     assert answer["records"] == SORTED
-    assert answer["took_s"] < 0.15
+    assert answer["took_s"] < 5.0  # at once, not after the timeout
 
 
 def test_the_second_server_answers_for_a_silent_one(process: ResolverProcess, server: DnsServer) -> None:
@@ -151,10 +165,10 @@ def test_the_second_server_answers_for_a_silent_one(process: ResolverProcess, se
     names = [f"d{n}.example.org" for n in range(5)]
     server.zone.update({(name, "MX"): MX for name in names})
     with DnsServer(behaviour=dict.fromkeys(names, silent)) as dead:
-        answers = process.run(settings(dead, server), [["query", name, "MX"] for name in names])
+        answers = process.run(settings(dead, server, timeout=SHORT_S), [["query", name, "MX"] for name in names])
     assert [answer["records"] for answer in answers] == [SORTED] * 5
-    assert all(0.19 < answer["took_s"] < 0.4 for answer in answers[:3])
-    assert all(answer["took_s"] < 0.15 for answer in answers[3:])
+    assert all(answer["took_s"] > 0.9 * SHORT_S for answer in answers[:3])
+    assert len(dead.asked) == 3
 
 
 def test_a_port_where_nobody_listens_costs_no_time(process: ResolverProcess, server: DnsServer) -> None:
@@ -162,34 +176,34 @@ def test_a_port_where_nobody_listens_costs_no_time(process: ResolverProcess, ser
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
         closed.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{closed.getsockname()[1]}"
-    answer = process.run({"servers": [endpoint, server.endpoint], "timeout": 2.0}, [["query", "example.org", "MX"]])[0]
+    answer = process.run({"servers": [endpoint, server.endpoint], "timeout": 10.0}, [["query", "example.org", "MX"]])[0]
     assert answer["records"] == SORTED
-    assert answer["took_s"] < 1.0
+    assert answer["took_s"] < 5.0
 
 
 def test_silence_ends_after_the_attempts(process: ResolverProcess, server: DnsServer) -> None:
     """`attempts` questions of `timeout` each, then a failure that names the server."""
     server.behaviour["example.org"] = silent
-    answer = mx_query(process, server, attempts=3)
+    answer = mx_query(process, server, attempts=3, timeout=SHORT_S)
     assert answer["kind"] == "failure"
     assert answer["detail"] == f"{server.endpoint}: no answer in 200ms"
-    assert 0.55 < answer["took_s"] < 1.0
+    assert answer["took_s"] > 2.9 * SHORT_S
     assert server.count("example.org", "MX") == 3
 
 
 def test_a_lost_datagram_is_asked_for_again(process: ResolverProcess, server: DnsServer) -> None:
     """UDP loses packets; one server is enough to bear it."""
     server.behaviour["example.org"] = lambda question: None if question.number == 1 else server.answer(question)
-    assert mx_query(process, server)["records"] == SORTED
+    assert mx_query(process, server, timeout=SHORT_S)["records"] == SORTED
 
 
 def test_an_answer_after_its_time_still_counts(process: ResolverProcess, server: DnsServer) -> None:
     """Slower than the timeout, but there before the attempts are over: taken, from whichever question it was."""
     with DnsServer(behaviour={"example.org": late(0.3, server.answer)}) as slow:
         server.behaviour["example.org"] = silent
-        answer = mx_query(process, slow, server, attempts=2)
+        answer = mx_query(process, slow, server, attempts=2, timeout=SHORT_S)
     assert answer["records"] == SORTED
-    assert 0.28 < answer["took_s"] < 0.4
+    assert len(slow.asked) == 1
 
 
 def _forged(question: Question) -> bytes:
@@ -266,8 +280,8 @@ def test_nothing_is_left_open(process: ResolverProcess, server: DnsServer) -> No
     server.behaviour["failing.org"] = rcode(2)
     server.behaviour["tcp.org"] = lambda question: None if question.over_tcp else response(question.message, tc=True)
     names = ["example.org", "silent.org", "failing.org", "tcp.org", "missing.org"] * 3
-    before, _, after = process.run(
-        settings(server, attempts=2), [["open files"], ["together", [[name, "MX"] for name in names]], ["open files"]])
+    before, _, after = process.run(settings(server, attempts=2, timeout=SHORT_S), [
+        ["open files"], ["together", [[name, "MX"] for name in names]], ["open files"]])
     assert after <= before
 
 
@@ -275,7 +289,7 @@ def test_a_closed_resolver_keeps_nobody_waiting(process: ResolverProcess, server
     """What is asked of it afterwards is a failure at once."""
     _, answer = process.run(settings(server), [["close"], ["query", "example.org", "MX"]])
     assert answer["kind"] == "failure"
-    assert answer["took_s"] < 0.1
+    assert answer["took_s"] < 5.0
     assert server.asked == []
 
 
