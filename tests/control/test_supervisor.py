@@ -222,12 +222,12 @@ def test_a_hang_that_ignores_the_abort_is_killed(mta: Fixture) -> None:
 
 def test_a_supervisor_that_was_stopped_does_not_blame_its_children(mta: Fixture) -> None:
     """After SIGSTOP and SIGCONT the heartbeats that waited are read before anyone is judged by them."""
-    running = mta.start({"heartbeat_limit": 0.5})
+    running = mta.start({"heartbeat_limit": 1.0})
     started = mta.reports("started", CHILDREN)
     running.ready()
     running.signal(signal.SIGSTOP)
     with pytest.raises(subprocess.TimeoutExpired):
-        running.process.wait(1.0)  # longer than the limit
+        running.process.wait(1.5)  # longer than the limit
     running.signal(signal.SIGCONT)
     running.signal(signal.SIGTERM)
     assert running.exit_code() == exits.OK
