@@ -26,6 +26,7 @@ from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
     from mta.delivery.engine import Engine
+    from mta.delivery.openings import Line
     from mta.delivery.path import Path
     from mta.delivery.routing import Host
 
@@ -85,6 +86,7 @@ class Connection:
         self.completed = 0  # of those, the ones that came to a verdict
         self.jobs: list[Job] = []
         self.established = False
+        self.line: Line[Path] | None = None  # where it counts while it is being opened; the engine's
         self.idle = False
         self.stopping = False
 

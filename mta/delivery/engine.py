@@ -20,6 +20,7 @@ from gevent.event import Event
 from mta.config.schema import Config, DeliveryTimeouts
 from mta.delivery.connection import Connection, Job, transaction_for
 from mta.delivery.limits import Limits
+from mta.delivery.openings import AT_ONCE, AT_ONCE_TO_FAILING, Line
 from mta.delivery.outcome import judge
 from mta.delivery.path import Path
 from mta.delivery.routing import Route, RouteFailure, Router
@@ -68,6 +69,8 @@ class Engine:
         self._routes: OrderedDict[str, Path] = OrderedDict()  # by domain
         self._routing: dict[str, list[Queue]] = {}  # queues that wait for the route of a domain
         self._waiting: dict[str, set[Path]] = {}  # paths that wait for a lease, by the name of the limit
+        self._opening: Line[Path] = Line(AT_ONCE)
+        self._probing: Line[Path] = Line(AT_ONCE_TO_FAILING)
         self._alarm = Event()
         self._empty = Event()
         self.configure(config)
@@ -261,7 +264,8 @@ class Engine:
 
     def _open(self, path: Path) -> bool:
         """Open a connection if all limits allow it; else wait for a lease."""
-        if self.stopping or path.route is None:
+        line = self._probing if path.probing else self._opening
+        if self.stopping or path.route is None or not line.has_room(path):
             return False
         lacking = self.limits.acquire([(path.lease, path.shaping.connections),
                                        (TOTAL, self.config.delivery.connections)])
@@ -275,6 +279,8 @@ class Engine:
         connection = Connection(self, path)
         path.connections.add(connection)
         path.opening += 1
+        line.begin()
+        connection.line = line
         self.connections.add(connection)
         gevent.spawn(self._run, connection)
         return True
@@ -311,7 +317,15 @@ class Engine:
 
     def established(self, connection: Connection) -> None:
         """The peer took our EHLO."""
+        self._opened(connection)
+
+    def _opened(self, connection: Connection) -> None:
+        """It is no longer being opened, whatever came of it: the next one in line may."""
         connection.path.opening -= 1
+        assert connection.line is not None
+        successor = connection.line.end()
+        if successor is not None:
+            self.kick(successor)
 
     def connection_failed(self, connection: Connection, reply: Reply) -> None:
         """No address of the site gave a session."""
@@ -323,9 +337,9 @@ class Engine:
         path = connection.path
         path.connections.discard(connection)
         self.connections.discard(connection)
-        if not connection.established:
-            path.opening -= 1
         self.limits.release([path.lease, TOTAL])
+        if not connection.established:
+            self._opened(connection)
         if self.stopping:
             if not self.connections:
                 self._empty.set()
@@ -470,7 +484,9 @@ class Engine:
         """Stop a path: its mail leaves memory and comes back when the pause is over; a probe then goes first."""
         path.failures += 1
         path.suspended_until_us = self.clock_us() + int(wait_s * 1_000_000)
-        log.info("%s: suspended for %.0f s: %s", path.name, wait_s, path.reason)
+        # Once is news; while it stays so the events tell.
+        level = logging.INFO if path.failures == 1 else logging.DEBUG
+        log.log(level, "%s: suspended for %.0f s: %s", path.name, wait_s, path.reason)
         event = events.suspended(
             path.name, text=path.reason, until_us=path.suspended_until_us, time_us=self.clock_us())
         next(iter(self.stores.values())).submit(Transaction(events=[event]))
@@ -531,6 +547,8 @@ class Engine:
         if path.waiting_for:
             limit = self.config.delivery.connections if path.waiting_for == TOTAL else path.shaping.connections
             return f"limit of {limit} connections ({path.waiting_for}) is reached"
+        if path in self._opening or path in self._probing:
+            return "many connections are being opened, its turn comes"
         if path.opening:
             return "a connection is being opened" + (f" as a probe, after: {path.reason}" if path.probing else "")
         if path.hold_until_s > time.monotonic():

@@ -1,0 +1,50 @@
+"""How many connections are being opened at once in a worker, and who waits to.
+
+An address that does not answer holds a half-open connection for many seconds. Without a bound ten thousand dead
+domains would be ten thousand greenlets; with one bound for all they would stand in the way of everybody else. So there
+are two lines: sites that failed when last tried have a small one of their own.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+AT_ONCE = 1000
+AT_ONCE_TO_FAILING = 200
+
+
+class Line(Generic[T]):
+    """A bound on connections being opened; those who find it reached stand in line."""
+
+    __slots__ = ("_limit", "_open", "_waiting")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._open = 0
+        self._waiting: OrderedDict[T, None] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<Line: {self._open} of {self._limit}, {len(self._waiting)} wait>"
+
+    def __contains__(self, who: T) -> bool:
+        return who in self._waiting
+
+    def has_room(self, who: T) -> bool:
+        """Whether `who` may open a connection now. If not, it stands in line."""
+        if self._open >= self._limit:
+            self._waiting.setdefault(who)
+            return False
+        self._waiting.pop(who, None)
+        return True
+
+    def begin(self) -> None:
+        """A connection is being opened."""
+        self._open += 1
+
+    def end(self) -> T | None:
+        """It is open, or failed to. Returns who is next."""
+        self._open -= 1
+        return self._waiting.popitem(last=False)[0] if self._waiting else None

@@ -1,0 +1,35 @@
+"""Opening connections is bounded, and nobody who waits for it is forgotten."""
+
+from __future__ import annotations
+
+from mta.delivery.openings import Line
+
+
+def test_the_bound_holds_and_places_go_on_in_order() -> None:
+    """Above the limit one stands in line; each end calls the next, first come first served."""
+    line: Line[str] = Line(2)
+    for who in ("a", "b"):
+        assert line.has_room(who)
+        line.begin()
+
+    assert not line.has_room("c")
+    assert not line.has_room("d")
+    assert not line.has_room("c"), "asking twice gives no second place"
+    assert line.end() == "c"
+    assert line.has_room("c")
+    line.begin()
+    assert line.end() == "d"
+    assert line.end() is None
+
+
+def test_who_comes_at_a_free_moment_leaves_the_line() -> None:
+    """One that waited and then found room is not called again."""
+    line: Line[str] = Line(1)
+    line.begin()
+    assert not line.has_room("a")
+    assert not line.has_room("b")
+    assert line.end() == "a"
+    assert line.has_room("b")
+    line.begin()
+    assert "b" not in line
+    assert line.end() is None
