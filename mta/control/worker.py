@@ -175,7 +175,7 @@ class Worker:
     def reload(self, config: Config) -> None:
         """Take a new configuration for everything that begins from now on."""
         self.settler.retry = RetryClock(config.retry)
-        if config.dns != self.config.dns:
+        if config.dns != self.config.dns or not config.dns.servers:  # /etc/resolv.conf may have changed, too
             # The old one answers what it was asked; nobody asks it any more.
             self.resolver = Resolver(config.dns)
         self.config = config

@@ -132,7 +132,7 @@ class Connection:
                     best = refusal
             if self.stopping:
                 break
-        return best.reply if best is not None else Reply(451, "4.4.4", (self.engine.no_address(self.path),))
+        return best.reply if best is not None else self.engine.no_address(self.path)
 
     def _targets(self) -> Iterator[Target]:
         """Addresses of the hosts by preference, equal ones in random order, at most `delivery.addresses`."""
@@ -208,7 +208,8 @@ class Connection:
         if isinstance(event, Greeted):
             greeter = event.reply.lines[0].partition(" ")[0].lower()
             if greeter == self.engine.config.hostname and not target.host.fixed:
-                raise RefusalError(Reply(451, "4.4.6", (f"{self.name} greets us with our own name: a loop",)), "greeting")
+                text = f"{self.name} greets us with our own name: a loop"
+                raise RefusalError(Reply(451, "4.4.6", (text,)), "greeting")
         elif isinstance(event, Ready):
             version, cipher = self.wire.tls_facts() or ("", "")
             source = self.engine.source_address(target.family) or ""

@@ -564,11 +564,14 @@ class Engine:
         delivery = self.config.delivery
         return delivery.source_ipv6 if family == AF_INET6 else delivery.source_ipv4
 
-    def no_address(self, path: Path) -> str:
+    def no_address(self, path: Path) -> Reply:
         """Why there was no address to try."""
         assert path.route is not None
-        failures = [self.router.addresses(host).failure for host in path.route.hosts]
-        return "; ".join(dict.fromkeys(filter(None, failures))) or "no host has an address"
+        found = [self.router.addresses(host) for host in path.route.hosts]
+        texts = dict.fromkeys(one.failure for one in found if one.failure)
+        # While one name may only be slow to resolve, the site is not known to be without addresses.
+        enhanced = min((one.enhanced for one in found if one.failure), default="4.4.4")
+        return Reply(451, enhanced, ("; ".join(texts) or "no host has an address",))
 
 
 def patience(timeouts: DeliveryTimeouts) -> dict[str, tuple[float, str]]:
