@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import stat
@@ -31,6 +32,8 @@ SPOOL_VERSION: Final = 1
 LOCK_WAIT_S: Final = ORPHAN_GRACE_S + ALARM_MARGIN_S + 3  # children of a dead supervisor are gone by then
 DIRECTORY_MODE: Final = 0o750  # the group of the MTA's user are its operators
 _LOCK_LOOK_S: Final = 0.05
+
+_log = logging.getLogger(__name__)
 
 
 def make_directory(path: str, what: str, owner: Identity | None) -> None:
@@ -73,6 +76,7 @@ def take_lock(directory: str, what: str, owner: Identity | None, wait_s: float =
     path = str(Path(directory, "lock"))
     fd = _open_lock(path, what, owner)
     give_up = time.monotonic() + wait_s
+    told = False
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,6 +98,9 @@ def take_lock(directory: str, what: str, owner: Identity | None, wait_s: float =
                     f"{what} {directory} is still held by processes of an instance that is gone (pid {pids}); "
                     "if they do not end, kill them",
                 ) from None
+            if not told:
+                told = True
+                _log.warning("%s %s: waiting for processes that an earlier instance left behind", what, directory)
             time.sleep(_LOCK_LOOK_S)  # flock(2) has no time-out of its own
     os.ftruncate(fd, 0)
     os.pwrite(fd, b"%d\n" % os.getpid(), 0)
