@@ -98,19 +98,26 @@ class EventLog:
             self._files.close(fd)
 
     def _write(self, lines: bytes, time_us: int, end: Position) -> None:
-        _, name, length = self.mark
         if lines:
-            if self._fd < 0 or length >= self.size:
-                if self._fd >= 0:
-                    self._files.fdatasync(self._fd)  # a checkpoint syncs only the file that is current then
-                name, length = next_name(time_us, name), 0
-                fd = self._files.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                self.close()
-                self._fd = fd
-                self._files.fsync_directory(self._directory)
-            self._files.write_all(self._fd, [lines], length)
-            length += len(lines)
-        self.mark = EventMark(end, name, length)
+            if self._fd < 0 or self.mark.length >= self.size:
+                self._rotate(time_us)
+            self._files.write_all(self._fd, [lines], self.mark.length)
+        self.mark = EventMark(end, self.mark.file, self.mark.length + len(lines))
+
+    def _rotate(self, time_us: int) -> None:
+        """Begin a new file."""
+        if self._fd >= 0:
+            self._files.fdatasync(self._fd)  # a checkpoint syncs only the file that is current then
+        name = next_name(time_us, self.mark.file)
+        fd = self._files.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            self._files.fsync_directory(self._directory)
+        except OSError:
+            self._files.close(fd)
+            raise
+        self.close()
+        self._fd = fd
+        self.mark = EventMark(self.mark.journal, name, 0)
 
     # -- the index thread's ------------------------------------------------------------------------------------------
 

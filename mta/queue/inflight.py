@@ -27,8 +27,10 @@ class Inflight:
         """Open, or create. The marks that are found there are in `left_over`. Raises OSError."""
         self._files = files
         self._fd = files.open(path, os.O_RDWR | os.O_CREAT)
-        self._size = max(_FIRST_SIZE, os.fstat(self._fd).st_size // _SLOT.size * _SLOT.size)
-        files.allocate(self._fd, self._size)  # a hole would be a SIGBUS when the disk is full
+        self._size = os.fstat(self._fd).st_size // _SLOT.size * _SLOT.size
+        if self._size < _FIRST_SIZE:
+            self._size = _FIRST_SIZE
+            files.allocate(self._fd, self._size)  # a hole would be a SIGBUS when the disk is full
         self._map = mmap.mmap(self._fd, self._size)
         self._slots: dict[Key, int] = {}
         self._free: list[int] = []

@@ -29,6 +29,8 @@ _start_new_thread: Final = _original("_thread", "start_new_thread")
 allocate_lock: Final = _original("_thread", "allocate_lock")
 NativeQueue: Final = _original("queue", "SimpleQueue")
 
+_LONGEST_WAIT_S: Final = 86_400.0  # the kernel's timeouts end somewhere
+
 _T = TypeVar("_T")
 
 Completions = deque[tuple[Callable[[Any], None], Any]]
@@ -116,10 +118,11 @@ class WorkThread:
             if self._alarm_at is None:
                 item = self._work.get()
             else:
-                item = self._work.get(timeout=max(0.0, self._alarm_at - time.monotonic()))
+                item = self._work.get(timeout=min(max(0.0, self._alarm_at - time.monotonic()), _LONGEST_WAIT_S))
         except Empty:
-            self._alarm_at = None
-            self._complete(self._on_alarm, None)
+            if self._alarm_at is not None and time.monotonic() >= self._alarm_at:
+                self._alarm_at = None
+                self._complete(self._on_alarm, None)
             return True
         if item is None:
             return False

@@ -53,8 +53,8 @@ def recover(index: Index, events: EventLog, reader: JournalReader) -> Position:
                                 f"whole but makes no sense: {error}") from None
         if frame.start >= copied:
             events.append(lines, frame.time_us, frame.end)
-            if events.error is not None:
-                raise events.error
+            if events.error is not None and events.is_choked:
+                raise events.error  # less than that can be written when there is space again
         if effects.size > _ENTRIES:
             _take_in(index, effects, frame.end, events)
             effects = Effects()

@@ -135,7 +135,6 @@ class Store:
             compactor = Compactor(self._index, shard.journal, config.store.segment_size, files)
             self._indexer = Indexer(shard, self._index, self._journal, self._events, compactor, config.events.keep)
             self._indexer.sweep()
-            self._journal.prepare()
             self._inflight = Inflight(shard.inflight, files)
             undo.pop_all()
         for key in list(self._inflight.left_over):
@@ -143,6 +142,7 @@ class Store:
                 self._inflight.clear(key)
         self._index.suspects = self._inflight.left_over
         self._writer = GroupWriter(self._journal, self._events, clock_us)
+        self._writer.finish()
         self._room = Room(shard.directory, config.store.reserve, files)
         self.last_id = self._index.state.last_id
 

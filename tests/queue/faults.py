@@ -104,7 +104,7 @@ class Failing(Unsynced):
 
     def open(self, path: Path, flags: int) -> int:
         """Making a file may fail."""
-        if flags & os.O_CREAT:
+        if flags & os.O_CREAT and not path.exists():
             self._fail("create")
         return super().open(path, flags)
 

@@ -49,8 +49,8 @@ class Bench:
         self.directory = directory
         self.clock = Clock()
         self._woken = threading.Event()
-        self.store = Store.open(directory, settings or config(), 0, self._woken.set, clock_us=self.clock, files=files or Unsynced(),
-                                boot_id=boot_id)
+        self.store = Store.open(directory, settings or config(), 0, self._woken.set, clock_us=self.clock,
+                                files=files or Unsynced(), boot_id=boot_id)
         self.ids = IdSource(0, self.store.last_id, self.clock)
         self.checkpoints: list[list[tuple[str, int | None]]] = []
         self.store.on_checkpoint = self.checkpoints.append
@@ -112,7 +112,7 @@ class Bench:
         assert last is None
         return sorted((d for _, name in found for d in self.load(name)), key=lambda delivery: delivery.key)
 
-    def keys(self) -> list[Key]:
+    def queued(self) -> list[Key]:
         """The keys of all deliveries."""
         return [delivery.key for delivery in self.queue()]
 

@@ -88,11 +88,11 @@ def test_a_torn_frame_counts_for_nothing(tmp_path: Path) -> None:
         file.seek(end + 2 * PAGE)  # the head is there, the content is not
         file.write(bytes(PAGE))
     bench = Bench(bench.directory)
-    assert bench.keys() == [kept.key]
+    assert bench.queued() == [kept.key]
     assert bench.events() == b""
     [new] = bench.accept("c.test")
     bench = bench.crash()
-    assert bench.keys() == [kept.key, new.key]
+    assert bench.queued() == [kept.key, new.key]
     bench.close()
 
 
@@ -108,7 +108,7 @@ def test_damage_is_not_taken_for_a_torn_tail(tmp_path: Path, caplog: pytest.LogC
         file.seek(end + 20)
         file.write(b"\0\0\0\0")
     bench = Bench(bench.directory)
-    assert bench.keys() == [first.key, third.key]
+    assert bench.queued() == [first.key, third.key]
     assert f"damaged from {end} to {end + PAGE}" in caplog.text
     [aside] = (bench.directory / "quarantine").iterdir()
     assert b"b.test" in aside.read_bytes()
@@ -129,7 +129,7 @@ def test_damage_in_an_older_segment_is_found(tmp_path: Path, caplog: pytest.LogC
         file.seek(end + 20)
         file.write(b"\0\0\0\0")
     bench = Bench(bench.directory)
-    assert bench.keys() == [first.key, third.key]
+    assert bench.queued() == [first.key, third.key]
     assert f"segment 1 of the journal is damaged from {end} to {end + PAGE}" in caplog.text
     bench.close()
 
@@ -142,13 +142,13 @@ def test_mail_that_looks_like_a_frame_is_mail(tmp_path: Path) -> None:
     frame = segment_file(bench).read_bytes()[PAGE:end]
     other = Bench(tmp_path / "001")
     other.accept("b.test", content=b"x" * 3800 + frame * 3)
-    [mine] = other.keys()
+    [mine] = other.queued()
     other.store.abandon()
     with segment_file(other).open("r+b") as file:
         file.seek(PAGE)
         file.write(b"\0" * 8)  # the frame with the forged ones in it is torn
     after = Bench(other.directory)
-    assert after.keys() == [mine] or after.keys() == []
+    assert after.queued() == [mine] or after.queued() == []
     after.close()
     bench.close()
 
@@ -173,7 +173,7 @@ def test_a_lost_index_is_made_again_from_the_journal(tmp_path: Path) -> None:
     bench.close()
     shutil.rmtree(bench.directory / "queue.mdb")
     bench = Bench(bench.directory)
-    assert bench.keys() == [d.key for pair in sent for d in pair][1:]
+    assert bench.queued() == [d.key for pair in sent for d in pair][1:]
     assert bench.counts() == Counts(5, 9, 9)
     assert bench.events() == b'{"n":1}\n'
     bench.close()
@@ -246,7 +246,7 @@ def test_segments_that_nothing_needs_are_gone_after_a_start(tmp_path: Path) -> N
 def test_a_crash_after_the_final_dot_is_remembered(tmp_path: Path) -> None:
     """A delivery that was in flight is marked as a possible duplicate, and no other one (I2)."""
     bench = Bench(tmp_path / "000")
-    flying, waiting = bench.accept("a.test", "b.test")
+    [flying, _] = bench.accept("a.test", "b.test")
     bench.store.mark_inflight(flying)
     for _ in range(2):  # it stays so over a second crash
         bench = bench.crash()
@@ -271,7 +271,7 @@ def test_a_mark_goes_with_the_outcome(tmp_path: Path, how: str) -> None:
     assert len(bench.store._inflight) == 0
     bench = bench.crash()
     assert [d.maybe_duplicate for d in bench.queue()] == [False] * (1 if how == "removed" else 2)
-    assert other.key in bench.keys()
+    assert other.key in bench.queued()
     bench.close()
 
 
@@ -301,7 +301,7 @@ def test_a_power_failure_makes_all_due_deliveries_suspect(tmp_path: Path) -> Non
     bench = bench.crash(boot_id="boot 2")  # only the process this time: the old suspicion stays, no new one comes
     assert {d.domain: d.maybe_duplicate for d in bench.queue()} == {
         "due.test": True, "later.test": False, "new.test": False}
-    assert new.key in bench.keys()
+    assert new.key in bench.queued()
     bench.close()
 
 
@@ -445,10 +445,10 @@ def test_a_segment_that_was_begun_in_vain_is_used_again(tmp_path: Path) -> None:
     assert begun is not None
     begun.close()
     bench = Bench(bench.directory)
-    assert bench.keys() == [first.key]
+    assert bench.queued() == [first.key]
     [third] = bench.accept("c.test")
     bench = bench.crash()
-    assert bench.keys() == [first.key, third.key]
+    assert bench.queued() == [first.key, third.key]
     bench.close()
 
 
@@ -459,5 +459,5 @@ def test_configuration_may_change_between_lives(tmp_path: Path) -> None:
     bench = bench.crash(settings=config(segment_size=3_000_000))
     sent += [bench.accept("a.test", content=bytes(400_000))[0].key for _ in range(4)]
     bench = bench.crash()
-    assert bench.keys() == sent
+    assert bench.queued() == sent
     bench.close()

@@ -59,7 +59,7 @@ def test_mail_that_comes_and_goes_never_touches_the_index(bench: Bench) -> None:
         bench.commit(removal(bench.accept("a.test", "b.test")))
     assert bench.counts() == Counts(0, 0, 0)
     assert bench.store._effects.size == 0
-    assert bench.keys() == []
+    assert bench.queued() == []
     bench.close()
 
 
@@ -89,7 +89,7 @@ def test_removing_twice_counts_once(bench: Bench) -> None:
     bench.checkpoint()
     bench.commit(removal([first]))
     bench.commit(removal([first, first]))
-    assert bench.keys() == [second.key]
+    assert bench.queued() == [second.key]
     assert bench.counts() == Counts(1, 1, 1)
     bench.close()
 
@@ -102,7 +102,7 @@ def test_an_update_does_not_bring_back_what_was_removed(bench: Bench, stored: bo
         bench.checkpoint()
     bench.commit(removal([sent]))
     bench.commit(Transaction(updates=[sent]))
-    assert bench.keys() == []
+    assert bench.queued() == []
     assert bench.counts() == Counts(0, 0, 0)
     bench.close()
 
@@ -270,7 +270,7 @@ def test_what_cannot_be_stored_is_refused_at_once(bench: Bench) -> None:
         bench.store.submit(Transaction([(sent.message, [sent, sent])]))
     with pytest.raises(ValueError, match="mark"):
         bench.store.submit(Transaction(marks=[(b"", b"")]))
-    assert bench.keys() == []
+    assert bench.queued() == []
     bench.close()
 
 
@@ -453,7 +453,7 @@ def test_close_writes_what_is_pending(bench: Bench) -> None:
     bench.store.submit(Transaction([(deliveries[0].message, deliveries)]), told.append)
     bench.close()
     assert told == [None]
-    assert Bench(bench.directory).keys() == [deliveries[0].key]
+    assert Bench(bench.directory).queued() == [deliveries[0].key]
 
 
 def test_a_subclass_is_opened_as_itself(tmp_path: Path) -> None:

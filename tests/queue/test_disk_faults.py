@@ -1,0 +1,368 @@
+"""A disk that is full, slow to come back, or broken: nothing is lost, nothing is damaged, and it recovers by itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from mta.queue.store import Counts, StoreError, StoreFull, StoreUnusable, Transaction
+from tests.queue.faults import BROKEN, NO_SPACE, Failing
+from tests.queue.helpers import START_US, Bench, config, outcome, removal
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again soon."""
+    monkeypatch.setattr("mta.queue.store.RETRY_S", 0.01)
+
+
+@pytest.mark.parametrize("partial", [0, 1, 100, 5000])
+def test_a_full_disk_refuses_mail_and_settles_later(tmp_path: Path, partial: int) -> None:
+    """Accepts fail with StoreFull, so that clients are told to come back; removals and updates are done in the end."""
+    files = Failing("pwritev")
+    bench = Bench(tmp_path / "000", files=files)
+    one, two = bench.accept("a.test", "b.test")
+    files.error, files.partial = NO_SPACE, partial
+    told: list[object] = []
+    bench.store.submit(removal([one], b'{"n":1}'), told.append)
+    bench.store.submit(Transaction(updates=[outcome(two, due_us=START_US + 9)], events=[b'{"n":2}']), told.append)
+    bench.store.flush()
+    error = bench.commit(Transaction([(d.message, [d]) for d in bench.make("c.test", content=bytes(9000))]))
+    assert isinstance(error, StoreFull)
+    assert "no space left" in str(error)
+    assert bench.store.room() == str(error)
+    bench.until(lambda: files.failures > 5)
+    assert told == []
+    files.error = 0
+    bench.until(lambda: len(told) == 2)
+    assert told == [None, None]
+    assert bench.store.room() is None
+    [three] = bench.accept("c.test")
+    assert [(d.key, d.due_us) for d in bench.crash().queue()] == [(two.key, START_US + 9), (three.key, START_US)]
+
+
+def test_what_settles_fits_where_mail_does_not(tmp_path: Path) -> None:
+    """A group that is too large for the disk is tried again without its mail, at once."""
+
+    class Nearly(Failing):
+        """A disk on which only small writes succeed."""
+
+        def pwritev(self, fd: int, buffers: object, offset: int) -> int:
+            """Fails above 10 kB."""
+            data = b"".join(buffers)  # type: ignore[arg-type]
+            if len(data) > 10_000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return os.pwrite(fd, data, offset)
+
+    bench = Bench(tmp_path / "000", files=Nearly())
+    [one] = bench.accept("a.test")
+    told: list[object] = []
+    new = bench.make("b.test", content=bytes(20_000))
+    bench.store.submit(Transaction([(new[0].message, new)]), told.append)
+    bench.store.submit(removal([one]), told.append)
+    bench.store.flush()
+    bench.until(lambda: len(told) == 2)
+    assert sorted(map(type, told), key=str) == [type(None), StoreFull]
+    assert bench.queued() == []
+    bench.close()
+
+
+def test_a_notification_is_not_dropped(tmp_path: Path) -> None:
+    """A transaction that accepts a DSN and removes what it is about is kept as a whole."""
+    files = Failing("pwritev")
+    bench = Bench(tmp_path / "000", files=files)
+    [bounced] = bench.accept("a.test")
+    [dsn] = bench.make("sender.test")
+    files.error = NO_SPACE
+    told: list[object] = []
+    bench.store.submit(Transaction([(dsn.message, [dsn])], removes=[bounced]), told.append)
+    bench.store.flush()
+    bench.until(lambda: files.failures > 2)
+    files.error = 0
+    bench.until(lambda: told)
+    assert told == [None]
+    assert bench.crash().queued() == [dsn.key]
+
+
+def test_what_the_disk_did_not_take_is_not_loaded(tmp_path: Path) -> None:
+    """While a removal waits for the disk, its delivery does not come back, nor hide others behind it."""
+    files = Failing("pwritev")
+    bench = Bench(tmp_path / "000", files=files)
+    first, second = (bench.accept("a.test", due_us=START_US + n)[0] for n in range(2))
+    bench.checkpoint()
+    files.error = NO_SPACE
+    bench.store.submit(removal([first]))
+    bench.store.flush()
+    bench.until(lambda: files.failures)
+    assert [d.key for d in bench.load("a.test", limit=1)] == [second.key]
+    files.error = 0
+    assert bench.commit(Transaction(events=[b"{}"])) is None
+    bench.close()
+
+
+def test_a_crash_on_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """What was refused is not there, what was confirmed is, what was being settled is still queued."""
+    for partial in (0, 300, 4096, 8192):
+        files = Failing("pwritev", "truncate", "allocate")
+        bench = Bench(tmp_path / f"{partial}", files=files)
+        [one] = bench.accept("a.test")
+        files.error, files.partial = NO_SPACE, partial
+        new = bench.make("b.test", content=bytes(6000))
+        bench.store.submit(removal([one]))
+        assert isinstance(bench.commit(Transaction([(new[0].message, new)])), StoreFull)
+        files.partial = 0
+        bench.until(lambda files=files: files.failures > 4)
+        bench = bench.crash()
+        assert bench.queued() == [one.key]
+        bench.close()
+
+
+@pytest.mark.parametrize("operation", ["pwritev", "fdatasync"])
+def test_a_broken_segment_is_given_up(tmp_path: Path, operation: str) -> None:
+    """After a failed sync nobody knows what is on the disk: what follows goes to another segment."""
+    files = Failing(operation)
+    bench = Bench(tmp_path / "000", files=files)
+    [one] = bench.accept("a.test")
+    files.error = BROKEN
+    error = bench.commit(Transaction([(d.message, [d]) for d in bench.make("b.test")]))
+    assert isinstance(error, StoreError)
+    assert not isinstance(error, StoreFull)
+    assert "Input/output error" in str(error)
+    files.error = 0
+    [two] = bench.accept("c.test")
+    assert one.message.body is not None
+    assert two.message.body is not None
+    assert (one.message.body.segment, two.message.body.segment) == (1, 2)
+    bench = bench.crash()
+    assert bench.queued() == [one.key, two.key]
+    assert (bench.directory / "journal" / "00000001.seg").stat().st_size <= 8192
+    bench.close()
+
+
+def test_a_frame_that_was_refused_does_not_come_back(tmp_path: Path) -> None:
+    """A frame that was written whole, but whose sync failed, is void also when nothing could be cut off."""
+    files = Failing("fdatasync", "truncate")
+    bench = Bench(tmp_path / "000", files=files)
+    bench.accept("a.test")
+    files.error = BROKEN
+    assert bench.commit(Transaction([(d.message, [d]) for d in bench.make("refused.test")])) is not None
+    files.error = 0
+    bench.accept("b.test")
+    assert [d.domain for d in bench.crash().queue()] == ["a.test", "b.test"]
+
+
+@pytest.mark.parametrize("operation", ["allocate", "create", "fsync_directory"])
+def test_no_new_segment(tmp_path: Path, operation: str) -> None:
+    """When the next segment cannot be made, mail is refused until it can."""
+    files = Failing(operation)
+    bench = Bench(tmp_path / "000", files=files)
+    bench.accept("a.test", content=bytes(400_000))
+    files.error = NO_SPACE
+    bench.accept("a.test", content=bytes(500_000))
+    error = bench.commit(Transaction([(d.message, [d]) for d in bench.make("b.test", content=bytes(500_000))]))
+    assert isinstance(error, StoreFull)
+    files.error = 0
+    bench.accept("c.test", content=bytes(500_000))
+    assert len(bench.crash().queued()) == 3
+
+
+def test_a_small_segment_is_better_than_none(tmp_path: Path) -> None:
+    """With too little space for a whole segment, what settles mail still finds a place."""
+
+    class Small(Failing):
+        """A disk that has room for two megabytes only."""
+
+        def allocate(self, fd: int, size: int) -> None:
+            """Fails above that."""
+            if self.error and size > 2_000_000:
+                raise OSError(self.error, os.strerror(self.error))
+            super().allocate(fd, size)
+
+    files = Small()
+    bench = Bench(tmp_path / "000", config(segment_size=8_000_000), files)
+    sent = bench.accept("a.test", content=bytes(7_900_000))
+    bench.store._journal._drop_spare()
+    files.error = NO_SPACE
+    bench.commit(removal(bench.accept("b.test", content=bytes(200_000))))
+    bench.commit(removal(sent))
+    assert bench.crash().queued() == []
+
+
+def test_checkpoints_that_fail_are_made_up_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While the index cannot be written all goes on in memory, and afterwards it has everything, once."""
+    files = Failing("commit")
+    bench = Bench(tmp_path / "000", files=files)
+    old = bench.accept("a.test", "b.test", recipients=2)
+    bench.checkpoint()
+    files.error = NO_SPACE
+    bench.commit(Transaction(updates=[outcome(old[0], due_us=START_US + 5)], marks=[(b"k", b"v")]))
+    new = bench.accept("a.test", "c.test")
+    bench.checkpoint()  # answered as of the last one that succeeded
+    assert bench.load("c.test") == []
+    bench.commit(removal([old[1], new[0]]))
+    bench.commit(Transaction(updates=[outcome(new[1], due_us=START_US + 7)]))
+    bench.checkpoint()
+    bench.commit(Transaction(updates=[outcome(old[0], due_us=START_US + 6)]))
+    assert "the index cannot be written" in caplog.text
+    assert bench.load("a.test") == []
+    files.error = 0
+    bench.until(lambda: len(bench.checkpoints) == 2)
+    expected = [(old[0].key, START_US + 6), (new[1].key, START_US + 7)]
+    assert [(d.key, d.due_us) for d in bench.queue()] == expected
+    assert bench.counts() == Counts(2, 2, 3)
+    bench = bench.crash()
+    assert [(d.key, d.due_us) for d in bench.queue()] == expected
+    assert bench.answer(bench.store.has_mark, b"k") == b"v"
+    assert bench.counts() == Counts(2, 2, 3)
+    bench.close()
+
+
+def test_a_commit_that_only_seemed_to_fail_counts_once(tmp_path: Path) -> None:
+    """The last sync of a commit may fail although it has happened: then nothing is entered twice."""
+    files = Failing("committed")
+    bench = Bench(tmp_path / "000", files=files)
+    one, two = bench.accept("a.test", "b.test")
+    files.error = BROKEN
+    bench.checkpoint()
+    files.error = 0
+    assert bench.queued() == [one.key, two.key]
+    bench.commit(removal([one]))
+    bench.checkpoint()
+    assert bench.counts() == Counts(1, 1, 1)
+    bench.close()
+
+
+def test_events_that_cannot_be_written_are_written_later(tmp_path: Path) -> None:
+    """Event lines wait while their file cannot be written; none is lost, repeated or out of order."""
+
+    class EventsFail(Failing):
+        """Fails for small writes at the beginning of the file, which those to the journal are not."""
+
+        def pwritev(self, fd: int, buffers: object, offset: int) -> int:
+            """Event lines are short."""
+            if len(b"".join(buffers)) < 4096:  # type: ignore[arg-type]
+                self._fail("pwritev")
+            return os.pwrite(fd, b"".join(buffers), offset)  # type: ignore[arg-type]
+
+    files = EventsFail("pwritev")
+    bench = Bench(tmp_path / "000", files=files)
+    bench.commit(Transaction(events=[b"0"]))
+    bench.store._disk_thread.call(lambda: None)
+    files.error = NO_SPACE
+    for n in range(1, 5):
+        bench.commit(Transaction(events=[b"%d" % n]))
+    bench.accept("a.test")
+    bench.checkpoint()  # of the queue: the events stay behind
+    assert bench.store._index.state.events.journal < bench.store._index.state.position
+    assert bench.events() == b"0\n"
+    bench = bench.crash()
+    assert bench.events() == b"0\n1\n2\n3\n4\n"
+    bench.commit(Transaction(events=[b"5"]))
+    bench.close()
+    assert bench.events() == b"0\n1\n2\n3\n4\n5\n"
+
+
+def test_a_start_on_a_full_disk(tmp_path: Path) -> None:
+    """A shard opens when there is no space at all: its events and its next segment come when there is."""
+    bench = Bench(tmp_path / "000")
+    [one] = bench.accept("a.test")
+    bench.commit(Transaction(events=[b"1"]))
+    bench.store._disk_thread.call(lambda: None)
+    files = Failing("pwritev", "create", "allocate")
+    files.error = NO_SPACE
+    bench.store.abandon()
+    for path in (bench.directory / "events").iterdir():
+        path.unlink()
+    bench = Bench(bench.directory, files=files)
+    assert bench.queued() == [one.key]
+    assert isinstance(bench.commit(Transaction([(d.message, [d]) for d in bench.make("b.test")])), StoreFull)
+    files.error = 0
+    bench.commit(removal([one], b"2"))
+    bench.close()
+    assert bench.events() == b"1\n2\n"
+
+
+def test_the_journal_waits_for_the_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines that wait in memory are bounded: then mail is refused until they can be written."""
+    monkeypatch.setattr("mta.queue.eventlog._BACKLOG", 10)
+    files = Failing("create")
+    bench = Bench(tmp_path / "000", files=files)
+    files.error = NO_SPACE
+    bench.commit(Transaction(events=[b"0123456789"]))
+    assert isinstance(bench.commit(Transaction([(d.message, [d]) for d in bench.make("a.test")])), StoreFull)
+    files.error = 0
+    told: list[object] = []
+    bench.store.submit(Transaction(events=[b"1"]), told.append)
+    bench.store.flush()
+    bench.until(lambda: told)
+    bench.close()
+    assert bench.events() == b"0123456789\n1\n"
+
+
+def test_an_event_file_that_cannot_be_synced_is_copied_again(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After a failed sync the journal is kept from there on, and the next start writes the events anew."""
+
+    class EventSyncFails(Failing):
+        """Fails when the index thread syncs the event file, which it does by a descriptor of its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.own: set[int] = set()
+
+        def open(self, path: Path, flags: int) -> int:
+            """Remember that descriptor."""
+            fd = super().open(path, flags)
+            if path.suffix == ".jsonl" and flags == os.O_WRONLY:
+                self.own.add(fd)
+            else:
+                self.own.discard(fd)
+            return fd
+
+        def fdatasync(self, fd: int) -> None:
+            """Fail for it."""
+            if fd in self.own:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    bench = Bench(tmp_path / "000", files=EventSyncFails())
+    for n in range(3):
+        bench.accept("a.test")
+        bench.commit(Transaction(events=[b"%d" % n]))
+        bench.checkpoint()
+    assert "cannot be made durable" in caplog.text
+    assert caplog.text.count("cannot be made durable") == 1
+    assert bench.store._index.state.events.length == 0
+    bench.store.abandon()
+    for path in (bench.directory / "events").iterdir():
+        path.write_bytes(b"what a disk leaves")
+    bench = Bench(bench.directory)
+    assert bench.events() == b"0\n1\n2\n"
+    assert len(bench.queued()) == 3
+    bench.close()
+
+
+def test_close_says_what_stays_behind(tmp_path: Path) -> None:
+    """An end on a full disk is not a clean one."""
+    files = Failing("pwritev")
+    bench = Bench(tmp_path / "000", files=files)
+    [one] = bench.accept("a.test")
+    files.error = NO_SPACE
+    bench.store.submit(removal([one]))
+    with pytest.raises(StoreError, match="1 transactions could not be written"):
+        bench.close()
+    bench = Bench(bench.directory, boot_id="boot 2")
+    assert [d.maybe_duplicate for d in bench.queue()] == [True]
+    bench.close()
+
+
+def test_a_start_on_a_broken_disk_says_so(tmp_path: Path) -> None:
+    """And it can be tried again."""
+    files = Failing("commit")
+    files.error = BROKEN
+    with pytest.raises(StoreUnusable, match="cannot be opened: .*Input/output error"):
+        Bench(tmp_path / "000", files=files)
+    files.error = 0
+    Bench(tmp_path / "000", files=files).close()
