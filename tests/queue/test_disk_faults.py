@@ -362,7 +362,7 @@ def test_a_start_on_a_broken_disk_says_so(tmp_path: Path) -> None:
     """And it can be tried again."""
     files = Failing("commit")
     files.error = BROKEN
-    with pytest.raises(StoreUnusable, match="cannot be opened: .*Input/output error"):
+    with pytest.raises(StoreUnusable, match=r"cannot be opened: .*Input/output error"):
         Bench(tmp_path / "000", files=files)
     files.error = 0
     Bench(tmp_path / "000", files=files).close()

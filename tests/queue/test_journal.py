@@ -95,7 +95,7 @@ def test_the_next_segment_is_ready_before_it_is_needed(tmp_path: Path) -> None:
     bench.store._disk_thread.call(lambda: None)
     assert segment_numbers(bench.directory / "journal") == [1, 2]
     before = files.calls["fsync_directory"]
-    bench.accept("a.test", content=bytes(600_000))
+    bench.accept("a.test", content=bytes(450_000))  # the beginning of segment 2, and less than half of it
     assert files.calls["fsync_directory"] == before
     bench.close()
 

@@ -30,7 +30,7 @@ def life(directory: Path, seed: int, seconds: float) -> list[list[str]]:
 
 
 def test_nothing_that_was_confirmed_is_lost(tmp_path: Path) -> None:
-    """Over several lives: what was accepted is there, what was removed is not, and every event is there once (I1, I2)."""
+    """Over several lives: what was accepted is there, what was removed is not, every event is there once (I1, I2)."""
     rng = random.Random(7)
     directory = tmp_path / "000"
     queue: dict[int, int] = {}  # due time

@@ -236,7 +236,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert dict(self.bench.answer(self.bench.store.list_marks, b"", 100)) == self.durable.marks
         in_segments = self.bench.store._index.segments.values()
         assert sum(use.messages for use in in_segments) == self.durable.counts().messages
-    @rule(queue=st.sampled_from([*QUEUES, "s.test", "none.test"]), before=TIMES, limit=st.integers(0, 5), data=st.data())
+
+    @rule(queue=st.sampled_from([*QUEUES, "s.test", "none.test"]), before=TIMES, limit=st.integers(0, 5),
+          data=st.data())
     def load(self, queue: str, before: int, limit: int, data: st.DataObject) -> None:
         """A load finds what is in the index, due, not excluded and not touched since."""
         exclude = set(data.draw(st.lists(st.sampled_from([d.key for d in self.known]), max_size=4)))
