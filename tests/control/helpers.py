@@ -30,6 +30,7 @@ class Fixture:
         self._reports = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._reports.bind(str(directory / "reports"))
         self._facts: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._pids: set[int] = set()
         # Read at once: ten datagrams fill the socket, and then children would wait in the middle of what they do.
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
@@ -63,7 +64,10 @@ class Fixture:
 
     def _receive(self) -> None:
         while data := self._reports.recv(65_536):
-            self._facts.put(json.loads(data))
+            fact = json.loads(data)
+            if fact["what"] == "started":
+                self._pids.add(fact["pid"])
+            self._facts.put(fact)
 
     def report(self, child: str, what: str) -> dict[str, Any]:
         """Wait for a report of a child; others before it are passed over."""
@@ -85,7 +89,15 @@ class Fixture:
         return found
 
     def close(self) -> None:
-        """End everything."""
+        """End everything, also children of a broken supervisor."""
+        for running in self.running:
+            running.kill()
+        for pid in self._pids:
+            try:
+                if b"_child.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+            except (FileNotFoundError, ProcessLookupError):
+                pass  # as it should be
         for running in self.running:
             running.close()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
@@ -157,11 +169,14 @@ class Running:
             self.lines.append(line)
         return "\n".join(self.lines)
 
-    def close(self) -> None:
-        """Kill what still runs; the fake children follow."""
+    def kill(self) -> None:
+        """End the supervisor; its children follow."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+    def close(self) -> None:
+        """Wait until nobody can write to stderr any more."""
         self._thread.join(PATIENCE_S)
         assert self.process.stderr is not None
         self.process.stderr.close()
