@@ -178,5 +178,6 @@ class Running:
     def close(self) -> None:
         """Wait until nobody can write to stderr any more."""
         self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), "a child of the supervisor outlived the test"
         assert self.process.stderr is not None
         self.process.stderr.close()
