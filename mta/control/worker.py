@@ -19,9 +19,8 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
-import gevent.event  # noqa: E402
 import gevent.select  # noqa: E402
-from gevent.hub import get_hub  # noqa: E402
+from gevent.hub import Waiter, get_hub  # noqa: E402
 
 from mta.config.schema import Config  # noqa: E402
 from mta.control.answers import Answers  # noqa: E402
@@ -116,9 +115,9 @@ class Worker:
 
     def submit(self, envelope: Envelope, content: bytes, source: Source) -> Reply:
         """Accept one message of a session; returns when it is on stable storage, or refused. Hot path."""
-        answer = gevent.event.AsyncResult()
-        self.intake.submit(envelope, content, source, answer.set)
-        reply: Reply = answer.get()
+        waiter = Waiter()
+        self.intake.submit(envelope, content, source, waiter.switch)
+        reply: Reply = waiter.get()
         return reply
 
     def commit(self, accepted: Accepted, done: Any) -> None:
