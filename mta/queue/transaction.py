@@ -61,7 +61,7 @@ class Move:
 class Encoded:
     """A transaction as it goes to the disk, and what is to be done when it is there."""
 
-    operations: bytes
+    operations: bytes  # all but the events: those of a group become one operation
     blobs: list[bytes]
     size: int
     events: bytes  # each line with its newline
@@ -136,14 +136,17 @@ def encode(tx: Transaction, done: Done | None = None) -> Encoded:
     for key in tx.unmarks:
         parts.append(pack((UNMARK, _mark_key(key))))
         marks[key] = None
-    events = b""
-    if tx.events:
-        events = b"\n".join((*tx.events, b""))
-        parts.append(pack((EVENTS, events)))
+    lines = tx.events
+    events = b"" if not lines else lines[0] + b"\n" if len(lines) == 1 else b"\n".join((*lines, b""))
     operations = b"".join(parts)
-    must = bool(tx.updates or tx.removes or tx.unmarks or not accepts)
-    return Encoded(operations, blobs, size + len(operations), events, must, accepts, updates, list(tx.removes), marks,
-                   [], done)
+    must = bool(tx.removes or tx.updates or tx.unmarks or not accepts)
+    return Encoded(operations, blobs, size + len(operations) + len(events), events, must, accepts, updates,
+                   list(tx.removes), marks, [], done)
+
+
+def encode_events(lines: bytes) -> bytes:
+    """The operation that brings the event lines of a group, after those that it tells of."""
+    return pack((EVENTS, lines)) if lines else b""
 
 
 def encode_moves(moves: list[Move], done: Done | None = None) -> Encoded:

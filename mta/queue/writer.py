@@ -13,7 +13,7 @@ from mta.queue.errors import StoreError, StoreFull
 from mta.queue.eventlog import EventLog
 from mta.queue.journal import Journal
 from mta.queue.records import BodyRef
-from mta.queue.transaction import Encoded
+from mta.queue.transaction import Encoded, encode_events
 
 _PREPARE_AGAIN_S: Final = 5.0
 
@@ -74,8 +74,11 @@ class GroupWriter:
             raise self._events.error
         time_us = self._clock_us()
         contents = [content for encoded in group for content in encoded.blobs]
-        written = self._journal.append(b"".join([encoded.operations for encoded in group]), contents, time_us)
-        self._lines = (b"".join([encoded.events for encoded in group]), time_us, written.end)
+        lines = b"".join([encoded.events for encoded in group])
+        operations = [encoded.operations for encoded in group]
+        operations.append(encode_events(lines))
+        written = self._journal.append(b"".join(operations), contents, time_us)
+        self._lines = (lines, time_us, written.end)
         return Group(group, failed, failure, written.end, written.size, written.blobs)
 
 

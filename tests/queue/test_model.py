@@ -275,4 +275,4 @@ def test_the_store_holds_what_the_model_holds(monkeypatch: pytest.MonkeyPatch) -
     """Any sequence of accepts, updates, removals, checkpoints, failures, crashes and restarts."""
     monkeypatch.setattr("mta.queue.store.RETRY_S", 0.002)
     run_state_machine_as_test(StoreMachine, settings=settings(
-        max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)))
+        max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)))
