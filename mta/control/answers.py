@@ -14,6 +14,7 @@ import gevent.event
 from mta.control import protocol
 from mta.control.protocol import RequestError
 from mta.queue.ids import format_id, parse_id, shard_of
+from mta.queue.index import QueueTotals
 from mta.queue.records import (
     EIGHT_BIT,
     NOTIFICATION,
@@ -89,14 +90,22 @@ class Answers:
         names = arguments.get("names")
         patterns = [glob.escape(str(name)) for name in names] if names is not None else [
             str(arguments.get("pattern", ""))]
-        rows = []
+        rows: list[protocol.QueueRow] = []
+        result = protocol.QueueList()
         for shard, store in self._worker.stores.items():
             for pattern in patterns:
-                found: list[QueueInfo] = _ask(store.list_queues, pattern, limit)
+                found: list[QueueInfo]
+                totals: QueueTotals
+                found, totals = _ask_pair(store.list_queues, pattern, limit)
                 rows += [self._row(shard, info) for info in found]
-        rows = protocol.merged(rows, order)
-        return protocol.QueueList(
-            rows[:limit], len(rows), sum(row.deliveries for row in rows), sum(row.recipients for row in rows))
+                result.queues += totals.queues
+                result.deliveries += totals.deliveries
+                result.recipients += totals.recipients
+        result.rows = protocol.merged(rows, order)
+        if len(self._worker.stores) > 1 and len(result.rows) < limit:
+            result.queues = len(result.rows)  # the same queue may be in several shards
+        del result.rows[limit:]
+        return result
 
     def _row(self, shard: int, info: QueueInfo) -> protocol.QueueRow:
         state, reason, in_flight, connections = self._worker.engine.state(shard, info.name, info.next_due_us)

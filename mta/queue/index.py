@@ -264,6 +264,14 @@ class Index:
         return delivery
 
 
+class QueueTotals(NamedTuple):
+    """The sums over all queues that a listing matched, shown or not."""
+
+    queues: int
+    deliveries: int
+    recipients: int
+
+
 class Listing:
     """A listing of queues that is made in pieces, as there may be a million of them."""
 
@@ -273,6 +281,9 @@ class Listing:
         self._limit = limit
         self._after = b""
         self._largest: list[tuple[int, str, QueueInfo]] = []
+        self._queues = 0
+        self._deliveries = 0
+        self._recipients = 0
 
     def go_on(self) -> bool:
         """Look at the next piece; whether there is more."""
@@ -290,11 +301,15 @@ class Listing:
                 self._after = cursor.key()
         return more
 
-    def result(self) -> list[QueueInfo]:
-        """The queues, the largest first."""
-        return [queue for _, _, queue in sorted(self._largest, key=lambda entry: (-entry[0], entry[1]))]
+    def result(self) -> tuple[list[QueueInfo], QueueTotals]:
+        """The queues, the largest first, and the sums over all that match."""
+        rows = [queue for _, _, queue in sorted(self._largest, key=lambda entry: (-entry[0], entry[1]))]
+        return rows, QueueTotals(self._queues, self._deliveries, self._recipients)
 
     def _add(self, queue: QueueInfo) -> None:
+        self._queues += 1
+        self._deliveries += queue.deliveries
+        self._recipients += queue.recipients
         entry = (queue.deliveries, queue.name, queue)
         if len(self._largest) < self._limit:
             heapq.heappush(self._largest, entry)

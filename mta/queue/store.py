@@ -37,7 +37,7 @@ from mta.queue.encoding import QueueInfo, ShardState
 from mta.queue.errors import BodyDamaged, StoreError, StoreFull, StoreLocked, StoreUnusable, StoreVersion
 from mta.queue.eventlog import EventLog
 from mta.queue.fileops import FileOps
-from mta.queue.index import Index, Listing
+from mta.queue.index import Index, Listing, QueueTotals
 from mta.queue.indexer import Checkpoint, Indexer
 from mta.queue.inflight import Inflight
 from mta.queue.journal import Journal
@@ -321,15 +321,18 @@ class Store:
         """Read up to `limit` marks in the order of their keys, after the key `after`, as of a new checkpoint."""
         self._after_checkpoint(lambda: self._index.marks(after, limit), done)
 
-    def list_queues(self, pattern: str, limit: int, done: Callable[[list[QueueInfo]], None]) -> None:
-        """List the `limit` largest queues whose names match a shell pattern ("": all), as of a new checkpoint."""
+    def list_queues(self, pattern: str, limit: int, done: Callable[[list[QueueInfo], QueueTotals], None]) -> None:
+        """List the `limit` largest queues whose names match a shell pattern ("": all), as of a new checkpoint.
+
+        `done` gets them, and the sums over all that match.
+        """
 
         def begun(listing: Listing) -> None:
             def go_on(has_more: bool) -> None:
                 if has_more:
                     self._read(listing.go_on, go_on)
                 else:
-                    done(listing.result())
+                    done(*listing.result())
 
             go_on(True)
 

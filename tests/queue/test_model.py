@@ -225,7 +225,7 @@ class StoreMachine(RuleBasedStateMachine):
         queue = self.durable.deliveries
         assert shown(self.bench.queue()) == shown(sorted(queue.values(), key=lambda d: d.key))
         assert self.bench.counts() == self.durable.counts()
-        listed = self.bench.answer(self.bench.store.list_queues, "", 100)
+        listed, _ = self.bench.answer(self.bench.store.list_queues, "", 100)
         names = {d.queue for d in queue.values()}
         assert {(q.name, q.deliveries, q.recipients, q.next_due_us) for q in listed} == {
             (name, len(own), sum(len(d.recipients) for d in own), min(d.due_us for d in own))

@@ -131,8 +131,10 @@ gevent.spawn(tick)
 gevent.joinall([gevent.spawn(send, n) for n in range(1, 30)], raise_error=True)
 longest = max(b - a for a, b in zip(ticks, ticks[1:]))
 found = AsyncResult()
-store.list_queues("", 10, found.set)
-assert [queue.deliveries for queue in found.get(timeout=20)] == [29]
+store.list_queues("", 10, lambda queues, totals: found.set((queues, totals)))
+queues, totals = found.get(timeout=20)
+assert [queue.deliveries for queue in queues] == [29]
+assert totals.deliveries == 29
 store.close()
 print(f"longest pause of the hub {longest:.3f} s in {len(ticks)} ticks", file=sys.stderr)
 assert longest < 0.1, longest

@@ -192,10 +192,12 @@ def test_listing_shows_the_largest_queues(bench: Bench) -> None:
     [late] = bench.accept("other.example", due_us=START_US + 50)
     failed = Attempt(START_US, "mx.example [192.0.2.1]:25", "451 4.3.0 Later")
     bench.commit(Transaction(updates=[outcome(late, history=[failed], due_us=START_US + 60)]))
-    queues = bench.answer(bench.store.list_queues, "", 2)
+    queues, totals = bench.answer(bench.store.list_queues, "", 2)
+    assert totals == (5, 11, 21)
     assert [(q.name, q.deliveries, q.recipients, q.next_due_us) for q in queues] == [
         ("d4.test", 4, 8, START_US + 4), ("d3.test", 3, 6, START_US + 3)]
-    [queue] = bench.answer(bench.store.list_queues, "*.EXAMPLE", 10)
+    [queue], totals = bench.answer(bench.store.list_queues, "*.EXAMPLE", 10)
+    assert totals.queues == 1
     assert (queue.name, queue.last) == ("other.example", failed)
     assert [d.due_us for d in bench.answer(bench.store.list_deliveries, "other.example", 5)] == [START_US + 60]
     bench.close()
@@ -206,7 +208,7 @@ def test_a_long_listing_is_made_in_pieces(bench: Bench, monkeypatch: pytest.Monk
     monkeypatch.setattr("mta.queue.index._SLICE", 3)
     names = [f"d{n}.test" for n in range(10)]
     bench.accept(*names)
-    assert sorted(queue.name for queue in bench.answer(bench.store.list_queues, "", 100)) == sorted(names)
+    assert sorted(queue.name for queue in bench.answer(bench.store.list_queues, "", 100)[0]) == sorted(names)
     bench.close()
 
 
