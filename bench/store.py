@@ -7,7 +7,7 @@
 Each message is accepted in one transaction and removed in another, with an event line each, as mail that goes straight
 out. A batch is what is submitted between two syncs: N accepts and the N removals of the batch before.
 
-* `journal` is `mta.queue.store`: one frame of the journal, one `fdatasync` per batch; the index is written once a second.
+* `journal` is `mta.queue.store`: one frame of the journal and one `fdatasync` per batch, the index once a second.
 * `index` is the obvious design: contents appended to a segment file, `fdatasync`, then the records put into LMDB and
   committed with sync, for the accepts; LMDB again, with sync, for the removals. One thread, no store around it: less
   than it would really cost.
@@ -47,7 +47,7 @@ from mta.queue.store import Store, Transaction
 
 DOMAINS = 50
 LMDB_SYNCS = 2
-EVENT = b'{"id":"0","time":"2026-01-01T00:00:00.000000Z","event":"delivered",' + b'"text":"2.0.0 Ok",' * 18 + b'"size":5000}'
+EVENT = b'{"id":"0","time":"2026-01-01T00:00:00.000000Z",' + b'"text":"2.0.0 Ok",' * 20 + b'"size":5000}'
 
 
 @dataclass
@@ -180,8 +180,8 @@ def index(directory: Path, deliveries: list[Delivery], batch: int, files: Counte
     events = files.open(directory / "events.jsonl", os.O_RDWR | os.O_CREAT)
 
     def keys(delivery: Delivery) -> tuple[bytes, bytes]:
-        number = delivery.message.id
-        return struct.pack(">QH", number, 0), struct.pack(">QQQ", hash(delivery.queue) & 0xFFFF, delivery.due_us, number)
+        number, queue = delivery.message.id, hash(delivery.queue) & 0xFFFF
+        return struct.pack(">QH", number, 0), struct.pack(">QQQ", queue, delivery.due_us, number)
 
     def work() -> None:
         end = length = 0

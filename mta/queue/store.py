@@ -31,6 +31,7 @@ import lmdb
 from mta.config.schema import Config
 from mta.queue.bodies import Bodies
 from mta.queue.checkpoint import Touched
+from mta.queue.commits import RETRY_S, Commits
 from mta.queue.compaction import Compactor
 from mta.queue.effects import Effects, Key
 from mta.queue.encoding import QueueInfo, ShardState
@@ -46,7 +47,7 @@ from mta.queue.records import BodyRef, Delivery, Message
 from mta.queue.recovery import JournalReader, begin_life, recover
 from mta.queue.room import Room
 from mta.queue.shard import Shard
-from mta.queue.transaction import Done, Encoded, Move, Transaction, encode, encode_moves
+from mta.queue.transaction import Done, Move, Transaction, encode, encode_moves
 from mta.queue.writer import Group, GroupWriter
 
 __all__ = [
@@ -54,13 +55,10 @@ __all__ = [
     "StoreUnusable", "StoreVersion", "Transaction",
 ]
 
-GROUP_BYTES: Final = 8_000_000  # of one frame, unless a single transaction has more
 CHECKPOINT_ENTRIES: Final = 2000  # changed deliveries after which a checkpoint is begun early
 CHECKPOINT_BYTES: Final = 16_000_000  # length of journal after which one is begun even if nothing has changed
 ENTRIES_MAX: Final = 50_000  # changed deliveries with which the journal waits for the index
-PENDING_MAX: Final = 64_000_000  # submitted bytes at which no new mail is taken
 MAP_SHARE_MAX: Final = 0.9
-RETRY_S: Final = 1.0
 NEVER: Final = float("inf")
 
 _log = logging.getLogger(__name__)
@@ -89,6 +87,8 @@ class Store:
 
     on_checkpoint: Callable[[Touched], None]
     """Called in `collect` after each checkpoint: touched queues, and when their first indexed delivery is due."""
+    patient = False
+    """Whether the owner says when to flush, so that groups get larger; else `collect` flushes whatever is pending."""
     last_id: int
     """The largest id ever accepted here, for `IdSource`."""
 
@@ -126,6 +126,7 @@ class Store:
         with ExitStack() as undo:
             self._index = Index(shard.index, config.store.map_size, files)
             undo.callback(self._index.close)
+            files.fsync_directory(shard.index)
             self._events = EventLog(shard.events, config.events.size, files, self._index.state.events)
             undo.callback(self._events.close)
             end = recover(self._index, self._events, JournalReader(shard.journal, shard.quarantine, files, _log.error))
@@ -151,13 +152,7 @@ class Store:
         self._index_thread = WorkThread(self._completions, wake)
         self._bodies = Bodies(shard.journal, shard.quarantine, files, self._place_now)
 
-        # What is submitted, and not durable.
-        self._pending: list[Encoded] = []
-        self._pending_bytes = 0
-        self._writing: list[Encoded] | None = None
-        self._held_back: frozenset[Key] = frozenset()  # deliveries whose settling the disk did not take
-        self._write_again_at = 0.0
-        self._refused: tuple[float, str] | None = None  # when the disk refused to take something, and why
+        self._commits = Commits(self._disk_thread, self._writer, self._durable, self._remind)  # what is not durable
         # What is durable, and not in the index.
         self._effects = Effects()
         self._position = end  # of the journal after the last of them
@@ -174,6 +169,7 @@ class Store:
         self._alarm_at = NEVER
         self._compacting = False
         self._closing = False
+        self._released = False
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
@@ -186,25 +182,20 @@ class Store:
 
         Hot path (bench/store.py).
         """
-        self._add(encode(tx, done))
+        if self._released:
+            raise StoreError(f"{self._shard.directory} is closed")
+        self._commits.add(encode(tx, done))
 
     def flush(self) -> None:
         """Give what is pending to the disk thread, if that is idle. Call it at the end of each turn of the hub's loop.
 
         Hot path (bench/store.py).
         """
-        if self._writing is not None or not self._pending:
-            return
-        if self._write_again_at and not self._is_time_to_write_again():
-            return
-        if self._effects.size >= ENTRIES_MAX:
-            return  # the checkpoint that makes room for more is under way, or is being tried again
-        self._writing = group = self._next_group()
-        self._disk_thread.post(partial(self._writer.write, group), self._written)
-        self._disk_thread.post(self._writer.finish)
+        if self._effects.size < ENTRIES_MAX:  # else a checkpoint makes room first: it is under way, or tried again
+            self._commits.flush()
 
     def collect(self) -> None:
-        """Carry out what the threads have finished, then flush. Hot path (bench/store.py)."""
+        """Carry out what the threads have finished, then flush unless `patient`. Hot path (bench/store.py)."""
         completions = self._completions
         while completions:
             try:
@@ -215,7 +206,18 @@ class Store:
         while problems:
             _log.error("%s: %s", self._shard.directory, problems.pop(0))
         self._keep_checkpointing()
-        self.flush()
+        if not self.patient:
+            self.flush()
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is submitted that was not given to the disk thread."""
+        return self._commits.pending
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for something pending."""
+        return self._commits.awaited
 
     def mark_inflight(self, delivery: Delivery) -> None:
         """The final dot of `delivery` is about to be sent: after a crash it may be a duplicate.
@@ -284,12 +286,9 @@ class Store:
 
     def room(self) -> str | None:
         """None, or why no new mail may be taken."""
-        if self._refused is not None:
-            refused_at, reason = self._refused
-            if self._held_back or time.monotonic() < refused_at + RETRY_S:
-                return reason
-        if self._pending_bytes > PENDING_MAX:
-            return "the spool's disk does not keep up"
+        trouble = self._commits.trouble()
+        if trouble is not None:
+            return trouble
         if self._effects.size >= ENTRIES_MAX:
             return f"the index does not keep up: {self._checkpoint_error or 'its disk is slow'}"
         if self._used_share > MAP_SHARE_MAX:
@@ -362,20 +361,19 @@ class Store:
         """
         self._closing = True
         failures = 0
-        while (self._pending or self._writing is not None or self._checkpointing is not None) and failures < 3:
-            self._write_again_at = 0.0
-            self.flush()
-            self._disk_thread.call(_nothing)
+        while (self._commits or self._checkpointing is not None) and failures < 3:
+            self._commits.finish()
             self._index_thread.call(_nothing)
             self.collect()
-            failures += bool(self._held_back or self._checkpoint_error)
-        left = len(self._pending)
+            failures += bool(self._commits.held_back or self._checkpoint_error)
+        left = len(self._commits)
         self._disk_thread.call(self._writer.finish)
         last = self._index_thread.call(lambda: self._indexer.checkpoint(
             self._effects, self._position, self._events.mark, clean=not left))
+        trouble = self._commits.trouble()
         self._release()
         if left:
-            raise StoreError(f"{left} transactions could not be written: {self._refused[1] if self._refused else ''}")
+            raise StoreError(f"{left} transactions could not be written: {trouble}")
         if last.error:
             raise StoreError(f"the index could not be written: {last.error}")
 
@@ -385,6 +383,7 @@ class Store:
         self._release()
 
     def _release(self) -> None:
+        self._released = True
         self._disk_thread.stop()
         self._index_thread.stop()
         self._indexer.close()
@@ -394,34 +393,12 @@ class Store:
         self._index.close()
         self._shard.close()
 
-    # -- writing ----------------------------------------------------------------------------------------------------
-
-    def _add(self, encoded: Encoded) -> None:
-        self._pending.append(encoded)
-        self._pending_bytes += encoded.size
-
-    def _next_group(self) -> list[Encoded]:
-        pending = self._pending
-        if self._pending_bytes <= GROUP_BYTES:
-            self._pending = []
-            return pending
-        size = count = 0
-        for encoded in pending:
-            if count and size + encoded.size > GROUP_BYTES:
-                break
-            size += encoded.size
-            count += 1
-        self._pending = pending[count:]
-        return pending[:count]
-
-    def _written(self, group: Group) -> None:
-        """The disk thread is done with a group. Hot path (bench/store.py)."""
-        self._writing = None
+    def _durable(self, group: Group) -> None:
+        """Carry out what is in the journal now. Hot path (bench/store.py)."""
         effects = self._effects
         blobs = iter(group.blobs)
         for encoded in group.committed:
             encoded.apply(effects, blobs)
-            self._pending_bytes -= encoded.size
         if self._inflight:
             for encoded in group.committed:
                 for key in encoded.changed():
@@ -430,39 +407,6 @@ class Store:
         self._journal_bytes += group.size
         self.statistics.groups += 1
         self.statistics.transactions += len(group.committed)
-        if group.error is not None:
-            self._put_off(group.failed, group.error)
-        elif self._refused is not None:
-            _log.info("%s: the disk takes what is written again", self._shard.directory)
-            self._refused = None
-            self._held_back = frozenset()
-        for encoded in group.committed:
-            if encoded.done is not None:
-                _tell(encoded.done, None)
-
-    def _put_off(self, failed: list[Encoded], error: StoreError) -> None:
-        """The disk did not take these. What settles something goes to the head of the line."""
-        now = time.monotonic()
-        if self._refused is None or self._refused[1] != str(error):
-            _log.error("%s: %s", self._shard.directory, error)
-        self._refused = (now, str(error))
-        kept = [encoded for encoded in failed if encoded.must]
-        self._pending[:0] = kept
-        self._held_back = frozenset(key for encoded in kept for key in encoded.changed())
-        if kept:
-            self._write_again_at = now + RETRY_S
-        for encoded in failed:
-            if not encoded.must:
-                self._pending_bytes -= encoded.size
-                if encoded.done is not None:
-                    _tell(encoded.done, error)
-
-    def _is_time_to_write_again(self) -> bool:
-        if time.monotonic() < self._write_again_at:
-            self._remind(self._write_again_at)
-            return False
-        self._write_again_at = 0.0
-        return True
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -523,7 +467,7 @@ class Store:
         if moves is None or self._closing:
             self._compacting = False
         elif moves:
-            self._add(encode_moves(moves, self._copied))
+            self._commits.add(encode_moves(moves, self._copied))
         else:
             self._read(self._indexer.compact, self._copy)
 
@@ -548,12 +492,12 @@ class Store:
         each attribute, and `_still_there` has the last word.
         """
         checkpointing = self._checkpointing
-        return (key in self._effects.deliveries or key in self._held_back
+        return (key in self._effects.deliveries or key in self._commits.held_back
                 or (checkpointing is not None and key in checkpointing.deliveries))
 
     def _still_there(self, deliveries: list[Delivery]) -> list[Delivery]:
         """Those that nothing has been submitted for since the index was read."""
-        submitted = {key for encoded in (*(self._writing or ()), *self._pending) for key in encoded.changed()}
+        submitted = self._commits.changed()
         return [delivery for delivery in deliveries
                 if delivery.key not in submitted and not self._is_dirty(delivery.key)]
 
@@ -577,13 +521,6 @@ class Store:
 
 def _counts(state: ShardState) -> Counts:
     return Counts(state.messages, state.deliveries, state.recipients)
-
-
-def _tell(done: Done, error: StoreError | None) -> None:
-    try:
-        done(error)
-    except Exception:
-        _log.exception("bug: what was to follow a commit failed")
 
 
 def _nothing() -> None:

@@ -16,7 +16,7 @@ from tests.queue.helpers import START_US, Bench, config, outcome, removal
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again soon."""
-    monkeypatch.setattr("mta.queue.store.RETRY_S", 0.01)
+    monkeypatch.setattr("mta.queue.commits.RETRY_S", 0.01)
 
 
 @pytest.mark.parametrize("partial", [0, 1, 100, 5000])
@@ -44,8 +44,39 @@ def test_a_full_disk_refuses_mail_and_settles_later(tmp_path: Path, partial: int
     assert [(d.key, d.due_us) for d in bench.crash().queue()] == [(two.key, START_US + 9), (three.key, START_US)]
 
 
-def test_what_settles_fits_where_mail_does_not(tmp_path: Path) -> None:
+def test_what_waits_for_the_disk_keeps_its_order(tmp_path: Path) -> None:
+    """A later change of a delivery is done after an earlier one that the disk did not take at first."""
+    files = Failing("pwritev")
+    bench = Bench(tmp_path / "000", files=files)
+    [one] = bench.accept("a.test")
+    files.error = NO_SPACE
+    told: list[object] = []
+    bench.store.submit(Transaction(updates=[outcome(one, due_us=START_US + 1)]), told.append)
+    bench.store.flush()
+    bench.store.submit(Transaction(updates=[outcome(one, due_us=START_US + 2)]), told.append)
+    bench.until(lambda: files.failures)
+    bench.store.submit(Transaction(updates=[outcome(one, due_us=START_US + 3)]), told.append)
+    files.error = 0
+    bench.until(lambda: len(told) == 3)
+    assert [d.due_us for d in bench.crash().queue()] == [START_US + 3]
+
+
+def test_a_segment_that_could_not_be_begun_leaves_the_old_one_closed(tmp_path: Path) -> None:
+    """A header may tell already where the segment before it ended: nothing is put behind that place any more."""
+    files = Failing("pwritev", "unlink")
+    bench = Bench(tmp_path / "000", files=files)
+    [one] = bench.accept("a.test")
+    files.error, files.partial = NO_SPACE, 3 * 4096
+    error = bench.commit(Transaction([(d.message, [d]) for d in bench.make("b.test", content=bytes(999_000))]))
+    assert isinstance(error, StoreFull)
+    files.error = 0
+    [two] = bench.accept("c.test")
+    assert bench.crash().queued() == [one.key, two.key]
+
+
+def test_what_settles_fits_where_mail_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A group that is too large for the disk is tried again without its mail, at once."""
+    monkeypatch.setattr("mta.queue.commits.RETRY_S", 3600)
 
     class Nearly(Failing):
         """A disk on which only small writes succeed."""

@@ -161,7 +161,7 @@ class StoreMachine(RuleBasedStateMachine):
     def crash(self) -> None:
         """What was submitted and never given to the disk is gone; nothing else is."""
         store = self.bench.store
-        given = len(store._writing or ()) + sum(bool(told) for _, told in self.submitted)
+        given = len(store._commits._writing or ()) + sum(bool(told) for _, told in self.submitted)
         for tx, _ in self.submitted[:given]:
             self._happened(tx)
         self.submitted.clear()
@@ -273,6 +273,6 @@ class StoreMachine(RuleBasedStateMachine):
 
 def test_the_store_holds_what_the_model_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any sequence of accepts, updates, removals, checkpoints, failures, crashes and restarts."""
-    monkeypatch.setattr("mta.queue.store.RETRY_S", 0.002)
+    monkeypatch.setattr("mta.queue.commits.RETRY_S", 0.002)
     run_state_machine_as_test(StoreMachine, settings=settings(
         max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)))

@@ -328,7 +328,7 @@ def test_a_group_is_one_sync(bench: Bench) -> None:
 
 def test_a_group_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What gathers is written in pieces when it is much, in order."""
-    monkeypatch.setattr("mta.queue.store.GROUP_BYTES", 10_000)
+    monkeypatch.setattr("mta.queue.commits.GROUP_BYTES", 10_000)
     told: list[int] = []
     for n in range(20):
         deliveries = bench.make("a.test", content=bytes(4000))
@@ -376,7 +376,7 @@ def test_intake_stops_when_the_index_does_not_keep_up(bench: Bench, monkeypatch:
     told: list[object] = []
     bench.store.submit(Transaction([(deliveries[0].message, deliveries)]), told.append)
     bench.store.flush()
-    assert bench.store._writing is None
+    assert bench.store._commits._writing is None
     monkeypatch.undo()
     bench.checkpoint()
     bench.until(lambda: told)
