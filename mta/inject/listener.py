@@ -116,7 +116,7 @@ class SmtpListener:
         self._sessions: set[_Session] = set()
         self._empty = Event()
         self._empty.set()
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._spare = _open_spare()
         loop = get_hub().loop
         self._readable = loop.io(self._sock.fileno(), _READ)
         self._pause = loop.timer(ACCEPT_PAUSE_S)
@@ -159,7 +159,7 @@ class SmtpListener:
         self._pause.close()
         self._readable.close()
         self._sock.close()
-        _close(self._spare)
+        self._give_up_spare()
         for session in list(self._sessions):
             session.stop()
         left_s = deadline_s - time.monotonic()
@@ -197,25 +197,38 @@ class SmtpListener:
 
     def _accept_failed(self, error: OSError) -> None:
         if error.errno in _NO_DESCRIPTOR:
-            _close(self._spare)
+            self._give_up_spare()
             try:
                 fd, _ = self._sock._accept()
                 _say_and_close(_socket(self._sock.family, self._sock.type, self._sock.proto, fileno=fd), _TOO_MANY)
             except OSError:
-                pass  # another worker was faster, or it is gone
-            finally:
-                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                pass  # another worker or another thread was faster, or the client is gone
+            self._spare = _open_spare()
             log.error("cannot accept a connection: %s", error.strerror)
             self._readable.stop()
             self._pause.start(self.start)
         else:
             log.warning("cannot accept a connection: %s", error.strerror)  # it was aborted before we got to it
 
+    def _give_up_spare(self) -> None:
+        """Close it, once: by the next time its number may belong to a file of the store."""
+        spare, self._spare = self._spare, -1
+        if spare >= 0:
+            _close(spare)
+
     def _ended(self, session: _Session) -> None:
         self._sessions.discard(session)
         self._occupancy.leave(session.machine.peer.address)
         if not self._sessions:
             self._empty.set()
+
+
+def _open_spare() -> int:
+    """A descriptor to be given up in need; -1 when there is none left for that either."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _say_and_close(sock: Any, reply: bytes) -> None:

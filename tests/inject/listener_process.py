@@ -4,7 +4,7 @@ Run with a JSON object of settings as its argument. It prints `["listening", por
 `["message", sender, recipients, length, origin]` when a message is handed over, `["stopped"]` after `stop`. It reads
 commands from stdin, one per line: `release` lets one message go on that was sent by `hold@...`, `stop SECONDS`,
 `sessions`, `room yes|no`, `relay NETWORK` reloads with another `relay_from`, `exhaust` and `relieve` take and give
-back all file descriptors.
+back all file descriptors, `steal` takes every one that the listener gives up from now on.
 """
 
 from gevent import monkey
@@ -25,6 +25,7 @@ import gevent  # noqa: E402
 from gevent.fileobject import FileObjectThread  # noqa: E402
 from gevent.lock import Semaphore  # noqa: E402
 
+import mta.inject.listener  # noqa: E402
 from mta.config.schema import Config, Listener, SmtpIn, SmtpTimeouts  # noqa: E402
 from mta.config.units import Duration, Endpoint, Size  # noqa: E402
 from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
@@ -78,7 +79,17 @@ def obey(listener, command, *arguments):
                 state.taken.append(os.dup(2))
         except OSError:
             tell("ok")
+    elif command == "steal":
+        close = mta.inject.listener._close
+
+        def close_and_steal(fd):
+            close(fd)
+            state.taken.append(os.dup(2))
+
+        mta.inject.listener._close = close_and_steal
+        tell("ok")
     elif command == "relieve":
+        mta.inject.listener._close = os.close
         for fd in state.taken:
             os.close(fd)
         tell("ok")

@@ -44,6 +44,11 @@ class Process:
         self._process.stdin.write(command.encode() + b"\n")
         self._process.stdin.flush()
 
+    def complaint(self) -> bytes:
+        """The next line that it writes to stderr."""
+        assert self._process.stderr is not None
+        return self._process.stderr.readline()
+
     def close(self) -> None:
         """End the process and collect what it wrote to stderr."""
         _, self.errors = self._process.communicate(timeout=20)
@@ -272,6 +277,22 @@ def test_no_file_descriptors() -> None:
         with Peer(process) as peer:
             assert peer.say("NOOP").startswith("250")
     assert b"Too many open files" in process.errors
+
+
+def test_the_spare_descriptor_is_closed_once() -> None:
+    """When another thread takes the descriptor that was given up, it stays that thread's; clients wait meanwhile."""
+    with listening() as process:
+        process.tell("exhaust")
+        process.expect("ok")
+        process.tell("steal")
+        process.expect("ok")
+        with Peer(process, greet=False) as peer:
+            for _ in range(2):  # it could not be accepted, and was tried again
+                assert b"Too many open files" in process.complaint()
+            process.tell("relieve")
+            process.expect("ok")
+            assert peer.reply() == "220 mx.example.net ESMTP"
+    assert b"Traceback" not in process.errors
 
 
 TIMEOUTS = {"command": 0.3, "data": 0.3, "transaction": 0.8}
