@@ -28,7 +28,9 @@ from mta.sandbox.client import Sandbox, SandboxError
 SESSIONS: Final = 6
 EXPIRES_S: Final = 12  # beyond the time that taking the mail in may need
 LIMIT_S: Final = 60
-SLOWEST: Final = 300  # messages in a second: the pace that the times of the demo are made for
+KEPT_EXPIRES: Final = "1d"  # with --keep: time to look at mail that waits
+USUAL: Final = 5000  # messages that the times of the demo are made for
+PACE: Final = 200  # messages in a second, of those beyond
 SETTLE_S: Final = 3.0  # for the last events to be written when the queue is empty
 LONGEST_BASE: Final = 50  # of the path above our directory: the name of a Unix socket ends at 107 octets
 
@@ -59,7 +61,7 @@ class Director:
         self._sandbox: Sandbox | None = None
         self._instance: Instance | None = None
         self._injection: Injection | None = None
-        patience_s = int(options.messages / SLOWEST)
+        patience_s = max(options.messages - USUAL, 0) // PACE
         self._expires_s = EXPIRES_S + patience_s
         self._limit_s = options.limit_s if options.limit_s is not None else LIMIT_S + 2 * patience_s
 
@@ -77,26 +79,27 @@ class Director:
                 self._terminal.leave()
                 self._clean_up()
         if code == exits.INTERRUPTED:
-            self._say_goodbye("stopped: ")
+            self._say_goodbye("Stopped: all")
         elif self._options.keep:
-            self._say_goodbye("")
+            self._say_goodbye("All")
         return code
 
     def _play(self) -> int:
         say, options, interrupt = self._terminal.say, self._options, self._interrupt
         domains = sum(kind.domains for kind in KINDS)
-        say(f"Starting a small Internet on loopback: DNS, and mail hosts for {domains} domains of {len(KINDS)} kinds.")
+        say(f"Starting a small Internet on loopback: {domains} domains of {len(KINDS)} kinds.")
         directory = self._directory = _make_directory()
         sandbox = self._sandbox = Sandbox(self._internet.sandbox_settings())
         if interrupt.wait(0):
             return exits.INTERRUPTED
-        say(f"Starting the MTA with {options.workers} workers, its spool in {directory}.")
+        say(f"Starting the MTA: {options.workers} workers, spool in {directory}.")
         config = configuration(directory, sandbox.dns, sandbox.smtp_port, options.workers, self._expires_s)
         instance = self._instance = Instance(directory, config)
         instance.start(interrupt)
         if interrupt.wait(0):
             return exits.INTERRUPTED
-        say(f"Sending {options.messages:,} messages to it, over {SESSIONS} SMTP sessions to {instance.smtp}.\n")
+        say(f"Sending it {options.messages:,} messages by SMTP to {instance.smtp}.")
+        say()
         for name, personality in self._internet.late_personalities():
             sandbox.set(name, dict(personality))
         cpu_s = instance.usage().cpu_s
@@ -112,6 +115,7 @@ class Director:
             for line in summary.as_text(self._terminal, result):
                 say(line)
         if options.keep:
+            instance.reload(expires=KEPT_EXPIRES)
             say()
             for line in hints.kept(self._terminal, instance, sandbox, self._internet):
                 say(line)
@@ -160,17 +164,23 @@ class Director:
         assert self._sandbox is not None
         injection = watch.injection
         seconds = injection.seconds_since_start
-        usage = self._instance.usage()
-        account = compare(self._options.messages, injection, watch.tally, self._sandbox.received(),
-                          self._sandbox.stats())
-        queued_why = []
-        if not account.settled:
+        if not watch.finished:
+            injection.stop(SETTLE_S)
             watch.look(queues=True)
-            queued_why = [(row.name, row.recipients, view.why_it_waits(row)) for row in watch.queues.rows]
+        usage = self._instance.usage()
+        at_rest = watch.finished or not self._options.keep
+        if not watch.finished and at_rest:
+            self._instance.stop(at_once=False)
+            watch.read_events()
+        stats = self._sandbox.stats()
+        account = compare(self._options.messages, injection, watch.tally, self._sandbox.received(), stats,
+                          at_rest=at_rest)
         return Summary(
             account, watch.tally, summary.by_kind(watch.tally, self._internet, self._sandbox.sites()),
-            self._options.seed, seconds, injection.seconds, injection.octets, usage, usage.cpu_s - cpu_before_s, self._expires_s, queued_why,
-            injection.refused.most_common(5))
+            self._options.seed, seconds, injection.seconds, injection.octets, stats["connections"],
+            stats["max_open"], usage, usage.cpu_s - cpu_before_s,
+            self._expires_s, [] if account.settled else view.grouped(watch.queues.rows),
+            list(self._instance.complaints), injection.refused.most_common(5))
 
     def _clean_up(self) -> None:
         """End what runs and remove what was written."""
@@ -186,7 +196,7 @@ class Director:
 
     def _say_goodbye(self, how: str) -> None:
         try:
-            self._terminal.say(f"\n{how}all processes of the demo have ended, its directory is removed")
+            self._terminal.say(f"\n{how} processes of the demo have ended, its directory is removed")
         except OSError:
             pass  # the terminal is gone, too
 

@@ -35,7 +35,7 @@ class Injection:
         self.in_doubt: set[_Pair] = set()
         self.accepted_messages = self.refused_messages = self.messages_in_doubt = 0
         self.refused: Counter[str] = Counter()  # recipients refused for good, by reply
-        self.refused_for_now = ""  # the last 4xx, while it lasts
+        self.trouble = ""  # why the last message was not taken, while that lasts
         self.octets = 0
         self.started_s = 0.0
         self.ended_s = 0.0  # 0 while it goes on
@@ -73,9 +73,13 @@ class Injection:
         """Time since the first session was begun."""
         return time.monotonic() - self.started_s
 
-    def stop(self) -> None:
-        """Offer no further messages; do not wait for the sessions."""
+    def stop(self, wait_s: float = 0.0) -> None:
+        """Offer no further messages; wait so long for what is under way."""
         self._stop.set()
+        deadline_s = time.monotonic() + wait_s
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(deadline_s - time.monotonic(), 0.0))
 
     # -- one session ------------------------------------------------------------------------------------------------
 
@@ -99,7 +103,8 @@ class Injection:
                                 mail = None
                             else:
                                 self._stop.wait(PAUSE_S)
-            except (OSError, _BrokenError):
+            except (OSError, _BrokenError) as error:
+                self.trouble = f"the session broke: {error}"
                 if mail is not None and self._settled(mail):
                     mail = None
                 self._stop.wait(PAUSE_S)
@@ -143,7 +148,7 @@ class Injection:
             raise
         if final[:1] != "2":
             return self._refused(taken, final)
-        self.refused_for_now = ""
+        self.trouble = ""
         with self._lock:
             self.accepted_messages += 1
             self.octets += len(mail.content)
@@ -155,7 +160,7 @@ class Injection:
 
     def _refused(self, recipients: Sequence[str], reply: str) -> bool:
         if reply[:1] != "5":
-            self.refused_for_now = reply
+            self.trouble = reply
             return False
         with self._lock:
             self.refused_messages += 1

@@ -24,8 +24,8 @@ from mta.demo.signals import Interrupt
 from mta.sandbox.client import environment
 
 START_S: Final = 60.0
-GRACE_S: Final = 1  # for transactions in flight when the demo is over
-STOP_S: Final = 8.0
+GRACE_S: Final = 5  # for transactions in flight when the demo is over
+STOP_S: Final = GRACE_S + 8.0
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -49,7 +49,7 @@ def configuration(directory: Path, dns: str, port: int, workers: int, expires_s:
         "dns": {"servers": [dns], "failure_ttl": "1s"},
         "delivery": {"port": port, "allow_loopback": True, "ipv6": False},
         "shaping": {"default": {"connections": CONNECTIONS}},
-        "retry": {"schedule": ["2s", "3s", "4s", "5s"], "site_first": "1s", "site_cap": "3s"},
+        "retry": {"schedule": ["2s", "3s", "4s"], "site_first": "1s", "site_cap": "3s"},
         "expires": f"{expires_s}s",
         "store": {"segment_size": "16MB", "map_size": "1GB", "reserve": "20MB"},
         "shutdown": f"{GRACE_S}s",
@@ -68,14 +68,14 @@ class Instance:
         self.smtp = Endpoint("127.0.0.1", 0)
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
+        self.complaints: deque[str] = deque(maxlen=8)  # the last of its warnings and errors
         self._last_lines: deque[str] = deque(maxlen=12)
         self._drain: threading.Thread | None = None
         self._news, self._tell = os.pipe2(os.O_CLOEXEC)  # a byte when it is ready, and one when it has ended
 
     def start(self, interrupt: Interrupt) -> None:
         """Start it and wait until it is ready, or until a signal. Raises OperatorError."""
-        lines = [f"{key}: {json.dumps(value)}" for key, value in self._config.items()]
-        self.config_path.write_text("# Made by `mta demo`.\n" + "\n".join(lines) + "\n")
+        self._write_config()
         libc = ctypes.CDLL(None, use_errno=True)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mta", "run", "-c", str(self.config_path)], stdin=subprocess.DEVNULL,
@@ -89,6 +89,17 @@ class Instance:
         if not self.smtp.port:
             raise OperatorError(exits.SOFTWARE, f"the MTA did not start; it said\n{self.said()}")
         os.read(self._news, 1)
+
+    def _write_config(self) -> None:
+        lines = [f"{key}: {json.dumps(value)}" for key, value in self._config.items()]
+        self.config_path.write_text("# Made by `mta demo`.\n" + "\n".join(lines) + "\n")
+
+    def reload(self, **changes: Any) -> None:
+        """Change options at the top of the configuration while it runs."""
+        assert self._process is not None
+        self._config.update(changes)
+        self._write_config()
+        self._process.send_signal(signal.SIGHUP)
 
     @property
     def end(self) -> int:
@@ -109,7 +120,9 @@ class Instance:
                 log.write(line)
                 text = line.decode("utf-8", "replace").rstrip()
                 self._last_lines.append(text)
-                if not self.smtp.port and (found := re.search(r"ready: smtp (\S+)", text)):
+                if not re.search(r"Z (debug|info) |^ready: ", text):
+                    self.complaints.append(text)
+                if not self.smtp.port and (found := re.search(r"ready: smtp ([\d.]+:\d+)", text)):
                     self.smtp = parse_endpoint(found[1])
                     os.write(self._tell, b"!")
         os.write(self._tell, b"!")

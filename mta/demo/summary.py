@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mta.cli.text import size
+from mta.cli.text import count, printable, size
+from mta.control.protocol import QueueRow
 from mta.demo.account import Account
 from mta.demo.instance import Usage
 from mta.demo.internet import KINDS, Internet, Kind
 from mta.demo.tally import DomainTally, Reason, Tally, most
 from mta.demo.terminal import Terminal, cut
+from mta.demo.view import by_essence
 
 REASONS: Final = 6
 
@@ -46,10 +48,13 @@ class Summary:
     seconds: float  # from the first session to the last end
     accepting_s: float
     octets: int
+    connections: int  # that the receivers saw
+    most_connections: int  # of them at once
     usage: Usage
     cpu_s: float  # of the MTA, from the first session to the last end
     expires_s: int
-    queued_why: list[tuple[str, int, str]]  # queue, recipients, reason
+    queued_why: list[tuple[str, list[QueueRow]]]  # reasons, and the queues that wait for each
+    complaints: list[str]  # the last of the MTA's warnings and errors
     refused: list[tuple[str, int]]  # replies to what was refused at the door
 
     @property
@@ -108,21 +113,30 @@ def as_json(summary: Summary) -> dict[str, Any]:
         "accepting_s": round(summary.accepting_s, 3),
         "accepted_per_s": round(account.messages_accepted / max(summary.accepting_s, 0.001), 1),
         "octets": summary.octets,
+        "connections": summary.connections,
+        "most_connections": summary.most_connections,
         "age_s": {name: round(share_of(ages_s, share), 3) for name, share in (("p50", 0.5), ("p90", 0.9), ("max", 1))},
         "deferrals": tally.deferrals,
         "with_tls": tally.tls,
         "cpu_ms_per_message": round(summary.cpu_ms, 3),
         "peak_memory_per_worker": summary.usage.peak_memory,
         "restarts": summary.usage.restarts,
-        "receivers": [
-            {"key": row.kind.key, "title": row.kind.title, "domains": row.domains, "recipients": row.recipients,
-             "delivered": row.delivered, "failed": row.failed, "queued": row.queued, "deferrals": row.deferrals,
-             "most_connections": row.most_connections, "median_s": round(row.median_s, 3), "last_s": round(row.last_s, 3)} for row in summary.kinds],
+        "receivers": [_kind_as_json(row) for row in summary.kinds],
         "deferred_by": _reasons(tally.waits),
         "paused_by": _reasons(tally.pauses),
         "failed_by": _reasons(tally.failures),
-        "queued_because": [{"queue": queue, "recipients": count, "reason": why}
-                           for queue, count, why in summary.queued_why],
+        "complaints": summary.complaints,
+        "queued_because": [{"reason": why, "recipients": sum(row.recipients for row in rows),
+                            "queues": [row.name for row in rows]} for why, rows in summary.queued_why],
+    }
+
+
+def _kind_as_json(row: KindRow) -> dict[str, Any]:
+    return {
+        "key": row.kind.key, "title": row.kind.title, "story": row.kind.story, "domains": row.domains,
+        "recipients": row.recipients, "delivered": row.delivered, "failed": row.failed, "queued": row.queued,
+        "deferrals": row.deferrals, "most_connections": row.most_connections, "median_s": round(row.median_s, 3),
+        "last_s": round(row.last_s, 3),
     }
 
 
@@ -136,23 +150,24 @@ def _reasons(reasons: dict[str, Reason]) -> list[dict[str, Any]]:
 def as_text(terminal: Terminal, summary: Summary) -> Iterator[str]:
     """The summary as lines."""
     width = terminal.width
-    yield from _verdict(terminal, summary, width)
-    yield ""
-    yield from _books(terminal, summary, width)
-    yield ""
     yield from _table(terminal, summary, width)
     for title, reasons in (
         ("Why mail had to wait: each was tried again", summary.tally.waits),
-        ("Why a whole site was paused, its messages untouched", summary.tally.pauses),
+        ("Why a whole site was paused, its messages untouched", by_essence(summary.tally.pauses)),
         ("Why mail failed: its senders were told", summary.tally.failures),
     ):
         if reasons:
             yield ""
             yield terminal.paint(title, "bold")
             for text, reason in most(reasons, REASONS):
-                yield f"{reason.count:>7,} x  {cut(text, width - 11)}"
+                example = f" ({reason.example})" if len(text) + len(reason.example) < width - 15 else ""
+                yield f"{reason.count:>7,} x  {cut(text, width - 11)}{terminal.paint(printable(example), 'dim')}"
     yield ""
     yield from _cost(terminal, summary, width)
+    yield ""
+    yield from _books(terminal, summary, width)
+    yield ""
+    yield from _verdict(terminal, summary, width)
 
 
 def _verdict(terminal: Terminal, summary: Summary, width: int) -> Iterator[str]:
@@ -167,16 +182,21 @@ def _verdict(terminal: Terminal, summary: Summary, width: int) -> Iterator[str]:
     if not account.settled:
         yield terminal.paint("Time was over before everything had an end.", "yellow")
         if account.messages_not_taken:
-            yield f"  {account.messages_not_taken:,} messages were not taken in yet."
+            yield f"  {count(account.messages_not_taken, 'message')} had not been taken in yet."
         if account.queued or account.notices_queued:
-            yield (f"  {account.queued:,} recipients and {account.notices_queued:,} notices to senders are still in "
-                   "the queue, safe on disk:")
-            for queue, count, why in summary.queued_why[:10]:
-                yield f"  {count:>7,}  {cut(f'{queue}: {why}', width - 11)}"
+            yield (f"  {count(account.queued, 'recipient')} and {count(account.notices_queued, 'notice')} to senders "
+                   "are still in the queue:")
+            for why, rows in summary.queued_why[:10]:
+                more = f" +{len(rows) - 1}" if len(rows) > 1 else ""
+                text = cut(f"{rows[0].name}{more}: {why}", width - 11)
+                yield f"  {sum(row.recipients for row in rows):>7,}  {text}"
+    for line in summary.complaints:
+        yield terminal.paint(f"  the MTA said: {cut(line, width - 17)}", "dim")
 
 
 def _books(terminal: Terminal, summary: Summary, width: int) -> Iterator[str]:
     account = summary.account
+    yield terminal.paint("What became of it", "bold")
     rate = account.messages_accepted / max(summary.accepting_s, 0.001)
     yield _book(account.accepted, "accepted", f"recipients of {account.messages_accepted:,} messages, in "
                 f"{summary.accepting_s:.1f} s ({rate:,.0f}/s)", width)
@@ -187,8 +207,8 @@ def _books(terminal: Terminal, summary: Summary, width: int) -> Iterator[str]:
     if account.other_ends:
         yield _book(account.other_ends, "other ends", "deleted or quarantined", width, "+")
     yield _book(account.queued, "still queued", "", width, "+")
-    for reply, count in summary.refused:
-        yield _book(count, "refused", f"at the door: {reply}", width)
+    for reply, number in summary.refused:
+        yield _book(number, "refused", f"at the door: {reply}", width)
     yield ""
     yield from _paragraph(_counted(account), width)
 
@@ -200,8 +220,8 @@ def _book(number: int, name: str, what: str, width: int, sign: str = "") -> str:
 def _speed(ages_s: Sequence[float]) -> str:
     if not ages_s:
         return ""
-    return (f"half of them within {_seconds(share_of(ages_s, 0.5))}, 9 of 10 within {_seconds(share_of(ages_s, 0.9))}, "
-            f"all within {_seconds(ages_s[-1])}")
+    half, most_of_them, all_of_them = (_seconds(share_of(ages_s, share)) for share in (0.5, 0.9, 1.0))
+    return f"half in {half}, 9 of 10 in {most_of_them}, all in {all_of_them}"
 
 
 def _counted(account: Account) -> str:
@@ -221,7 +241,7 @@ def _table(terminal: Terminal, summary: Summary, width: int) -> Iterator[str]:
     wide = width >= 90
     title = f"{'receivers':<30}" + (f"{'domains':>8}{'mail':>8}" if wide else f"{'mail':>6}")
     title += f"{'failed':>8}{'deferrals':>11}" if wide else f"{'fail':>6}{'defer':>7}"
-    title += f"{'half in':>10}{'last in':>10}" if wide else f"{'last in':>9}"
+    title += f"{'at once':>9}{'half in':>10}{'last in':>10}" if wide else f"{'last in':>9}"
     yield terminal.paint(title, "bold")
     for row in summary.kinds:
         failed, deferrals = f"{row.failed:,}" if row.failed else "-", f"{row.deferrals:,}" if row.deferrals else "-"
@@ -229,21 +249,26 @@ def _table(terminal: Terminal, summary: Summary, width: int) -> Iterator[str]:
         last = _seconds(row.last_s) if row.delivered else "-"
         if wide:
             yield (f"{row.kind.title:<30}{row.domains:>8,}{row.recipients:>8,}{failed:>8}{deferrals:>11}"
-                   f"{half:>10}{last:>10}")
+                   f"{row.most_connections:>9,}{half:>10}{last:>10}")
         else:
             yield f"{row.kind.title:<30}{row.recipients:>6,}{failed:>6}{deferrals:>7}{last:>9}"
+    if wide:
+        yield terminal.paint("at once: connections to one site, as its hosts counted them; half, last in: from "
+                             "acceptance to delivery", "dim")
 
 
 def _cost(terminal: Terminal, summary: Summary, width: int) -> Iterator[str]:
     usage, tally = summary.usage, summary.tally
     yield terminal.paint("What it took", "bold")
     tries = len(tally.ends) + tally.deferrals
-    text = f"{summary.seconds:.1f} s for all, retries and pauses included. "
+    until = "for all, retries and pauses included" if summary.account.settled else "until time was over"
+    text = f"{summary.seconds:.1f} s {until}. "
     text += f"{summary.cpu_ms:.2f} ms of CPU for a message, by all processes of the MTA; "
     text += f"{tries / max(len(tally.ends), 1):.2f} attempts for a recipient. "
     if usage.peak_memory:
         text += f"At most {size(max(usage.peak_memory))} of memory in each of {len(usage.peak_memory)} workers. "
-    text += f"{tally.tls:,} recipients were reached over TLS."
+    text += (f"{summary.connections:,} connections were made, never more than {summary.most_connections:,} at once. "
+             f"{tally.tls:,} recipients were reached over TLS.")
     if usage.restarts:
         text += f" Processes were started again {usage.restarts:,} times."
     yield from _paragraph(text, width)

@@ -40,7 +40,7 @@ class Terminal:
     @property
     def width(self) -> int:
         """Columns for text."""
-        return min(self.size()[0], MAX_WIDTH) if self.live else 100
+        return min(self.size()[0], MAX_WIDTH) if self.live else 120
 
     def paint(self, text: str, colour: str) -> str:
         """`text` in a colour, or as it is."""

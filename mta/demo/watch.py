@@ -15,7 +15,7 @@ from mta.demo.instance import Instance
 from mta.demo.tally import Tally
 
 QUEUES_S: Final = 1.0  # how often queues are listed; it makes the MTA write a checkpoint
-QUEUES: Final = 20
+QUEUES: Final = 500
 RATE_S: Final = 2.0  # rates are averages over this
 
 
@@ -56,8 +56,7 @@ class Watch:
 
     def look(self, queues: bool) -> None:
         """See what has happened; with the queues, from time to time, if they are wanted."""
-        for line in self._reader.read():
-            self.tally.add(line)
+        self.read_events()
         now_s = time.monotonic()
         try:
             with self._instance.client() as client:
@@ -84,6 +83,11 @@ class Watch:
         while len(self.history) <= second:
             self.history.append(0)
         self.history[second] = delivered - sum(self.history[:second])
+
+    def read_events(self) -> None:
+        """Count what the MTA has written since; works when it has ended, too."""
+        for line in self._reader.read():
+            self.tally.add(line)
 
     @property
     def rates(self) -> tuple[float, float]:
