@@ -236,9 +236,11 @@ class Events:
 class Store:
     """The durable queue. One shard per worker under `spool`."""
 
-    segment_size: Size = option(Size(64_000_000), "Size of one body segment file.", min=1_000_000)
+    segment_size: Size = option(
+        Size(64_000_000), "Size of one segment file of the journal.", min=1_000_000, reload="restart")
     map_size: Size = option(
-        Size(64_000_000_000), "Address space of the index; a sparse file, so large costs nothing.", min=10_000_000)
+        Size(64_000_000_000), "Address space of the index; a sparse file, so large costs nothing.", min=10_000_000,
+        reload="restart")
     reserve: Size = option(
         Size(500_000_000), "Free space on the spool's disk below which no new mail is taken (`452 4.3.1`).", min=0)
     checkpoint: Duration = option(Duration(1), "Longest time between two index commits.")

@@ -35,7 +35,7 @@ def _merge_lists(before: tuple[Any, ...], after: tuple[Any, ...]) -> tuple[Any, 
     """The old list, with the new options of those items that are still there.
 
     An item is the same when its options that need a restart are: a listener keeps its address, while `relay_from` may
-    change. Items that mark nothing, such as those of `pickup`, stay as they were.
+    change. Added and removed ones wait for the restart.
     """
     left = list(after)
     merged = []

@@ -92,6 +92,13 @@ def test_a_reload_keeps_what_needs_a_restart() -> None:
     assert reload.merge(old, old) == old
 
 
+def test_a_store_keeps_the_sizes_that_it_was_opened_with() -> None:
+    """Segments and map are set up when a shard is opened: a reload does not claim that it changed them."""
+    new = config(more="store: {segment_size: 8MB, map_size: 1GB, reserve: 1GB}\n")
+    merged = reload.merge(config(), new).store
+    assert (merged.segment_size, merged.map_size, merged.reserve) == (64_000_000, 64_000_000_000, 1_000_000_000)
+
+
 def test_a_listener_keeps_its_address_and_changes_the_rest() -> None:
     """Listeners are matched by address: added and removed ones wait, `relay_from` of the others takes effect."""
     old = config("127.0.0.1:25", "127.0.0.1:26")
