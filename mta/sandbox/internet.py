@@ -45,10 +45,9 @@ class Entry:
             conduct = self.conducts[id(behaviour)] = Conduct.of(behaviour)
         return conduct
 
-    def next_change(self) -> float | None:
-        """When something else will hold, by `time.monotonic()`."""
-        now = time.monotonic()
-        return min((self.began + at for at in self.personality.changes() if self.began + at > now), default=None)
+    def next_change(self, after: float) -> float | None:
+        """When something else holds for the first time after `after`, by `time.monotonic()`."""
+        return min((self.began + at for at in self.personality.changes() if self.began + at > after), default=None)
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +85,7 @@ class Internet:
         self.on_host = on_host
         self.on_change: list[Callable[[], None]] = []  # called after every `refresh`
         self._limit = settings.hosts
-        now = time.monotonic()
+        now = self._refreshed = time.monotonic()
         self._default = Entry("default", settings.default, now)
         self._named = [Entry(name, personality, now) for name, personality in settings.personalities.items()]
         self._exact: dict[str, Entry] = {}
@@ -206,6 +205,7 @@ class Internet:
 
     def refresh(self) -> None:
         """Apply what holds now: to domains at their next recipient, to hosts and their sockets at once."""
+        self._refreshed = time.monotonic()
         self._domains.clear()
         self._claim()
         for host in self.hosts:
@@ -219,9 +219,9 @@ class Internet:
             callback()
 
     def next_change(self) -> float | None:
-        """When `refresh` is due next, by `time.monotonic()`."""
+        """When `refresh` is due next, by `time.monotonic()`. It may be past: what changed while one was under way."""
         entries = (self._default, *self._named, *self._exact.values(), *(entry for _, entry in self._patterns))
-        return min((at for entry in entries if (at := entry.next_change()) is not None), default=None)
+        return min((at for entry in entries if (at := entry.next_change(self._refreshed)) is not None), default=None)
 
 
 def _domain_name(octets: bytes) -> str:
