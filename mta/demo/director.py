@@ -30,7 +30,7 @@ EXPIRES_S: Final = 12  # beyond the time that taking the mail in may need
 LIMIT_S: Final = 60
 KEPT_EXPIRES: Final = "1d"  # with --keep: time to look at mail that waits
 USUAL: Final = 5000  # messages that the times of the demo are made for
-PACE: Final = 200  # messages in a second, of those beyond
+PACE: Final = 400  # messages in a second, of those beyond
 SETTLE_S: Final = 3.0  # for the last events to be written when the queue is empty
 LONGEST_BASE: Final = 50  # of the path above our directory: the name of a Unix socket ends at 107 octets
 
