@@ -103,9 +103,11 @@ class Failing(Unsynced):
         super().unlink(path)
 
     def open(self, path: Path, flags: int) -> int:
-        """Making a file may fail."""
+        """Making a file may fail (`create`), and opening one that is there (`open`)."""
         if flags & os.O_CREAT and not path.exists():
             self._fail("create")
+        elif not flags & os.O_CREAT:
+            self._fail("open")
         return super().open(path, flags)
 
     def commit(self, transaction: Any) -> None:
@@ -185,6 +187,7 @@ class Deadly(FileOps):
     def fsync_directory(self, path: Path) -> None:
         """What was done to the entries before is safe."""
         self._live()
+        self.bury(path)
         self._entries = [entry for entry in self._entries if entry[0] != path]
 
     def allocate(self, fd: int, size: int) -> None:
@@ -238,8 +241,8 @@ class Deadly(FileOps):
                 other.rename(path)
         self.bury()
 
-    def bury(self) -> None:
-        """Really remove what was unlinked."""
-        for _, what, _, grave in self._entries:
-            if what == "unlink":
+    def bury(self, directory: Path | None = None) -> None:
+        """Really remove what was unlinked, in one directory or in all."""
+        for where, what, _, grave in self._entries:
+            if what == "unlink" and directory in (None, where):
                 grave.unlink(missing_ok=True)

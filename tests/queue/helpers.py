@@ -11,6 +11,7 @@ from typing import Any
 
 from mta.config import schema
 from mta.config.units import Duration, Size
+from mta.queue.eventlog import event_files
 from mta.queue.fileops import FileOps
 from mta.queue.ids import IdSource
 from mta.queue.records import Delivery, Message, Recipient
@@ -122,7 +123,8 @@ class Bench:
 
     def events(self) -> bytes:
         """All event files, one after the other."""
-        return b"".join(path.read_bytes() for path in sorted((self.directory / "events").iterdir()))
+        events = self.directory / "events"
+        return b"".join((events / name).read_bytes() for name in event_files(events))
 
     def crash(self, **changes: Any) -> Bench:
         """The owner is killed; the next one opens the shard."""

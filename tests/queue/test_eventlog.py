@@ -82,6 +82,22 @@ def test_recovery_writes_the_same_bytes_into_the_same_files(tmp_path: Path) -> N
     bench.close()
 
 
+def test_what_a_power_failure_leaves_behind_is_cut_off(tmp_path: Path) -> None:
+    """Behind the durable end of a file there may be anything."""
+    bench = Bench(tmp_path / "000")
+    bench.commit(Transaction(events=[b"first"]))
+    bench.accept("a.test")
+    bench.checkpoint()
+    bench.store.abandon()
+    [name] = event_files(bench.directory / "events")
+    with (bench.directory / "events" / name).open("ab") as file:
+        file.write(bytes(1000))
+    bench = Bench(bench.directory)
+    bench.commit(Transaction(events=[b"second"]))
+    bench.close()
+    assert bench.events() == b"first\nsecond\n"
+
+
 def test_files_that_an_operator_takes_away_are_not_missed(tmp_path: Path) -> None:
     """The next line begins a new file, and nothing fails."""
     bench = Bench(tmp_path / "000")

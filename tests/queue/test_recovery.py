@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mta.config import schema
+from mta.config.units import Size
 from mta.queue.encoding import Position
 from mta.queue.fileops import FileOps
 from mta.queue.journal import PAGE, Segment
@@ -308,6 +311,9 @@ def test_a_power_failure_makes_all_due_deliveries_suspect(tmp_path: Path) -> Non
 # -- kills and power failures at every step ---------------------------------------------------------------------------
 
 
+SMALL_EVENT_FILES = replace(config(), events=schema.Events(size=Size(25)))
+
+
 class Workload:
     """A life of a store in single transactions, and what the store must hold after each of them."""
 
@@ -382,7 +388,7 @@ def live_and_die(directory: Path, files: Deadly) -> Workload:
     """Run the workload until it is killed, or ends."""
     workload = Workload()
     try:
-        bench = Bench(directory, files=files)
+        bench = Bench(directory, SMALL_EVENT_FILES, files)
     except Killed:
         return workload
     store = bench.store
@@ -400,33 +406,40 @@ def steps(directory: Path) -> int:
     return files.operations
 
 
-@pytest.mark.parametrize("disaster", ["kill", "power", "power, all lost"])
+DISASTERS: dict[str, Callable[[Deadly, random.Random], None]] = {
+    "kill": lambda files, chance: files.bury(),
+    "power": lambda files, chance: files.power_off(lambda: chance.random() < 0.5),
+    "power, all lost": lambda files, chance: files.power_off(lambda: False),
+}
+
+
+@pytest.mark.parametrize("disaster", DISASTERS)
 def test_nothing_is_lost_at_any_step(quick: Path, disaster: str) -> None:
     """Killed in any operation on the files, or with the power cut in it, the store has all that was confirmed.
 
-    And nothing that was not submitted, no event twice or missing, and it works.
+    And nothing that was not submitted, no event twice or missing, and it works. Also when the same happens again in
+    the recovery.
     """
     total = steps(quick / "steps")
     assert total > 60
     for at in range(1, total + 1):
         directory = quick / f"{at}"
+        chance = random.Random(at)
         files = Deadly(at)
         workload = live_and_die(directory, files)
         assert files.dead
-        chance = random.Random(at)
-        lose: dict[str, Callable[[], object]] = {
-            "power": lambda chance=chance: chance.random() < 0.5,  # type: ignore[misc]
-            "power, all lost": lambda: False,
-        }
-        if disaster in lose:
-            files.power_off(lose[disaster])
-        else:
-            files.bury()
-        bench = Bench(directory)
+        DISASTERS[disaster](files, chance)
+        again = Deadly(chance.randrange(1, 12))
+        try:
+            Bench(directory, SMALL_EVENT_FILES, again).store.abandon()
+        except Killed:
+            pass
+        DISASTERS[disaster](again, chance)
+        bench = Bench(directory, SMALL_EVENT_FILES)
         workload.check(bench)
         workload.apply(bench, Transaction([(d.message, [d]) for d in bench.make("z.test")]))
         bench.close()
-        bench = Bench(directory)
+        bench = Bench(directory, SMALL_EVENT_FILES)
         workload.check(bench)
         bench.close()
         shutil.rmtree(directory)

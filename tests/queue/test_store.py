@@ -91,6 +91,11 @@ def test_removing_twice_counts_once(bench: Bench) -> None:
     bench.commit(removal([first, first]))
     assert bench.queued() == [second.key]
     assert bench.counts() == Counts(1, 1, 1)
+    bench.commit(removal([second, second]))
+    bench.commit(removal([second]))
+    assert bench.counts().deliveries == 0
+    bench.checkpoint()
+    assert bench.counts() == Counts(0, 0, 0)
     bench.close()
 
 
