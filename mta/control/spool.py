@@ -139,11 +139,6 @@ def check_version(spool: str) -> None:
         )
 
 
-def shard_directory(spool: str, number: int) -> str:
-    """Path of a shard."""
-    return str(Path(spool, "shards", f"{number:03d}"))
-
-
 def assign_shards(spool: str, workers: int) -> list[list[int]]:
     """The shards of each worker: all that exist, and one for each worker. Shard k is of worker k mod N."""
     directory = Path(spool, "shards")

@@ -15,7 +15,6 @@ _IN_MOVED_TO: Final = 0x80
 _IN_DELETE_SELF: Final = 0x400
 _IN_MOVE_SELF: Final = 0x800
 _IN_UNMOUNT: Final = 0x2000
-_IN_Q_OVERFLOW: Final = 0x4000
 _IN_IGNORED: Final = 0x8000
 _IN_ONLYDIR: Final = 0x1000000
 _EVENT: Final = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows

@@ -2,7 +2,7 @@
 
 Whatever mail comes by - SMTP, spool directory - passes through `Intake.prepare`: loops are stopped, the trace line
 and a missing Date or Message-ID are added, recipients are grouped by domain into deliveries, the `received` event is
-written. `submit` does that and commits it; the answer, `250` or not, is given when the store has it (DESIGN I1).
+written. `submit` does that and commits it; the answer, `250` or not, is given when the store has it (I1).
 
 Decisions of this door, with their reasons:
 

@@ -1,6 +1,6 @@
 """Take the files of a spool directory, each message exactly once.
 
-A file goes through these steps; each is durable before the next begins (DESIGN I1 holds for files too):
+A file goes through these steps; each is durable before the next begins (I1 holds for files too):
 
 1. It is claimed: renamed to a unique name that nothing else will ever have (`mta.inject.claims`).
 2. It is read. Its messages are accepted by the store, and in the same commit a *mark* under the claim's token says

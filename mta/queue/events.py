@@ -1,11 +1,11 @@
 """Events: what became of every message and recipient, one line of JSON each.
 
 A function per kind builds the line as bytes, without the newline; the store writes it in the same commit as the
-change that it tells (DESIGN I2). Each kind has a fixed set of fields: what is not known is `""`, `0` or `[]`, so that a
+change that it tells (I2). Each kind has a fixed set of fields: what is not known is `""`, `0` or `[]`, so that a
 reader finds the same columns in every line. `KINDS` and `FIELDS` define them, `markdown` prints them for
 docs/events.md, and a test holds the functions to the tables.
 
-Remote text appears only as a JSON string: pure ASCII, control characters escaped, bounded in length (DESIGN I7).
+Remote text appears only as a JSON string: pure ASCII, control characters escaped, bounded in length (I7).
 
 Hot path: 3 to 5 µs a line. What is the same for a whole connection is encoded once, in `Remote`.
 """
@@ -34,14 +34,14 @@ KINDS: Final = {
     "delivered": "The next host took the message for these recipients. An end.",
     "bounced": "These recipients failed for good. An end.",
     "expired": "These recipients were given up: the message became older than `expires`. An end.",
-    "deleted": "An operator removed these recipients. An end.",
+    "deleted": "An operator removed these recipients. An end. (No command does so yet.)",
     "quarantined": "The stored message is damaged. It left the queue; what is readable was set aside. An end.",
     "notified": "A notification (DSN) to the sender was put into the queue.",
     "suspended": "A path stands still: its site refused as such or could not be reached. Its messages keep their place "
     "and their attempt count.",
-    "operator": "An operator did something that concerns no single message.",
+    "operator": "An operator did something that concerns no single message. (Not written yet.)",
 }
-"""Every kind of event and what it says. The ends are those of DESIGN I2: exactly one names each recipient."""
+"""Every kind of event and what it says. The ends are those of I2 (ARCHITECTURE.md): exactly one names each recipient."""
 
 
 class Field(NamedTuple):

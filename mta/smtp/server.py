@@ -5,7 +5,7 @@ Theory of operation
 The caller owns the socket and the clock. It writes `greeting`, feeds what it reads to `receive`, acts on the events
 and writes what `output` gives: one write for all replies of a pipelined group. When a message has come the event is
 `MessageReceived` and the machine is PAUSED: it holds whatever the client sent behind the message until the caller
-says with `answer` what became of it (DESIGN I1: `250` only once it is durable). `Closed` means: write the output,
+says with `answer` what became of it (I1: `250` only once it is durable). `Closed` means: write the output,
 then close.
 
 The state is one of the names below, and `_HANDLERS` says for each state what every command does in it. All rules on

@@ -125,7 +125,7 @@ def test_recipients_that_did_not_fit_go_on_at_once() -> None:
 
 
 def test_a_lost_reply_marks_the_next_attempt_as_a_possible_duplicate() -> None:
-    """After `unknown` the delivery says maybe_duplicate (DESIGN I2)."""
+    """After `unknown` the delivery says maybe_duplicate (I2)."""
     one = delivery()
     unknown = Outcome([Result(one.recipients[0], End.DEFERRED, LATER, "unknown")])
     settle = settler()
@@ -180,3 +180,14 @@ def test_a_damaged_message_ends_with_an_event_and_no_notice() -> None:
 
     assert told(verdict) == [("quarantined", ["u0@d.test"])]
     assert verdict.removes == [one]
+
+
+def test_trouble_of_our_own_costs_an_attempt_and_says_why() -> None:
+    """Mail whose content cannot be read now waits for its next attempt; it does not leave the queue."""
+    one = delivery(2)
+
+    verdict = settler().postpone(one, "00000001.seg cannot be read: Too many open files")
+
+    assert told(verdict) == [("deferred", ["u0@d.test", "u1@d.test"])]
+    assert verdict.updates == [one]
+    assert one.history[-1].reply == "451 4.3.0 00000001.seg cannot be read: Too many open files"

@@ -225,7 +225,7 @@ def committed(error: StoreError | None) -> tuple[list[Reply], list[Accepted]]:
 
 
 def test_submit_answers_when_the_store_has_it() -> None:
-    """250 with the id, and only after the commit (DESIGN I1)."""
+    """250 with the id, and only after the commit (I1)."""
     replies, commits = committed(None)
     assert [str(reply) for reply in replies] == ["250 2.0.0 Ok: queued as 0kx8zzg800001"]
     assert len(commits) == 1

@@ -467,7 +467,7 @@ def test_a_batch_goes_on_behind_what_was_accepted(tmp_path: Path) -> None:
 
 
 def test_a_backlog_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of files cost one pass over the directory and bounded lists of names (DESIGN I4)."""
+    """Thousands of files cost one pass over the directory and bounded lists of names (I4)."""
     for number in range(400):
         drop(tmp_path, f"{number}", message("1@x.example"))
     store = MemoryStore()

@@ -1,4 +1,4 @@
-"""Kill -9 at random moments loses nothing, and repeats only what DESIGN I2 allows."""
+"""Kill -9 at random moments loses nothing, and repeats only what I2 allows."""
 
 from __future__ import annotations
 

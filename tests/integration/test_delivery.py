@@ -190,7 +190,7 @@ def test_a_difficult_receiver_gets_every_message_once(
 
 def test_a_limit_of_three_connections_holds_over_four_workers(
         make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
-    """DESIGN I3, as the receiver counts it; and all workers get their turn, so that all mail arrives."""
+    """I3, as the receiver counts it; and all workers get their turn, so that all mail arrives."""
     sandbox.set("narrow.test", {"latency": "5ms"})
     with make_mta(workers=4, shaping={"domains": {"narrow.test": {"connections": 3}}}) as mta:
         deliver(mta, 800, ["narrow.test"], sessions=16)

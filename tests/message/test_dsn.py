@@ -314,7 +314,7 @@ HOSTILE = [
 @pytest.mark.parametrize("hostile", HOSTILE)
 @pytest.mark.parametrize("smtputf8", [False, True])
 def test_remote_text_stays_data(hostile: str, smtputf8: bool) -> None:
-    """Whatever a host says, it makes no field, part or line of its own and no line that is too long (DESIGN I7)."""
+    """Whatever a host says, it makes no field, part or line of its own and no line that is too long (I7)."""
     report = Report("bob@example.org", "5.1.1", (hostile, hostile), hostile, hostile, 0, f"rfc822;{hostile}")
     built = dsn.build(
         notice(reports=[report], original_message_id=hostile, original_envelope_id=hostile, original_smtputf8=smtputf8)

@@ -148,7 +148,7 @@ def test_the_documentation_holds_the_tables() -> None:
 @given(st.text(max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_text_from_outside_stays_in_its_string(text: str) -> None:
-    """Whatever hosts, clients and operators say, a line is one line of ASCII and means what it meant (DESIGN I7)."""
+    """Whatever hosts, clients and operators say, a line is one line of ASCII and means what it meant (I7)."""
     plain = one_of_each()
     for kind, line in one_of_each(text).items():
         assert line.isascii()
