@@ -27,7 +27,7 @@ from mta.queue.records import (
     Message,
 )
 from mta.queue.scheduler import domain_of
-from mta.queue.store import BodyDamaged, QueueInfo, Store
+from mta.queue.store import BodyDamaged, BodyUnreadable, QueueInfo, Store
 
 if TYPE_CHECKING:
     from mta.control.worker import Worker
@@ -141,7 +141,7 @@ class Answers:
         headers, damaged = b"", ""
         try:
             headers = self._worker.read_body(store, message)[: min(message.header_size, HEADERS_SHOWN)]
-        except BodyDamaged as damage:
+        except (BodyDamaged, BodyUnreadable) as damage:
             damaged = str(damage)
         return protocol.MessageDetail(
             format_id(message.id), self._worker.number, message.sender, message.arrival_us, message.size,
@@ -156,7 +156,7 @@ class Answers:
             return None
         try:
             return self._worker.read_body(found[0], found[1])[offset : offset + length]
-        except BodyDamaged as damage:
+        except (BodyDamaged, BodyUnreadable) as damage:
             raise RequestError(str(damage)) from None
 
     def _delivery(self, one: Delivery) -> protocol.DeliveryRow:

@@ -41,7 +41,7 @@ from mta.inject.pickup_service import PickupService  # noqa: E402
 from mta.queue.ids import IdSource, shard_of  # noqa: E402
 from mta.queue.records import Message  # noqa: E402
 from mta.queue.retry import RetryClock  # noqa: E402
-from mta.queue.store import Store, StoreError, StoreLocked, StoreVersion, Transaction  # noqa: E402
+from mta.queue.store import BodyDamaged, BodyUnreadable, Store, StoreError, StoreLocked, StoreVersion, Transaction  # noqa: E402
 from mta.smtp.reply import Reply  # noqa: E402
 from mta.smtp.server import Envelope  # noqa: E402
 
@@ -145,8 +145,10 @@ class Worker:
 
     @staticmethod
     def read_body(store: Store, message: Message) -> bytes:
-        """Read content in a thread, so that the disk does not hold up the hub. Raises BodyDamaged."""
-        content: bytes = get_hub().threadpool.apply(store.body, (message,))
+        """Read content in a thread, so that the disk does not hold up the hub. Raises BodyDamaged, BodyUnreadable."""
+        content: bytes | Exception = get_hub().threadpool.apply(_body_or_why_not, (store, message))
+        if isinstance(content, Exception):
+            raise content
         return content
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -214,6 +216,14 @@ class Worker:
         """Resident bytes now."""
         with open("/proc/self/statm", "rb") as statm:
             return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+def _body_or_why_not(store: Store, message: Message) -> bytes | Exception:
+    """In a thread of gevent's, which would print whatever is raised there."""
+    try:
+        return store.body(message)
+    except (BodyDamaged, BodyUnreadable) as error:
+        return error
 
 
 def main(child: Child) -> None:

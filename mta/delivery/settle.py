@@ -17,7 +17,7 @@ from mta.queue import events, notices
 from mta.queue.ids import shard_of
 from mta.queue.records import NOTIFY_SUCCESS, Attempt, Delivery, Message, Recipient
 from mta.queue.retry import RetryClock
-from mta.queue.store import BodyDamaged
+from mta.queue.store import BodyDamaged, BodyUnreadable
 from mta.queue.store import Transaction as Commit
 from mta.smtp.reply import Reply
 
@@ -173,6 +173,12 @@ class Settler:
         delivery.recipients = []
         return verdict
 
+    def postpone(self, delivery: Delivery, trouble: str) -> Verdict:
+        """Try `delivery` later, for a trouble of our own."""
+        reply = Reply(451, "4.3.0", (trouble,))
+        results = [Result(one, End.DEFERRED, reply, "message") for one in delivery.recipients]
+        return self.settle(delivery, Outcome(results), NOBODY, 0.0)
+
     def quarantine(self, delivery: Delivery, damage: str) -> Verdict:
         """Take a delivery whose message is damaged out of the queue. Nothing of it can be sent, not even back."""
         event = events.quarantined(delivery.message, [delivery], text=damage, time_us=self._clock_us())
@@ -185,7 +191,7 @@ class Settler:
             return
         try:
             content = message.content if message.content is not None else self._original(message)
-        except BodyDamaged:
+        except (BodyDamaged, BodyUnreadable):
             content = b""
         made = notices.notify(
             action, message, content, fates, queue=delivery.queue, config=self.config,

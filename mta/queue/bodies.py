@@ -5,15 +5,20 @@ All of it blocks, and may be called from any native thread.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
-from mta.queue.errors import BodyDamaged
+from mta.queue.errors import BodyDamaged, BodyUnreadable
 from mta.queue.fileops import FileOps
 from mta.queue.ids import format_id
 from mta.queue.journal import content_crc, segment_path
 from mta.queue.records import BodyRef, Message
+
+# What says that content is gone. All else, such as too many open files, passes.
+_DAMAGE: Final = (errno.ENOENT, errno.EIO)
 
 
 class Bodies:
@@ -28,7 +33,7 @@ class Bodies:
         self._place_now = place_now
 
     def read(self, message: Message) -> bytes:
-        """The content of `message`, checked. Raises BodyDamaged, with the remains set aside."""
+        """The content of `message`, checked. Raises BodyDamaged, with the remains set aside, or BodyUnreadable."""
         content = message.content
         if content is not None:
             return content
@@ -47,11 +52,11 @@ class Bodies:
 
     def set_aside(self, message: Message) -> str:
         """Copy what is readable of the content to quarantine. Says what became of it, for the operator."""
-        remains = b"" if message.body is None else self._bytes_at(message.body)
         path = self._quarantine / f"{format_id(message.id)}.eml"
         try:
+            remains = b"" if message.body is None else self._bytes_at(message.body)
             self._files.create(path, remains)
-        except OSError as error:
+        except (BodyUnreadable, OSError) as error:
             return f"what is readable of it could not be set aside: {error}"
         return f"what is readable of it is in {path}"
 
@@ -62,13 +67,14 @@ class Bodies:
         return content if len(content) == place.length and content_crc(content) == place.crc else None
 
     def _bytes_at(self, place: BodyRef) -> bytes:
+        path = segment_path(self._journal, place.segment)
         try:
-            fd = self._files.open(segment_path(self._journal, place.segment), os.O_RDONLY)
-        except OSError:
-            return b""
-        try:
-            return self._files.pread(fd, place.length, place.offset)
-        except OSError:
-            return b""
-        finally:
-            self._files.close(fd)
+            fd = self._files.open(path, os.O_RDONLY)
+            try:
+                return self._files.pread(fd, place.length, place.offset)
+            finally:
+                self._files.close(fd)
+        except OSError as error:
+            if error.errno in _DAMAGE:
+                return b""
+            raise BodyUnreadable(f"{path} cannot be read: {error.strerror or error}") from None

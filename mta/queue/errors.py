@@ -25,5 +25,9 @@ class StoreUnusable(StoreError):
     """The shard cannot be opened: not writable, not ours, or damaged beyond what recovery mends."""
 
 
+class BodyUnreadable(StoreError):
+    """The content of a message cannot be read now, such as for want of file descriptors: it may be as good as ever."""
+
+
 class BodyDamaged(Exception):
     """The content of a message on disk is not what was accepted: its checksum differs, or it cannot be read."""

@@ -121,16 +121,19 @@ class EventLog:
 
     # -- the index thread's ------------------------------------------------------------------------------------------
 
-    def sync(self, mark: EventMark) -> None:
-        """Make the files durable up to `mark`. Raises OSError."""
+    def sync(self, mark: EventMark) -> bool:
+        """Make the files durable up to `mark`. False when it cannot be tried now. Raises OSError when it failed."""
         try:
             fd = self._files.open(self._directory / mark.file, os.O_WRONLY)
         except (FileNotFoundError, IsADirectoryError):
-            return  # there is none yet, or an operator took it away
+            return True  # there is none yet, or an operator took it away
+        except OSError:
+            return False  # no more files can be opened: nothing is lost by that, the next checkpoint tries again
         try:
             self._files.fdatasync(fd)
         finally:
             self._files.close(fd)
+        return True
 
     def prune(self, current: str, keep: int) -> None:
         """Remove all files that were closed before `current`, but the last `keep`. Raises OSError."""

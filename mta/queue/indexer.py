@@ -98,8 +98,8 @@ class Indexer:
         """The place up to which the events are durable: `mark`, or one before it."""
         if not self._events_lost:
             try:
-                self._events.sync(mark)
-                return mark
+                if self._events.sync(mark):
+                    return mark
             except OSError as error:
                 # What was written may be gone although the next sync will say that all is well. The journal has it:
                 # from here on it is kept, and the next start copies the events again.

@@ -35,7 +35,15 @@ from mta.queue.commits import RETRY_S, Commits
 from mta.queue.compaction import Compactor
 from mta.queue.effects import Effects, Key
 from mta.queue.encoding import QueueInfo, ShardState
-from mta.queue.errors import BodyDamaged, StoreError, StoreFull, StoreLocked, StoreUnusable, StoreVersion
+from mta.queue.errors import (
+    BodyDamaged,
+    BodyUnreadable,
+    StoreError,
+    StoreFull,
+    StoreLocked,
+    StoreUnusable,
+    StoreVersion,
+)
 from mta.queue.eventlog import EventLog
 from mta.queue.fileops import FileOps
 from mta.queue.index import Index, Listing, QueueTotals
@@ -51,8 +59,8 @@ from mta.queue.transaction import Done, Move, Transaction, encode, encode_moves
 from mta.queue.writer import Group, GroupWriter
 
 __all__ = [
-    "BodyDamaged", "Counts", "Key", "QueueInfo", "Statistics", "Store", "StoreError", "StoreFull", "StoreLocked",
-    "StoreUnusable", "StoreVersion", "Transaction",
+    "BodyDamaged", "BodyUnreadable", "Counts", "Key", "QueueInfo", "Statistics", "Store", "StoreError", "StoreFull",
+    "StoreLocked", "StoreUnusable", "StoreVersion", "Transaction",
 ]
 
 CHECKPOINT_ENTRIES: Final = 2000  # changed deliveries after which a checkpoint is begun early
@@ -279,7 +287,10 @@ class Store:
                    lambda found: done(self._still_there(found)))
 
     def body(self, message: Message) -> bytes:
-        """The content of a message. Blocks; from any thread. Raises BodyDamaged, with the remains in `quarantine/`."""
+        """The content of a message. Blocks; from any thread.
+
+        Raises BodyDamaged, with the remains in `quarantine/`, or BodyUnreadable when it may be readable later.
+        """
         return self._bodies.read(message)
 
     # -- reads for others -------------------------------------------------------------------------------------------
