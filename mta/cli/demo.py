@@ -45,7 +45,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
                         help="another number makes other domains and messages (default: 1)")
     parser.add_argument("--limit", metavar="TIME", type=_limit,
                         help="end after this time and tell what still waits, and why (default: 60s, more for more than "
-                        "3000 messages)")
+                        "5000 messages)")
     parser.add_argument("--keep", action="store_true", help="leave everything running after the summary, until Ctrl-C")
     add_json(parser, "the summary as one JSON object on stdout, and all else on stderr")
     parser.set_defaults(run=run)

@@ -248,7 +248,7 @@ class _Session:
 
     __slots__ = (
         "_by_client", "_content_until_s", "_deadline_s", "_greenlet", "_io", "_limits", "_listener", "_sock", "_source",
-        "_tick_s", "_timer", "_timer_at_s", "_waiting", "machine",
+        "_source_helo", "_tick_s", "_timer", "_timer_at_s", "_waiting", "machine",
     )  # fmt: skip
 
     def __init__(self, listener: SmtpListener, sock: Any, machine: Server) -> None:
@@ -260,6 +260,7 @@ class _Session:
         self._greenlet: Any = None
         self._waiting = False  # for the peer, so that it may be interrupted
         self._source: Source | None = None
+        self._source_helo = ""  # the name that it was made with: a client may say another one later
         self._by_client = False  # it said QUIT
         self._content_until_s = 0.0  # when the whole content of the present message must be there
         self._deadline_s = math.inf
@@ -348,10 +349,10 @@ class _Session:
                 self._deadline_s = math.inf
                 envelope = event.envelope
                 source = self._source
-                if source is None:
+                if source is None or self._source_helo != envelope.helo:
                     peer = machine.peer
                     source = Source.smtp(peer.address, peer.port, envelope.helo, self._listener._settings.hostname)
-                    self._source = source
+                    self._source, self._source_helo = source, envelope.helo
                 try:
                     reply = self._listener._submit(envelope, event.content, source)
                 except Exception:

@@ -41,7 +41,7 @@ KINDS: Final = {
     "and their attempt count.",
     "operator": "An operator did something that concerns no single message. (Not written yet.)",
 }
-"""Every kind of event and what it says. The ends are those of I2 (ARCHITECTURE.md): exactly one names each recipient."""
+"""Every kind of event and what it says. The ends are those of I2: exactly one names each recipient."""
 
 
 class Field(NamedTuple):

@@ -264,6 +264,16 @@ def test_too_many_sessions() -> None:
         assert second.reply() == "421 4.3.2 Too many sessions, try again later"
 
 
+def test_origin_has_the_name_that_the_client_gave_last(shared: Process) -> None:
+    """A client may greet again between two messages."""
+    with Peer(shared) as peer:
+        for name in ("client.example", "other.example"):
+            assert peer.say(f"EHLO {name}").startswith("250-")
+            peer.begin()
+            assert peer.say(CONTENT + b".").startswith("250")
+            assert shared.expect("message")[3].endswith(f" {name}")
+
+
 def test_no_file_descriptors() -> None:
     """Without descriptors a client is told to come back, and the listener comes back itself."""
     with listening() as process, Peer(process) as first:
