@@ -71,7 +71,10 @@ class Wire:
 
     def connect(self, family: int, address: str, port: int, source: str | None) -> None:
         """Connect before the deadline. Raises WireError."""
-        sock = self._sock = socket(family, SOCK_STREAM)
+        try:
+            sock = self._sock = socket(family, SOCK_STREAM)
+        except OSError as error:  # no more descriptors, or no IPv6 in this kernel
+            raise WireError(f"socket: {error.strerror or error}") from None
         sock.setblocking(False)
         sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         self._sweeper.add(self)
@@ -202,7 +205,10 @@ class Wire:
             return
         self.unsent = len(data)
         if self._tls is not None:
-            self._tls.write(data)
+            try:
+                self._tls.write(data)
+            except ssl.SSLError as error:  # the peer has ended the TLS session
+                raise WireError(f"TLS: {_reason(error)}") from None
             data = self._outgoing.read()
         try:
             sent = self._sock.send(data)
