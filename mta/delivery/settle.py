@@ -119,7 +119,7 @@ class Settler:
             verdict.removes.append(delivery)
         elif len(delivery.recipients) > delivery.tried:
             verdict.again = True
-            if ended or deferred:
+            if ended or deferred or delivery.losses:  # losses outlive the pause of the path, which ends this in memory
                 verdict.updates.append(delivery)
         else:
             delivery.attempts = attempt

@@ -108,7 +108,7 @@ def pack_delivery(delivery: Delivery) -> bytes:
          for r in delivery.recipients],
         delivery.attempts,
         (_WARNED if delivery.warned else 0) | (_MAYBE_DUPLICATE if delivery.maybe_duplicate else 0),
-        delivery.history,
+        delivery.history, delivery.losses,
     ))
 
 
@@ -125,12 +125,13 @@ def delivery_head(value: bytes) -> tuple[int, int, int]:
 
 def unpack_delivery(value: bytes, message: Message, index: int) -> Delivery:
     """The delivery in a value of the index. Raises ValueError when it is none."""
-    _, queue, domain, due_us, recipients, attempts, flags, history = unpack(value[_DELIVERY_HEAD.size:])[:8]
+    _, queue, domain, due_us, recipients, attempts, flags, history, *later = unpack(value[_DELIVERY_HEAD.size:])
     return Delivery(
         message=message, index=index, queue=queue, domain=queue if domain is None else domain,
         recipients=[Recipient(r) if isinstance(r, str) else Recipient(*r) for r in recipients],
         due_us=due_us, attempts=attempts, warned=bool(flags & _WARNED),
         history=[Attempt(*attempt) for attempt in history], maybe_duplicate=bool(flags & _MAYBE_DUPLICATE),
+        losses=later[0] if later else 0,
     )
 
 

@@ -85,10 +85,8 @@ class Delivery:
     warned: bool = False  # the delay warning was sent
     history: list[Attempt] = field(default_factory=list)  # the last few failed attempts
     maybe_duplicate: bool = False  # a crash left it open whether the peer has it already
-    stored_due_us: int | None = None  # the store's: its key in the index, None when not there
-    # Of the attempt under way, in memory only:
-    tried: int = 0  # recipients at the end of the list that this attempt has deferred already
-    losses: int = 0  # connections that ended under it without a verdict
+    losses: int = 0  # connections that ended under it without a verdict, since the last attempt that counted
+    tried: int = 0  # recipients at the end of the list that the attempt under way has deferred; in memory only
 
     @property
     def key(self) -> tuple[int, int]:
