@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from mta.config.schema import DeliveryTimeouts
 from mta.delivery.settle import Peer
 from mta.delivery.wire import AF_INET6, Wire, WireError
 from mta.queue import events
@@ -109,6 +110,10 @@ class Connection:
             self.established = True
             self.engine.established(self)
             self._converse()
+        except Exception as error:
+            log.exception("bug: connection to %s ends", self.name)
+            if not self.established:
+                self.engine.connection_failed(self, Reply(451, "4.3.5", (f"internal error: {error}",)))
         finally:
             self.wire.close()
             self.engine.closed(self)
@@ -248,6 +253,9 @@ class Connection:
             self._handle(client.lost(str(error)))
         except RemoteProtocolError as error:
             self._handle(client.lost(f"protocol error: {error}"))
+        except Exception as error:
+            log.exception("bug: the conversation with %s ends", self.name)
+            self._handle(client.lost(f"internal error: {error}"))
         finally:
             if client.pipelining_suspect:
                 self._remember_suspect()
@@ -260,7 +268,11 @@ class Connection:
             if job is None:
                 break
             if job.cold:
-                self._write()  # what the peer waits for does not wait for our disk
+                try:
+                    self._write()  # what the peer waits for does not wait for our disk
+                except WireError:
+                    engine.untouched(job)
+                    raise
                 if not engine.read_content(job):
                     continue
                 if not client.can_send:
@@ -336,3 +348,23 @@ def transaction_for(delivery: Delivery, at_most: int) -> Transaction:
         ret=message.ret,
         envid=message.envid,
     )
+
+
+def patience(timeouts: DeliveryTimeouts) -> dict[str, tuple[float, str]]:
+    """Deadline and description of each phase of the client machine."""
+    return {
+        "greeting": (timeouts.greeting, "the greeting"),
+        "ehlo": (timeouts.ehlo, "the answer to EHLO"),
+        "helo": (timeouts.ehlo, "the answer to HELO"),
+        "starttls": (timeouts.starttls, "the answer to STARTTLS"),
+        "handshake": (timeouts.starttls, "the TLS handshake"),
+        "ready": (timeouts.mail, "work"),
+        "mail": (timeouts.mail, "the answer to MAIL"),
+        "rcpt": (timeouts.rcpt, "the answer to RCPT"),
+        "data": (timeouts.data, "the answer to DATA"),
+        "body": (timeouts.block, "the peer to take the content"),
+        "dot": (timeouts.dot, "the answer to the content"),
+        "rset": (timeouts.mail, "the answer to RSET"),
+        "quit": (timeouts.mail, "the answer to QUIT"),
+        "closed": (timeouts.mail, "nothing"),
+    }

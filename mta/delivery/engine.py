@@ -17,8 +17,8 @@ from functools import partial
 import gevent
 from gevent.event import Event
 
-from mta.config.schema import Config, DeliveryTimeouts
-from mta.delivery.connection import Connection, Job, transaction_for
+from mta.config.schema import Config
+from mta.delivery.connection import Connection, Job, patience, transaction_for
 from mta.delivery.limits import Limits
 from mta.delivery.openings import AT_ONCE, AT_ONCE_TO_FAILING, Line
 from mta.delivery.outcome import judge
@@ -28,9 +28,10 @@ from mta.delivery.settle import Settler, Verdict
 from mta.delivery.tls import HostMemory, opportunistic_context
 from mta.delivery.wire import AF_INET6, Sweeper
 from mta.queue import events
+from mta.queue.ids import format_id
 from mta.queue.records import Delivery, Message
 from mta.queue.scheduler import FOREVER_US, Queue, Scheduler, domain_of
-from mta.queue.store import BodyDamaged, Store, Transaction
+from mta.queue.store import BodyDamaged, BodyUnreadable, Store, Transaction
 from mta.smtp.reply import Reply
 
 TOTAL = "total"  # name of the limit on outgoing connections in all
@@ -41,6 +42,7 @@ TURN_S = 1.0  # what a connection may do before it gives way to another worker
 SWEEP_S = 60.0  # how often mail that nobody tries is checked for its age
 SWEEP_BATCH = 500
 GIVE_UP_BATCH = 100
+PUT_OFF_S = 300.0
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ class Engine:
             store.on_checkpoint = partial(self.scheduler.checkpoint, shard)
         gevent.spawn(self._keep_time)
         gevent.spawn(self._sweep)
-        self.scheduler.run()
+        self._alarm.set()
 
     def stop(self) -> Event:
         """Take no more deliveries. The event is set when the last connection has ended."""
@@ -147,7 +149,11 @@ class Engine:
             # Never sleep on a wall clock for long: it may be set while we do.
             self._alarm.wait(None if wait_s is None else min(wait_s, 60.0))
             self._alarm.clear()
-            self.scheduler.run()
+            try:
+                self.scheduler.run()
+            except Exception:
+                log.exception("bug: queues whose time has come")
+                gevent.sleep(1.0)
 
     # -- routes and paths ----------------------------------------------------------------------------------------
 
@@ -168,7 +174,10 @@ class Engine:
     def _route(self, domain: str) -> None:
         """Find the way for mail to `domain`, and bring the queues that wait for it there."""
         try:
-            found = self.router.route(domain)
+            router = None
+            while router is not self.router:  # a reload in between may have changed the rules
+                router = self.router
+                found = router.route(domain)
         except Exception as error:
             log.exception("bug: the route of %s", domain)
             found = RouteFailure(False, 451, "4.3.5", f"internal error: {error}", time.monotonic())
@@ -177,6 +186,7 @@ class Engine:
             if found.permanent:
                 self._unroutable(queues, Reply(found.code, found.enhanced, (found.text,)))
                 return
+            self._routes.pop(domain, None)
             path = self._path(f"?{domain}", None, domain)
             path.reason = found.text
             self._suspend(path, self._pause_s(path))
@@ -222,7 +232,7 @@ class Engine:
         given_up = 0
         for queue in queues:
             while (delivery := self.scheduler.pop(queue)) is not None:
-                self._apply(queue, delivery, self.settler.fail(delivery, reply))
+                self._conclude(queue, delivery, partial(self.settler.fail, delivery, reply))
                 given_up += 1
                 if given_up % GIVE_UP_BATCH == 0:
                     gevent.sleep(0)
@@ -282,7 +292,7 @@ class Engine:
         line.begin()
         connection.line = line
         self.connections.add(connection)
-        gevent.spawn(self._run, connection)
+        gevent.spawn(connection.run)
         return True
 
     def _stop_waiting(self, path: Path) -> None:
@@ -293,14 +303,6 @@ class Engine:
                 self._waiting.pop(path.waiting_for, None)
                 self.limits.want(path.waiting_for, 0)
             path.waiting_for = ""
-
-    def _run(self, connection: Connection) -> None:
-        try:
-            connection.run()
-        except Exception:
-            log.exception("bug: connection to %s ends", connection.name)
-            for job in connection.jobs:
-                self.scheduler.put_back(job.queue, job.delivery)
 
     def nudged(self, names: Iterable[str]) -> None:
         """Leases of these limits became free, or another worker wants some of ours."""
@@ -404,7 +406,7 @@ class Engine:
             if delivery is None:
                 continue
             if self.settler.expired(delivery, now_us):
-                self._apply(queue, delivery, self.settler.expire(delivery, path.reason))
+                self._conclude(queue, delivery, partial(self.settler.expire, delivery, path.reason))
                 continue
             at_most = path.shaping.recipients_per_message
             if connection.client.capabilities.rcpt_max:
@@ -414,13 +416,24 @@ class Engine:
         return None
 
     def read_content(self, job: Job) -> bool:
-        """Read the content of a message that is not in memory. Whether there is one; a damaged one leaves the queue."""
+        """Read the content of a message that is not in memory. Whether there is one; if not, its delivery is settled.
+
+        A damaged one leaves the queue; one that cannot be read now waits for its next attempt.
+        """
         store = self.stores[job.queue.shard]
         try:
             job.transaction.content = self._read_body(store, job.delivery.message)
         except BodyDamaged as damage:
             log.error("%s", damage)
-            self._apply(job.queue, job.delivery, self.settler.quarantine(job.delivery, str(damage)))
+            self._conclude(job.queue, job.delivery, partial(self.settler.quarantine, job.delivery, str(damage)))
+            return False
+        except BodyUnreadable as trouble:
+            log.error("%s", trouble)
+            self._conclude(job.queue, job.delivery, partial(self.settler.postpone, job.delivery, str(trouble)))
+            return False
+        except Exception:
+            log.exception("bug: the content of %s cannot be read", format_id(job.delivery.message.id))
+            self._put_off(job.queue, job.delivery)
             return False
         return True
 
@@ -441,28 +454,34 @@ class Engine:
             path.succeeded(time.monotonic())
         elif transaction.mail is not None or transaction.lost_phase:
             delivery.losses += 1
-        verdict = self.settler.settle(delivery, outcome, connection.peer, time.monotonic() - job.started_s)
-        if job.marked and verdict.again and not verdict.updates:
-            self.stores[job.queue.shard].clear_inflight(delivery)  # refused after all, and nothing to write down
-        self._apply(job.queue, delivery, verdict)
-        if outcome.host_failure is not None:
+        if outcome.host_failure is not None:  # first, so that what goes back to its queue opens no connection
             self._site_failed(path, str(outcome.host_failure), refused=False)
+        self._conclude(job.queue, delivery, partial(
+            self.settler.settle, delivery, outcome, connection.peer, time.monotonic() - job.started_s), job.marked)
 
-    def _apply(self, queue: Queue, delivery: Delivery, verdict: Verdict) -> None:
-        """Commit a verdict. What it says becomes true when it is durable; until then a crash undoes it."""
-        self._commit(queue.shard, verdict)
+    def _conclude(self, queue: Queue, delivery: Delivery, judged: Callable[[], Verdict], marked: bool = False) -> None:
+        """Commit the verdict on a delivery in flight. What it says becomes true when it is durable; until then a crash
+        undoes it. A bug on the way makes this delivery wait, and nothing else."""
+        try:
+            verdict = judged()
+            if verdict.updates or verdict.removes:
+                shard, notices = queue.shard, verdict.notices
+                self.stores[shard].submit(
+                    verdict.commit(), (lambda error: self._schedule(shard, notices, error)) if notices else None)
+            elif marked:
+                self.stores[queue.shard].clear_inflight(delivery)  # refused after all, and nothing to write down
+        except Exception:
+            log.exception("bug: %s for %s cannot be settled", format_id(delivery.message.id), delivery.domain)
+            self._put_off(queue, delivery)
+            return
         if verdict.again:
             self.scheduler.put_back(queue, delivery)
         else:
             self.scheduler.done(queue, delivery)
-            if self.scheduler.starved:
-                self._alarm.set()
 
-    def _commit(self, shard: int, verdict: Verdict) -> None:
-        if verdict.updates or verdict.removes:
-            notices = verdict.notices
-            self.stores[shard].submit(
-                verdict.commit(), (lambda error: self._schedule(shard, notices, error)) if notices else None)
+    def _put_off(self, queue: Queue, delivery: Delivery) -> None:
+        """Leave a delivery that a bug keeps from being settled alone for a while, then read it again."""
+        gevent.spawn_later(PUT_OFF_S, self.scheduler.let_go, queue, delivery)
 
     def _schedule(self, shard: int, deliveries: list[Delivery], error: Exception | None) -> None:
         if error is None:
@@ -473,6 +492,8 @@ class Engine:
 
     def _site_failed(self, path: Path, reason: str, *, refused: bool) -> None:
         wait_s = self._pause_s(path)
+        if path.suspended_until_us > self.clock_us():
+            return  # one outage, however many connections it ends
         if path.failed(reason, time.monotonic(), wait_s, self.clock_us(), refused=refused):
             self._suspend(path, wait_s)
 
@@ -504,19 +525,23 @@ class Engine:
 
     def _sweep_shard(self, shard: int) -> None:
         before_us = self.clock_us() - int(self.config.expires * 1_000_000)
-        self.stores[shard].arrived_before(before_us, SWEEP_BATCH, partial(gevent.spawn, self._give_up, shard))
+        self.stores[shard].arrived_before(before_us, SWEEP_BATCH, partial(self._found_old, shard))
 
-    def _give_up(self, shard: int, deliveries: list[Delivery]) -> None:
+    def _found_old(self, shard: int, deliveries: list[Delivery]) -> None:
         now_us = self.clock_us()
-        given_up = 0
-        for delivery in deliveries:
-            if not self.scheduler.in_memory(shard, delivery) and self.settler.expired(delivery, now_us):
-                path = self._routes.get(delivery.domain) or self.paths.get(f"?{delivery.domain}")
-                self._commit(shard, self.settler.expire(delivery, path.reason if path is not None else ""))
-                given_up += 1
-                if given_up % GIVE_UP_BATCH == 0:
-                    gevent.sleep(0)
-        if given_up and len(deliveries) == SWEEP_BATCH:
+        # All at once: giving them up waits for the disk, and meanwhile nobody else may end them.
+        taken = self.scheduler.take(shard, [one for one in deliveries if self.settler.expired(one, now_us)])
+        if taken:
+            gevent.spawn(self._give_up, shard, taken, len(deliveries) == SWEEP_BATCH)
+
+    def _give_up(self, shard: int, taken: list[tuple[Queue, Delivery]], go_on: bool) -> None:
+        for count, (queue, delivery) in enumerate(taken, 1):
+            path = self._routes.get(delivery.domain) or self.paths.get(f"?{delivery.domain}")
+            reason = path.reason if path is not None else ""
+            self._conclude(queue, delivery, partial(self.settler.expire, delivery, reason))
+            if count % GIVE_UP_BATCH == 0:
+                gevent.sleep(0)
+        if go_on:
             self._sweep_shard(shard)
 
     # -- answers -------------------------------------------------------------------------------------------------
@@ -572,23 +597,3 @@ class Engine:
         # While one name may only be slow to resolve, the site is not known to be without addresses.
         enhanced = min((one.enhanced for one in found if one.failure), default="4.4.4")
         return Reply(451, enhanced, ("; ".join(texts) or "no host has an address",))
-
-
-def patience(timeouts: DeliveryTimeouts) -> dict[str, tuple[float, str]]:
-    """Deadline and description of each phase of the client machine."""
-    return {
-        "greeting": (timeouts.greeting, "the greeting"),
-        "ehlo": (timeouts.ehlo, "the answer to EHLO"),
-        "helo": (timeouts.ehlo, "the answer to HELO"),
-        "starttls": (timeouts.starttls, "the answer to STARTTLS"),
-        "handshake": (timeouts.starttls, "the TLS handshake"),
-        "ready": (timeouts.mail, "work"),
-        "mail": (timeouts.mail, "the answer to MAIL"),
-        "rcpt": (timeouts.rcpt, "the answer to RCPT"),
-        "data": (timeouts.data, "the answer to DATA"),
-        "body": (timeouts.block, "the peer to take the content"),
-        "dot": (timeouts.dot, "the answer to the content"),
-        "rset": (timeouts.mail, "the answer to RSET"),
-        "quit": (timeouts.mail, "the answer to QUIT"),
-        "closed": (timeouts.mail, "nothing"),
-    }

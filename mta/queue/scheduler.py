@@ -57,7 +57,7 @@ class Queue:
         self.ready: deque[Delivery] = deque()
         self.in_flight: dict[tuple[int, int], Delivery] = {}
         self.more = False  # the index may hold due deliveries that are not in memory
-        self.loading = False
+        self.loading = 0  # how many deliveries the load under way may bring
         self.path: object | None = None  # the delivery engine's
 
     def __repr__(self) -> str:
@@ -87,7 +87,8 @@ class Scheduler:
         self.queues: dict[tuple[int, str], Queue] = {}
         self.deliveries = 0  # in windows and in flight
         self.body_bytes = 0  # content held for them
-        self.starved = False  # something is due that memory had no room for: call `run` when some has left
+        self.starved = False  # something is due that memory had no room for: `alarm` is called when there is some
+        self._coming = 0  # deliveries that the loads under way may bring
         self._wakes: list[tuple[int, int, str]] = []
         self._wake_at: dict[tuple[int, str], int] = {}
         self._parked: set[tuple[int, str]] = set()  # of those, the ones that nothing may wake earlier
@@ -107,10 +108,12 @@ class Scheduler:
 
         Hot path (bench/throughput.py S1, S2).
         """
+        if (shard, delivery.queue) in self._parked:
+            return  # it is found when the queue wakes
         queue = self.queues.get((shard, delivery.queue))
         if queue is None:
-            if (shard, delivery.queue) in self._parked or self.deliveries >= self._memory.deliveries:
-                return  # it is found when the queue wakes, or by the report of the next checkpoint
+            if self.deliveries >= self._memory.deliveries:
+                return  # it is found by the report of the next checkpoint
             queue = self._open(shard, delivery.queue, delivery.domain)
         # Behind mail that waits on disk there is no jumping the line.
         if queue.more or len(queue.ready) >= self._memory.window or self.deliveries >= self._memory.deliveries:
@@ -123,12 +126,19 @@ class Scheduler:
     def loaded(self, queue: Queue, deliveries: list[Delivery], next_us: int | None) -> None:
         """The answer to `load`: `deliveries`, and when the first one that was left out is due (None: there is none).
         """
-        queue.loading = False
+        self._coming -= queue.loading
+        queue.loading = 0
+        if self.starved:
+            self._io.alarm()  # the load may have brought less than room was kept for
         if self.queues.get((queue.shard, queue.name)) is not queue:
             return  # parked meanwhile; they are still on disk
         for delivery in deliveries:
-            self._hold(delivery)
-            queue.ready.append(delivery)
+            if self.deliveries >= self._memory.deliveries:
+                queue.more = True  # fresh mail has taken the room
+                break
+            if delivery.key not in queue.in_flight:  # else `take` was faster
+                self._hold(delivery)
+                queue.ready.append(delivery)
         # `more` may have become true while the index was read: a checkpoint came in between.
         if next_us is not None and next_us <= self._clock_us():
             queue.more = True
@@ -142,7 +152,7 @@ class Scheduler:
         """The store's report: for each touched queue, when its first delivery in the index is due."""
         now_us = self._clock_us()
         for name, due_us in touched:
-            if due_us is None:
+            if due_us is None or (shard, name) in self._parked:
                 continue
             queue = self.queues.get((shard, name))
             if queue is not None and due_us <= now_us:
@@ -157,8 +167,8 @@ class Scheduler:
         self._horizon[shard] = found[-1][0] if last is not None else FOREVER_US
         self._scan_from[shard] = last or b""
         for due_us, name in found:
-            if (shard, name) not in self.queues:
-                self._wake(shard, name, due_us)
+            # Also of a queue that is in memory: it may be there for fresh mail only, and leave without another look.
+            self._wake(shard, name, due_us)
         self.run()
 
     # -- what goes out ------------------------------------------------------------------------------------------
@@ -173,6 +183,23 @@ class Scheduler:
             self._refill(queue)
         return delivery
 
+    def take(self, shard: int, deliveries: Iterable[Delivery]) -> list[tuple[Queue, Delivery]]:
+        """Take those of `deliveries`, just read from the index, into flight that are not in memory: to be ended without
+        an attempt. Nobody else gets them meanwhile."""
+        taken = []
+        held: dict[str, set[tuple[int, int]]] = {}
+        for delivery in deliveries:
+            queue = self.queues.get((shard, delivery.queue)) or self._open(shard, delivery.queue, delivery.domain)
+            keys = held.get(queue.name)
+            if keys is None:
+                keys = held[queue.name] = {other.key for other in queue.ready}
+                keys.update(queue.in_flight)
+            if delivery.key not in keys:
+                self._hold(delivery)
+                queue.in_flight[delivery.key] = delivery
+                taken.append((queue, delivery))
+        return taken
+
     def put_back(self, queue: Queue, delivery: Delivery) -> None:
         """A delivery in flight goes back to the head of its queue, untouched or with recipients left to do."""
         del queue.in_flight[delivery.key]
@@ -185,6 +212,11 @@ class Scheduler:
         self._drop(delivery)
         if not queue.ready:
             self._tidy(queue)
+
+    def let_go(self, queue: Queue, delivery: Delivery) -> None:
+        """A delivery in flight is to be read again from the index, where it is as it was."""
+        queue.more = True
+        self.done(queue, delivery)
 
     def park(self, queue: Queue, until_us: int) -> None:
         """Nothing of `queue` moves before `until_us`: its window leaves memory and costs nothing until then."""
@@ -211,7 +243,7 @@ class Scheduler:
         now_us = self._clock_us()
         self.starved = False
         while self._wakes and self._wakes[0][0] <= now_us:
-            if self.deliveries >= self._memory.deliveries:
+            if self._room() <= 0:
                 self.starved = True
                 break
             due_us, shard, name = heapq.heappop(self._wakes)
@@ -253,12 +285,17 @@ class Scheduler:
         elif queue.more and not queue.ready and not queue.loading:
             self._refill(queue)
 
+    def _room(self) -> int:
+        """How many more deliveries memory may hold."""
+        return self._memory.deliveries - self.deliveries - self._coming
+
     def _refill(self, queue: Queue) -> None:
         if queue.loading:
             return
-        room = min(self._memory.window - len(queue.ready), self._memory.deliveries - self.deliveries)
+        room = min(self._memory.window - len(queue.ready), self._room())
         if room > 0:
-            queue.loading = True
+            queue.loading = room
+            self._coming += room
             queue.more = False
             self._io.load(queue, room)
         elif not queue.ready and not queue.in_flight:
@@ -302,16 +339,11 @@ class Scheduler:
 
     def _drop(self, delivery: Delivery) -> None:
         self.deliveries -= 1
+        if self.starved:
+            self._io.alarm()
         message = delivery.message
         if message.held:
             message.held -= 1
             if message.held == 0:
                 self.body_bytes -= message.size
                 message.content = None
-
-    def in_memory(self, shard: int, delivery: Delivery) -> bool:
-        """Whether this delivery is in a window or in flight. Costs a look through one window."""
-        queue = self.queues.get((shard, delivery.queue))
-        if queue is None:
-            return False
-        return delivery.key in queue.in_flight or any(other.key == delivery.key for other in queue.ready)

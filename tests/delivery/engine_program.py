@@ -1,0 +1,313 @@
+"""Runs one scenario of a real engine in a gevent process of its own: loopback hosts, played store, router and limits.
+
+    python -m tests.delivery.engine_program NAME
+
+Prints nothing and ends with 0 when the rule held.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import errno  # noqa: E402
+import json  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from collections import Counter  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from copy import deepcopy  # noqa: E402
+from typing import Any  # noqa: E402
+
+import gevent  # noqa: E402
+from gevent.server import StreamServer  # noqa: E402
+
+from mta.config.schema import Config, Retry, Shaping, ShapingRules  # noqa: E402
+from mta.config.units import Duration  # noqa: E402
+from mta.delivery import connection, engine, wire  # noqa: E402
+from mta.delivery.routing import Addresses, Host, Route  # noqa: E402
+from mta.delivery.settle import Settler, Verdict  # noqa: E402
+from mta.queue.records import Delivery, Message, Recipient  # noqa: E402
+from mta.queue.retry import RetryClock  # noqa: E402
+from mta.queue.store import Transaction  # noqa: E402
+
+CONTENT = b"From: a@x.test\r\nSubject: hello\r\n\r\nbody\r\n"
+FOREVER = float("inf")
+
+
+def clock_us() -> int:
+    """Microseconds."""
+    return time.time_ns() // 1000
+
+
+class Shelf:
+    """The store: what is queued, and the events. Answers come a moment later, commits at once."""
+
+    def __init__(self) -> None:
+        self.stored: dict[tuple[int, int], Delivery] = {}
+        self.events: list[dict[str, Any]] = []
+        self.on_checkpoint: Callable[..., None] = print
+
+    def submit(self, tx: Transaction, done: Callable[[None], None] | None = None) -> None:
+        for one in tx.updates:
+            self.stored[one.key] = deepcopy(one)
+        for one in tx.removes:
+            self.stored.pop(one.key, None)
+        self.events += [json.loads(line) for line in tx.events]
+        if done is not None:
+            done(None)
+
+    def _copies(self, wanted: Callable[[Delivery], bool]) -> list[Delivery]:
+        copies = [deepcopy(one) for one in self.stored.values() if wanted(one)]
+        for one in copies:
+            one.tried = 0
+            one.message.content, one.message.held = None, 0
+        return copies
+
+    def load_due(self, queue: str, before_us: int, limit: int, exclude: set[tuple[int, int]], done: Any) -> None:
+        gevent.spawn(lambda: done(
+            self._copies(lambda one: one.queue == queue and one.due_us <= before_us and one.key not in exclude), None))
+
+    def due_queues(self, after: bytes, limit: int, done: Any) -> None:
+        gevent.spawn(done, [], None)
+
+    def arrived_before(self, before_us: int, limit: int, done: Any) -> None:
+        gevent.spawn(lambda: done(self._copies(lambda one: one.message.arrival_us < before_us)))
+
+    def mark_inflight(self, delivery: Delivery) -> None:
+        """Nothing."""
+
+    def clear_inflight(self, delivery: Delivery) -> None:
+        """Nothing."""
+
+    def told(self, kind: str) -> int:
+        return sum(len(event.get("recipients", [1])) for event in self.events if event["event"] == kind)
+
+
+class Limits:
+    """There are none."""
+
+    def acquire(self, leases: object) -> None:
+        """Always."""
+
+    def release(self, names: object) -> None:
+        """Nothing."""
+
+    def want(self, name: str, count: int) -> None:
+        """Nothing."""
+
+
+class World:
+    """An engine, and a host that behaves as `data` says: whether the client gets an answer to DATA."""
+
+    def __init__(self, **options: Any) -> None:
+        retry = Retry(first=Duration(0.05), site_first=Duration(options.pop("pause", 0.05)), site_cap=Duration(3600),
+                      jitter=0.0)
+        self.config = Config(hostname="mta.test", retry=retry, **options)
+        self.shelf = Shelf()
+        self.number = 0
+        self.taken: list[bytes] = []
+        self.hates = b"nothing"
+        self.connections = 0
+        self.server = StreamServer(("127.0.0.1", 0), self.serve)
+        self.server.start()
+        self.port = self.server.server_port
+        self.addresses_found: list[tuple[int, str]] = [(2, "127.0.0.1")]
+        self.asked: Counter[str] = Counter()
+        self.settler = Settler(self.config, RetryClock(retry), lambda shard: clock_us() << 10, self.original, clock_us)
+        self.engine = engine.Engine(self.config, {0: self.shelf}, self, Limits(), self.settler,  # type: ignore
+                                    lambda store, message: self.original(message), clock_us)
+        self.engine.start()
+
+    def original(self, message: Message) -> bytes:
+        gevent.sleep(0.01)
+        return CONTENT
+
+    def route(self, domain: str) -> Route:
+        self.asked["route"] += 1
+        return Route("mx.d.test", (Host("mx.d.test", self.port, 0),), FOREVER, False)
+
+    def addresses(self, host: Host) -> Addresses:
+        self.asked["addresses"] += 1
+        return Addresses(self.addresses_found, "", "", FOREVER, ())
+
+    def serve(self, sock: Any, peer: object) -> None:
+        self.connections += 1
+        file = sock.makefile("rb")
+        sock.sendall(b"220 mx.d.test\r\n")
+        sender = b""
+        for line in file:
+            verb = line[:4].upper()
+            if verb == b"MAIL":
+                sender = line
+            if verb == b"DATA":
+                if self.hates in sender:
+                    return
+                sock.sendall(b"354 go\r\n")
+                while file.readline() != b".\r\n":
+                    pass
+                self.taken.append(sender)
+            sock.sendall(b"250 ok\r\n")
+
+    def make(self, sender: str = "a@x.test", age_s: float = 0.0, fresh: bool = True) -> Delivery:
+        self.number += 1
+        now_us = clock_us()
+        message = Message(self.number << 10, sender, now_us - int(age_s * 1e6), CONTENT, header_size=30,
+                          size=len(CONTENT))
+        one = Delivery(message, 0, "d.test", "d.test", [Recipient("u@d.test")], now_us)
+        self.shelf.stored[one.key] = deepcopy(one)
+        if fresh:
+            self.engine.scheduler.add(0, one)
+        return one
+
+    def until(self, happened: Callable[[], object]) -> None:
+        with gevent.Timeout(10.0):
+            while not happened():
+                gevent.sleep(0.01)
+
+    def drained(self) -> bool:
+        return not self.shelf.stored and not self.engine.scheduler.deliveries
+
+
+def a_family_that_the_kernel_lacks() -> None:
+    """IPv6 addresses on a machine without IPv6 are passed over."""
+    world = World()
+    world.addresses_found = [(10, "::1"), (2, "127.0.0.1")]
+    real = wire.socket
+
+    def lacking(family: int, kind: int) -> Any:
+        if family == 10:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return real(family, kind)
+
+    wire.socket = lacking
+    world.make()
+    world.until(world.drained)
+    assert (world.connections, world.shelf.told("delivered")) == (1, 1)
+
+
+def no_descriptors() -> None:
+    """When no socket can be made the path pauses, as for a site that cannot be reached."""
+    world = World(pause=60)
+
+    def none_left(family: int, kind: int) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    wire.socket = none_left
+    world.make()
+    world.until(lambda: world.shelf.told("suspended"))
+    assert "Too many open files" in world.shelf.events[0]["text"]
+    gevent.sleep(0.05)
+    assert world.asked["addresses"] == 1
+
+
+def a_bug_while_opening() -> None:
+    """An exception on the way to a session pauses the path; it is not tried again and again at once."""
+    world = World(pause=60)
+    world.addresses_found = None  # type: ignore
+    world.make()
+    world.until(lambda: world.shelf.told("suspended"))
+    gevent.sleep(0.05)
+    assert world.asked["addresses"] == 1
+
+
+def lost_before_a_cold_delivery() -> None:
+    """A connection that breaks before content was read from disk gives the delivery back."""
+    world = World(shaping=ShapingRules(default=Shaping(connections=1)))
+    real = connection.Connection._write
+    broken: list[object] = []
+
+    def write(self: Any) -> None:
+        real(self)
+        in_hand = sum(len(queue.in_flight) for queue in world.engine.scheduler.queues.values())
+        if not broken and self.completed and in_hand > len(self.jobs):
+            broken.append(self)
+            raise wire.WireError("connection lost")
+
+    world.make(fresh=False)
+    world.make(fresh=False)
+    connection.Connection._write = write  # type: ignore
+    world.engine.scheduler.checkpoint(0, [("d.test", 0)])
+    world.engine.scheduler._wake(0, "d.test", 0)
+    world.until(world.drained)
+    assert broken
+
+
+def a_bug_in_settling() -> None:
+    """A delivery that cannot be settled waits and is read again; its connection goes on."""
+    engine.PUT_OFF_S = 0.1
+    world = World()
+    real = world.settler.settle
+    failed: list[Delivery] = []
+
+    def settle(delivery: Delivery, *rest: Any) -> Verdict:
+        if not failed:
+            failed.append(delivery)
+            delivery.recipients = []
+            raise RuntimeError("bug")
+        return real(delivery, *rest)
+
+    world.settler.settle = settle  # type: ignore
+    world.make()
+    world.make()
+    world.until(world.drained)
+    assert world.shelf.told("delivered") == 2
+    assert world.connections <= 2
+
+
+def expired_once() -> None:
+    """Old mail that the sweep and the queue come upon at the same time ends once, with one notification."""
+    world = World(expires=Duration(100))
+    for _ in range(5):
+        world.make(age_s=200, fresh=False)
+    world.engine._sweep_shard(0)
+    gevent.sleep(0.005)
+    world.engine.scheduler._wake(0, "d.test", 0)
+    gevent.sleep(0.005)
+    world.engine._sweep_shard(0)
+    world.until(lambda: not [one for one in world.shelf.stored.values() if one.queue == "d.test"])
+    world.until(lambda: not world.engine.scheduler.queues.get((0, "d.test")))
+    assert (world.shelf.told("expired"), world.shelf.told("notified")) == (5, 5), world.shelf.events
+
+
+def one_outage_is_one_failure() -> None:
+    """However many connections a dead site ends, it is paused once, for the first pause."""
+    world = World(pause=60)
+    world.server.stop()
+    for _ in range(50):
+        world.make()
+    world.until(lambda: world.shelf.told("suspended") and not world.engine.connections)
+    assert world.shelf.told("suspended") == 1
+    assert world.engine.paths["mx.d.test"].failures == 1
+
+
+def a_poisonous_message() -> None:
+    """One that makes the host hang up is deferred the third time, though the path paused in between."""
+    world = World()
+    world.hates = b"poison"
+    world.make("poison@x.test")
+    world.until(lambda: world.shelf.told("deferred"))
+    assert (world.connections, world.shelf.told("suspended")) == (3, 2)
+
+
+def a_reload_while_a_route_is_looked_up() -> None:
+    """What the old rules said is not used after a reload."""
+    world = World()
+    asked: list[str] = []
+
+    class Slow:
+        def route(self, domain: str) -> Route:
+            asked.append("old")
+            gevent.sleep(0.1)
+            return Route("wrong", (), FOREVER, False)
+
+    world.engine.router = Slow()  # type: ignore
+    world.make()
+    gevent.sleep(0.02)
+    assert asked
+    world.engine.configure(world.config, world)  # type: ignore
+    world.until(world.drained)
+    assert len(world.taken) == 1
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()

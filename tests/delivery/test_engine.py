@@ -1,0 +1,25 @@
+"""The engine when something goes wrong: nothing gets stuck, ends twice, or goes round in circles.
+
+Each scenario is a function of `engine_program`, whose docstring is the rule; it runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCENARIOS = (
+    "a_family_that_the_kernel_lacks", "no_descriptors", "a_bug_while_opening", "lost_before_a_cold_delivery",
+    "a_bug_in_settling", "expired_once", "one_outage_is_one_failure", "a_poisonous_message",
+    "a_reload_while_a_route_is_looked_up",
+)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_engine(scenario: str) -> None:
+    """The rule is in the docstring of the scenario."""
+    done = subprocess.run([sys.executable, "-m", "tests.delivery.engine_program", scenario], capture_output=True,
+                          text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
