@@ -23,7 +23,7 @@ from mta.config.units import parse_endpoint
 from mta.sandbox.ledger import DomainCounts, Ledger, Presence, SiteCounts, Violation
 from mta.sandbox.reading import read_name, read_personality
 from mta.sandbox.receiver import Receiver
-from mta.sandbox.settings import Settings
+from mta.sandbox.settings import Settings, on_loopback
 
 MAX_LINE: Final = 16_000_000
 PORTION: Final = 500
@@ -61,7 +61,7 @@ class Control:
             listener.bind(where)
             self._path = where
         else:
-            endpoint = parse_endpoint(where)
+            endpoint = on_loopback(parse_endpoint(where))
             listener = socket.socket(socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(endpoint)

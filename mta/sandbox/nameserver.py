@@ -23,7 +23,7 @@ import gevent
 from mta.config.units import Endpoint
 from mta.sandbox.internet import Internet
 from mta.sandbox.ledger import Ledger
-from mta.sandbox.settings import HOME_IPV6, Dns
+from mta.sandbox.settings import HOME_IPV6, Dns, on_loopback
 
 PAYLOAD: Final = 1232  # the largest UDP answer we offer to take and to give (DNS flag day 2020)
 MAX_CACHED: Final = 100_000
@@ -57,7 +57,9 @@ class NameServer:
         internet.on_change.append(self._cache.clear)
 
     def start(self, wanted: Endpoint) -> Endpoint:
-        """Bind UDP and TCP on one port and begin to answer; returns where. Raises OSError when it is taken."""
+        """Bind UDP and TCP on one port and begin to answer; returns where. Raises OSError when it is taken, ValueError
+        when it is not on loopback."""
+        on_loopback(wanted)
         family = socket.AF_INET6 if ":" in wanted.host else socket.AF_INET
         for attempt in range(20):
             self._udp = socket.socket(family, socket.SOCK_DGRAM)

@@ -47,7 +47,7 @@ class Service:
         hub.handle_error = count_bug
 
     def start(self) -> Places:
-        """Open all sockets. Raises OSError when an address is taken, ValueError for `control`."""
+        """Open all sockets. Raises OSError when an address is taken, ValueError for `dns` and `control`."""
         self._receiver.start()
         internet = self._receiver.internet
         dns = NameServer(internet, self._receiver.ledger).start(self._settings.dns)

@@ -22,6 +22,13 @@ HOME_IPV6: Final = "::1"
 HOST_STATES: Final = ("up", "closed", "unreachable", "noaddress", "nxdomain", "servfail", "timeout", "cname")
 
 
+def on_loopback(wanted: Endpoint) -> Endpoint:
+    """`wanted`, if only this machine can reach it. Raises ValueError: a sandbox for all the world would do harm."""
+    if not ip_address(wanted.host).is_loopback:
+        raise ValueError(f"{wanted} is not on loopback, where the sandbox has to stay")
+    return wanted
+
+
 class Exchange(NamedTuple):
     """One MX host as a personality lists it."""
 

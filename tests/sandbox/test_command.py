@@ -52,6 +52,17 @@ def test_errors_have_their_exit_codes(tmp_path: Path, sandbox: Sandbox) -> None:
     assert "Address already in use" in stderr
 
 
+@pytest.mark.parametrize(("option", "where"), [
+    ("--dns", "0.0.0.0:0"), ("--dns", "[::]:0"), ("--stats", "0.0.0.0:0"), ("--dns", "192.0.2.1:0"),
+])
+def test_nothing_outside_loopback(tmp_path: Path, option: str, where: str) -> None:
+    """Neither DNS server nor control socket can be put where others reach them."""
+    process = start("--dns", "127.0.0.1:0", "--port", "0", "--stats", str(tmp_path / "c"), option, where)
+    out, stderr = process.communicate(timeout=10)
+    assert (process.returncode, out) == (69, "")
+    assert stderr == f"mta sandbox: cannot start: {where} is not on loopback, where the sandbox has to stay\n"
+
+
 def test_questions(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     """Counts and lists for people and as JSON, and changes."""
     def mta(*arguments: str) -> str:
