@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         report, code = _report(router, name)
         codes.add(code)
         if options.json:
-            print(json.dumps(report, ensure_ascii=False))
+            print(json.dumps(report))
         else:
             print(("\n" if number else "") + _text(report))
     resolver.close()
