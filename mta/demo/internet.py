@@ -55,7 +55,7 @@ KINDS: Final = (
     ),
     Kind(
         "office", "mail host of companies", "One site for many domains, farther away. It would take any number of "
-        f"connections, and gets the {CONNECTIONS} of the configuration.", 150, 0.21,
+        f"connections, and gets the {CONNECTIONS} of the configuration.", 150, 0.19,
         {"latency": "50ms", "starttls": "offered", "dns": _mx("10 mx.officehost.example", "20 mx2.officehost.example"),
          "rules": [{"at": "rcpt", "share": 0.02, "reply": _UNKNOWN_USER}]},
     ),

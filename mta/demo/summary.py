@@ -209,6 +209,8 @@ def _books(terminal: Terminal, summary: Summary, width: int) -> Iterator[str]:
     yield _book(account.queued, "still queued", "", width, "+")
     for reply, number in summary.refused:
         yield _book(number, "refused", f"at the door: {reply}", width)
+    if account.messages_in_doubt:
+        yield _book(account.messages_in_doubt, "in doubt", "messages: the answer was lost with the session", width)
     yield ""
     yield from _paragraph(_counted(account), width)
 
@@ -228,12 +230,13 @@ def _counted(account: Account) -> str:
     text = f"The receivers counted on their own: {account.arrived:,} arrived"
     if not account.twice:
         text += ", none twice, none damaged."
+    elif account.twice == account.twice_announced:
+        text += f", {account.twice:,} of them twice; the events of each say that it may be so (`maybe_duplicate`)."
     else:
-        text += (f"; {account.twice:,} of them twice, and for {account.twice_announced:,} of those the events say that "
-                 "it may be so.")
+        text += f", {account.twice:,} of them twice; the events of {account.twice_announced:,} say that it may be so."
     if account.notices:
-        text += (f" Senders were told of what failed by {account.notices:,} notices; {account.notices_arrived:,} of "
-                 "them arrived.")
+        text += (f" Senders were told of what failed by {count(account.notices, 'notice')}; "
+                 f"{account.notices_arrived:,} arrived.")
     return text
 
 
@@ -270,7 +273,7 @@ def _cost(terminal: Terminal, summary: Summary, width: int) -> Iterator[str]:
     text += (f"{summary.connections:,} connections were made, never more than {summary.most_connections:,} at once. "
              f"{tally.tls:,} recipients were reached over TLS.")
     if usage.restarts:
-        text += f" Processes were started again {usage.restarts:,} times."
+        text += f" A process had died and was started again, {count(usage.restarts, 'time')}."
     yield from _paragraph(text, width)
 
 

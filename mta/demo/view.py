@@ -39,7 +39,7 @@ def _head(terminal: Terminal, watch: Watch, messages: int, limit_s: float, width
     trouble = load.intake or injection.trouble
     workers = f"{load.workers} worker{'s' * (load.workers != 1)}"
     if load.missing:
-        workers += f", {load.missing} of them not there"
+        workers += f" ({load.missing} gone)"
     top = max(*watch.history, 1)
     sparks = watch.history[-(width - _LEFT - 12):]
     ends = [(f"{tally.counts['delivered']:,} delivered", "green"), (f"{tally.counts['bounced']:,} bounced", "red"),

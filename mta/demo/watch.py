@@ -92,6 +92,8 @@ class Watch:
     @property
     def rates(self) -> tuple[float, float]:
         """Messages accepted and recipients finished, in a second, lately."""
+        if not self._samples:
+            return 0.0, 0.0
         (began_s, accepted, ended), (now_s, accepted_now, ended_now) = self._samples[0], self._samples[-1]
         seconds = now_s - began_s
         return ((accepted_now - accepted) / seconds, (ended_now - ended) / seconds) if seconds > 0 else (0.0, 0.0)
