@@ -192,7 +192,9 @@ class Store:
         """
         if self._released:
             raise StoreError(f"{self._shard.directory} is closed")
-        self._commits.add(encode(tx, done))
+        encoded = encode(tx, done)
+        self._commits.add(encoded)
+        self._room.take(encoded.size)
 
     def flush(self) -> None:
         """Give what is pending to the disk thread, if that is idle. Call it at the end of each turn of the hub's loop.

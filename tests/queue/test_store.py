@@ -9,6 +9,7 @@ import pytest
 
 from mta.queue.records import Attempt, Recipient
 from mta.queue.store import Counts, Store, StoreLocked, StoreUnusable, StoreVersion, Transaction
+from tests.queue.faults import Unsynced
 from tests.queue.helpers import START_US, Bench, config, outcome, removal
 
 
@@ -394,6 +395,26 @@ def test_room_is_the_free_space_above_the_reserve(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "000", config(reserve=1 << 60))
     assert "MB are reserved" in str(bench.store.room())
     bench.close()
+
+
+def test_room_is_looked_at_more_often_the_less_is_left(tmp_path: Path) -> None:
+    """The reserve is not used up within the second for which a look at the disk is believed."""
+
+    class Small(Unsynced):
+        """A disk of which all that was allocated is gone."""
+
+        def free_space(self, path: Path) -> tuple[int, int | None]:
+            """What is left of 20 MB."""
+            segments = (bench.directory / "journal").glob("*.seg")
+            return 20_000_000 - sum(one.stat().st_size for one in segments), None
+
+    bench = Bench(tmp_path / "000", config(segment_size=1_000_000, reserve=10_000_000), files=Small())
+    taken = 0
+    while bench.store.room() is None:
+        taken += bench.accept("a.test", content=bytes(400_000))[0].message.size
+    assert 5_000_000 < taken <= 10_000_000
+    bench.close()
+
 
 
 def test_two_owners_are_refused(bench: Bench) -> None:
