@@ -169,6 +169,7 @@ class Store:
         self._checkpoint_at = NEVER  # when the next one is to be begun
         self._checkpoint_not_before = 0.0
         self._checkpoint_error = ""
+        self._read_error = ""
         self._asked: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []  # work for after the next checkpoint
         # What the index was like at the last checkpoint.
         self._counts = _counts(self._index.state)
@@ -490,7 +491,28 @@ class Store:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def _read(self, work: Callable[[], Any], deliver: Callable[[Any], None]) -> None:
-        self._index_thread.post(work, deliver)
+        """Have the index thread do `work`. If the index cannot be read, it is tried again after the next checkpoint, which
+        opens it anew if need be: whoever asked waits for an answer.
+        """
+
+        def attempt() -> tuple[Any, str]:
+            try:
+                return work(), ""
+            except (OSError, lmdb.Error) as error:
+                return None, f"{type(error).__name__}: {error}"
+
+        def take(outcome: tuple[Any, str]) -> None:
+            result, error = outcome
+            if error and error != self._read_error:
+                _log.error("%s: the index cannot be read: %s", self._shard.directory, error)
+            self._read_error = error
+            if error:
+                self._checkpoint_not_before = time.monotonic() + RETRY_S
+                self._asked.append((work, deliver))
+            else:
+                deliver(result)
+
+        self._index_thread.post(attempt, take)
 
     def _after_checkpoint(self, work: Callable[[], Any], deliver: Callable[[Any], None]) -> None:
         """Read when all that is durable now is in the index. (If that fails, as of the last checkpoint.)"""

@@ -456,3 +456,17 @@ def test_a_start_on_a_broken_disk_says_so(tmp_path: Path) -> None:
         Bench(tmp_path / "000", files=files)
     files.error = 0
     Bench(tmp_path / "000", files=files).close()
+
+
+def test_whoever_asks_an_index_that_cannot_be_read_gets_the_answer_later(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed reopening the index is closed until the next checkpoint: a read meanwhile waits for that."""
+    monkeypatch.setattr("mta.queue.store.RETRY_S", 0.01)
+    bench = Bench(tmp_path / "000")
+    one, = bench.accept("a.test")
+    bench.checkpoint()
+    bench.store._index.close()
+
+    assert [found.key for found in bench.load("a.test")] == [one.key]
+    assert bench.answer(bench.store.has_mark, b"x") is None
+    bench.close()
