@@ -1,11 +1,13 @@
 """What it costs to make a message durable and to forget it again: the store, and the way it does not go.
 
     python bench/store.py                        the table
+    python bench/store.py --kept                 the same for mail that stays in the queue
     python bench/store.py --delay 5              as on a disk whose sync takes 5 ms longer
     python bench/store.py --profile --batch 20   where the time goes, by function
 
 Each message is accepted in one transaction and removed in another, with an event line each, as mail that goes straight
-out. A batch is what is submitted between two syncs: N accepts and the N removals of the batch before.
+out; with `--kept` it stays, and all of it gets into the index. A batch is what is submitted between two syncs: N
+accepts and the N removals of the batch before.
 
 * `journal` is `mta.queue.store`: one frame of the journal and one `fdatasync` per batch, the index once a second.
 * `index` is the obvious design: contents appended to a segment file, `fdatasync`, then the records put into LMDB and
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import gc
 import os
 import pstats
 import resource
@@ -114,26 +117,29 @@ def mail(count: int, size: int) -> list[Delivery]:
 
 def measured(work: Callable[[], None], messages: int, syncs: Callable[[], int]) -> Cost:
     """Run `work` and say what it cost per message."""
+    gc.collect()
+    gc.freeze()  # as a worker does
     before = syncs()
     usage = resource.getrusage(resource.RUSAGE_SELF)
     wall = time.perf_counter()
     work()
     wall = time.perf_counter() - wall
     after = resource.getrusage(resource.RUSAGE_SELF)
+    gc.unfreeze()
     cpu = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime
     return Cost(wall / messages * 1e6, cpu / messages * 1e6, (syncs() - before) / messages)
 
 
-def batches(deliveries: list[Delivery], batch: int) -> Iterator[tuple[list[Delivery], list[Delivery]]]:
+def batches(deliveries: list[Delivery], batch: int, kept: bool) -> Iterator[tuple[list[Delivery], list[Delivery]]]:
     """What is accepted and what is removed, turn by turn."""
     before: list[Delivery] = []
-    for start in range(0, len(deliveries) + batch, batch):
+    for start in range(0, len(deliveries) + (0 if kept else batch), batch):
         now = deliveries[start:start + batch]
         yield now, before
-        before = now
+        before = [] if kept else now
 
 
-def journal(directory: Path, deliveries: list[Delivery], batch: int, files: Counted | Nowhere,
+def journal(directory: Path, deliveries: list[Delivery], batch: int, kept: bool, files: Counted | Nowhere,
             profile: cProfile.Profile | None = None) -> Cost:
     """The store as it is."""
     woken = threading.Event()
@@ -149,13 +155,20 @@ def journal(directory: Path, deliveries: list[Delivery], batch: int, files: Coun
 
     def work() -> None:
         nonlocal left
-        for accepted, removed in batches(deliveries, batch):
+        for accepted, removed in batches(deliveries, batch, kept):
             left = len(accepted) + len(removed)
             for delivery in accepted:
                 store.submit(Transaction([(delivery.message, [delivery])], events=[EVENT]), done)
             for delivery in removed:
                 store.submit(Transaction(removes=[delivery], events=[EVENT]), done)
             store.flush()
+            while left:
+                woken.wait()
+                woken.clear()
+                store.collect()
+        if kept:
+            store.list_marks(b"", 0, lambda marks: done(None))  # answered after a checkpoint
+            left = 1
             while left:
                 woken.wait()
                 woken.clear()
@@ -171,7 +184,7 @@ def journal(directory: Path, deliveries: list[Delivery], batch: int, files: Coun
         store.close()
 
 
-def index(directory: Path, deliveries: list[Delivery], batch: int, files: Counted) -> Cost:
+def index(directory: Path, deliveries: list[Delivery], batch: int, kept: bool, files: Counted) -> Cost:
     """Segments for contents, LMDB for everything else, both synced for every batch."""
     directory.mkdir()
     env = lmdb.open(str(directory / "queue.mdb"), map_size=1 << 36, max_dbs=4, lock=False, readahead=False)
@@ -185,7 +198,7 @@ def index(directory: Path, deliveries: list[Delivery], batch: int, files: Counte
 
     def work() -> None:
         end = length = 0
-        for accepted, removed in batches(deliveries, batch):
+        for accepted, removed in batches(deliveries, batch, kept):
             if accepted:
                 contents = [delivery.message.content or b"" for delivery in accepted]
                 files.write_all(segment, contents, end)
@@ -242,20 +255,24 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=20_000, help="messages per run")
     parser.add_argument("--size", type=int, default=5000, help="bytes of each message")
     parser.add_argument("--runs", type=int, default=3, help="runs, of which the median is shown")
+    parser.add_argument("--kept", action="store_true", help="accept only")
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="milliseconds added to every sync")
     parser.add_argument("--directory", type=Path, help="where to write; the system's temporary directory by default")
     parser.add_argument("--profile", action="store_true", help="print a profile of the hub's thread instead")
     options = parser.parse_args()
-    sys.setswitchinterval(0.0005)  # as a worker does
+    sys.setswitchinterval(0.0005)  # as a worker does, too
+    gc.set_threshold(20_000, 20, 50)
 
     if options.profile:
         profile = cProfile.Profile()
         with scratch(options.directory) as directory:
-            journal(directory / "spool", mail(options.messages, options.size), options.batch[0], Nowhere(), profile)
+            journal(directory / "spool", mail(options.messages, options.size), options.batch[0],
+                    options.kept, Nowhere(), profile)
         pstats.Stats(profile).sort_stats("tottime").print_stats(25)
         return
 
-    print(f"{options.messages} messages of {options.size} bytes, each accepted and removed; "
+    what = "accepted" if options.kept else "accepted and removed"
+    print(f"{options.messages} messages of {options.size} bytes, {what}; "
           f"median of {options.runs} runs; microseconds per message")
     print(f"{'batch':>5} | {'journal':>8} {'CPU':>6} {'ours':>6} {'syncs':>6} | {'index':>8} {'CPU':>6} {'syncs':>6} | "
           f"{'wall':>5} {'CPU':>5}")
@@ -268,7 +285,7 @@ def main() -> None:
                 (theirs, index, Counted(options.delay / 1000)),
             ):
                 with scratch(options.directory) as directory:
-                    costs.append(way(directory / "spool", mail(count, options.size), batch, files))
+                    costs.append(way(directory / "spool", mail(count, options.size), batch, options.kept, files))
         a, nowhere, b = middle(ours), middle(free), middle(theirs)
         print(f"{batch:5} | {a.wall:8.1f} {a.cpu:6.1f} {nowhere.cpu:6.1f} {a.syncs:6.3f} | "
               f"{b.wall:8.1f} {b.cpu:6.1f} {b.syncs:6.3f} | {b.wall / a.wall:4.1f}x {b.cpu / a.cpu:4.1f}x")

@@ -65,7 +65,7 @@ __all__ = [
 
 CHECKPOINT_ENTRIES: Final = 2000  # changed deliveries after which a checkpoint is begun early
 CHECKPOINT_BYTES: Final = 16_000_000  # length of journal after which one is begun even if nothing has changed
-ENTRIES_MAX: Final = 50_000  # changed deliveries with which the journal waits for the index
+ENTRIES_MAX: Final = 20_000  # changed deliveries with which the journal waits for the index
 MAP_SHARE_MAX: Final = 0.9
 NEVER: Final = float("inf")
 
