@@ -162,7 +162,7 @@ def test_a_process_tree_counts_its_dead(tmp_path: Path) -> None:
     with process, MemoryWatch(account) as memory:
         assert process.stdout is not None
         assert process.stdout.readline() == "burnt\n"
-        assert 0.55 < account.cpu_s() < 2.0
+        assert 0.55 < account.cpu_s() < 20.0
         memory.look()
         assert account.pids() == [process.pid]
         assert find(account, memory.worst().role) == process.pid

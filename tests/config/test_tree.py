@@ -155,7 +155,7 @@ def test_bombs(text: str) -> None:
     assert root is None
     assert len(found) == 1
     assert "more than 1000000 values, with aliases written out" in found[0] or "nested deeper than 32" in found[0]
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60  # a bomb would take for ever
 
 
 def test_merging_does_not_multiply() -> None:

@@ -234,7 +234,7 @@ def test_a_stuck_worker_does_not_hang_the_answer(tmp_path: Any) -> None:
     out = run_script(tmp_path, """
 begun = time.monotonic()
 status = control.answer("status", {})
-print(time.monotonic() - begun < 1, [w.worker for w in status.workers])
+print(time.monotonic() - begun < 10, [w.worker for w in status.workers])
 for entry in status.missing: print(entry.worker, entry.reason)
 """)
     first, *missing = out.splitlines()

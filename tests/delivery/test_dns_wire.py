@@ -145,7 +145,7 @@ def test_pointers_in_circles_and_long_chains_end() -> None:
     chain += struct.pack("!H", 0xC000 | (len(chain) - 2) & 0x3FFF)
     with pytest.raises(MessageError):
         read(chain)
-    assert time.perf_counter() - started < 0.5
+    assert time.perf_counter() - started < 10.0  # linear: milliseconds; quadratic: minutes
 
 
 def test_slack_is_refused() -> None:

@@ -140,4 +140,4 @@ def test_reading_takes_linear_time(hard: str) -> None:
         parse_list(hard)
     except AddressError:
         pass
-    assert time.process_time() - before_s < 1.0
+    assert time.process_time() - before_s < 10.0  # linear: milliseconds; quadratic: minutes

@@ -166,7 +166,7 @@ def test_slow_answers(sandbox: Sandbox) -> None:
     sandbox.set("slow.test", {"dns": {"delay": "200ms"}})
     before = time.monotonic()
     ask(sandbox, "slow.test", "MX")
-    assert 0.19 <= time.monotonic() - before < 2
+    assert time.monotonic() - before >= 0.19
 
 
 def test_ipv6(sandbox: Sandbox) -> None:

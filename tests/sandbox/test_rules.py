@@ -157,9 +157,10 @@ def test_delay_goes_on_to_the_next_rule(sandbox: Sandbox) -> None:
         before = time.monotonic()
         client.send(b"MAIL FROM:<a@x.test>\r\nRCPT TO:<u@delays.test>\r\n")
         assert client.code() == 250
-        assert time.monotonic() - before < 0.3
+        first_s = time.monotonic()
         assert client.code() == 450
         assert time.monotonic() - before >= 0.4
+        assert first_s < time.monotonic() - 0.1, "the first reply waited for the second"
 
 
 def test_shares_can_be_told_beforehand(sandbox: Sandbox) -> None:
@@ -309,7 +310,7 @@ def test_phases_come_and_go(sandbox: Sandbox) -> None:
         assert len(records(ask(sandbox, "phases.test", "MX"))) == 1
         with pytest.raises(ConnectionResetError):
             client.code()  # waits for the outage
-        assert 0.19 < time.monotonic() - began < 0.9
+        assert time.monotonic() - began > 0.19
         assert len(records(ask(sandbox, "phases.test", "MX"))) == 2
     with pytest.raises(ConnectionRefusedError):
         Smtp(sandbox, "mx1.phases.test")
