@@ -26,7 +26,7 @@ from mta.demo.watch import Watch
 from mta.sandbox.client import Sandbox, SandboxError
 
 SESSIONS: Final = 6
-EXPIRES_S: Final = 12  # beyond the time that taking the mail in may need
+EXPIRES_S: Final = 11  # beyond the time that taking the mail in may need
 LIMIT_S: Final = 60
 KEPT_EXPIRES: Final = "1d"  # with --keep: time to look at mail that waits
 USUAL: Final = 5000  # messages that the times of the demo are made for

@@ -49,7 +49,7 @@ def configuration(directory: Path, dns: str, port: int, workers: int, expires_s:
         "dns": {"servers": [dns], "failure_ttl": "1s"},
         "delivery": {"port": port, "allow_loopback": True, "ipv6": False},
         "shaping": {"default": {"connections": CONNECTIONS}},
-        "retry": {"schedule": ["2s", "3s", "4s"], "site_first": "1s", "site_cap": "3s"},
+        "retry": {"schedule": ["2s", "3s", "3s"], "site_first": "1s", "site_cap": "3s"},
         "expires": f"{expires_s}s",
         "store": {"segment_size": "16MB", "map_size": "1GB", "reserve": "20MB"},
         "shutdown": f"{GRACE_S}s",

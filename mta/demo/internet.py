@@ -1,7 +1,7 @@
 """The receivers of the demo: kinds of domains as one meets them, how they behave, and how much mail they get.
 
 A kind becomes a personality of the sandbox (docs/sandbox.md). Times are short so that a run takes seconds: a greylist
-of 4 s stands for one of 5 minutes, an outage of 8 s for one of hours.
+of 4 s stands for one of 5 minutes, an outage of 6 s for one of hours.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 CONNECTIONS: Final = 8  # at once to one site, as the configuration of the MTA has it
-OUTAGE_S: Final = 8
+OUTAGE_S: Final = 6
 GREYLIST_S: Final = 4
 DNS_FAILS_S: Final = 4
 

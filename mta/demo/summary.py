@@ -241,7 +241,7 @@ def _counted(account: Account) -> str:
 
 
 def _table(terminal: Terminal, summary: Summary, width: int) -> Iterator[str]:
-    wide = width >= 90
+    wide = width >= 96
     title = f"{'receivers':<30}" + (f"{'domains':>8}{'mail':>8}" if wide else f"{'mail':>6}")
     title += f"{'failed':>8}{'deferrals':>11}" if wide else f"{'fail':>6}{'defer':>7}"
     title += f"{'at once':>9}{'half in':>10}{'last in':>10}" if wide else f"{'last in':>9}"
@@ -256,8 +256,8 @@ def _table(terminal: Terminal, summary: Summary, width: int) -> Iterator[str]:
         else:
             yield f"{row.kind.title:<30}{row.recipients:>6,}{failed:>6}{deferrals:>7}{last:>9}"
     if wide:
-        yield terminal.paint("at once: connections to one site, as its hosts counted them; half, last in: from "
-                             "acceptance to delivery", "dim")
+        yield terminal.paint("half in, last in: time from acceptance to delivery; at once: connections to one site",
+                             "dim")
 
 
 def _cost(terminal: Terminal, summary: Summary, width: int) -> Iterator[str]:

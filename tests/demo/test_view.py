@@ -99,7 +99,7 @@ def test_queues_that_wait_for_the_same_reason_are_one_line() -> None:
         ("site paused: connect: Connection refused", ["d3.example", "d2.example", "d1.example"])]
 
 
-@pytest.mark.parametrize("columns", [60, 80, 110])
+@pytest.mark.parametrize("columns", [60, 80, 90, 110])
 @pytest.mark.parametrize("good", [True, False])
 def test_the_summary_fits_the_terminal(columns: int, good: bool, tmp_path: Path,
                                        monkeypatch: pytest.MonkeyPatch) -> None:
