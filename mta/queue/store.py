@@ -491,8 +491,8 @@ class Store:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def _read(self, work: Callable[[], Any], deliver: Callable[[Any], None]) -> None:
-        """Have the index thread do `work`. If the index cannot be read, it is tried again after the next checkpoint, which
-        opens it anew if need be: whoever asked waits for an answer.
+        """Have the index thread do `work`. If the index cannot be read, it is tried again after the next checkpoint,
+        which opens it anew if need be: whoever asked waits for an answer.
         """
 
         def attempt() -> tuple[Any, str]:
