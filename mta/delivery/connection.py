@@ -90,6 +90,7 @@ class Connection:
         self.line: Line[Path] | None = None  # where it counts while it is being opened; the engine's
         self.idle = False
         self.stopping = False
+        self._waited_for: tuple[str, int] | None = None  # phase, and replies before it, that the deadline is for
 
     def __repr__(self) -> str:
         state = "idle" if self.idle else f"{len(self.jobs)} under way" if self.established else "opening"
@@ -181,13 +182,14 @@ class Connection:
             engine.ehlo_name, tls=tls, esmtp=esmtp,
             pipelining=shaping.pipelining and not engine.no_pipelining.has(target.address, now_s))
         client.pipeline_across = not engine.no_pipelining_across.has(target.address, now_s)
+        self._waited_for = None
         wire.deadline = now_s + timeouts.connect
         wire.waiting_for = "the connection"
         phase = "connect"
         try:
             wire.connect(target.family, target.address, target.host.port, engine.source_address(target.family))
             while True:
-                wire.write(client.output(), timeouts.block)
+                self._send(timeouts.block)
                 phase = client.phase
                 self._set_deadline(phase)
                 data = wire.read()
@@ -289,12 +291,19 @@ class Connection:
             if job.transaction.dot_sent and not job.marked:
                 job.marked = True
                 self.engine.mark_in_flight(job)
-        self.wire.write(self.client.output(), self.engine.config.delivery.timeouts.block)
+        self._send(self.engine.config.delivery.timeouts.block)
+
+    def _send(self, block_s: float) -> None:
+        output = self.client.output()
+        if output:
+            self._waited_for = None
+            self.wire.write(output, block_s)
 
     def _rest(self) -> bool:
         """Nothing to do: wait for work, the peer, or the end of patience. Whether the connection goes on."""
         wire, engine = self.wire, self.engine
         if engine.may_rest(self):
+            self._waited_for = None
             wire.deadline = time.monotonic() + engine.config.delivery.idle
             wire.waiting_for = "work"
             try:
@@ -318,9 +327,12 @@ class Connection:
                         break
 
     def _set_deadline(self, phase: str) -> None:
-        """A phase has its time from the last byte in either direction; the wire and its sweeper watch it."""
-        seconds, self.wire.waiting_for = self.engine.patience[phase]
-        self.wire.deadline = time.monotonic() + seconds
+        """A phase has its time from what we sent last and from the last whole reply; parts of one buy no more."""
+        waited_for = (phase, self.client.answers)
+        if waited_for != self._waited_for:
+            self._waited_for = waited_for
+            seconds, self.wire.waiting_for = self.engine.patience[phase]
+            self.wire.deadline = time.monotonic() + seconds
 
     def _remember_suspect(self) -> None:
         """The host did not bear a form of pipelining: it gets the next plainer one for a while."""

@@ -111,7 +111,7 @@ class Client:
     __slots__ = (
         "_after_dot", "_asked", "_closed", "_content_waits", "_current", "_cut", "_dot_at", "_ehlo", "_esmtp",
         "_events", "_handshaking", "_index", "_next", "_open", "_output", "_parser", "_pipelining", "_proven",
-        "_quitting", "_reset", "_secured", "_taken", "_tls", "_unasked", "capabilities", "pipeline_across",
+        "_quitting", "_reset", "_secured", "_taken", "_tls", "_unasked", "answers", "capabilities", "pipeline_across",
         "pipelining_suspect", "transactions",
     )  # fmt: skip
 
@@ -128,6 +128,7 @@ class Client:
         self.pipeline_across = True  # whether an envelope may follow the content of the message before it
         self.pipelining_suspect: Pipelining = ""  # the form of pipelining that the host does not seem to bear
         self.transactions = 0  # that were begun with MAIL
+        self.answers = 0  # whole replies that came
         self._ehlo = ehlo
         self._tls = tls
         self._pipelining = pipelining
@@ -210,6 +211,7 @@ class Client:
             return []
         asked = self._asked
         for reply in self._parser.feed(data):
+            self.answers += 1
             if reply.code == 421 and not self._handshaking:
                 self._close(reply)
                 break

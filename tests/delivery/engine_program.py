@@ -21,7 +21,8 @@ from typing import Any  # noqa: E402
 import gevent  # noqa: E402
 from gevent.server import StreamServer  # noqa: E402
 
-from mta.config.schema import Config, Retry, Shaping, ShapingRules  # noqa: E402
+from mta.config.schema import Config, DeliveryTimeouts, Retry, Shaping, ShapingRules  # noqa: E402
+from mta.config.schema import Delivery as DeliverySettings  # noqa: E402
 from mta.config.units import Duration  # noqa: E402
 from mta.delivery import connection, engine, wire  # noqa: E402
 from mta.delivery.routing import Addresses, Host, Route  # noqa: E402
@@ -108,6 +109,8 @@ class World:
         self.taken: list[bytes] = []
         self.hates = b"nothing"
         self.connections = 0
+        self.trickle_s = 0.0  # between the octets of the greeting
+        self.slow_s = 0.0  # before each answer to RCPT
         self.server = StreamServer(("127.0.0.1", 0), self.serve)
         self.server.start()
         self.port = self.server.server_port
@@ -133,12 +136,16 @@ class World:
     def serve(self, sock: Any, peer: object) -> None:
         self.connections += 1
         file = sock.makefile("rb")
-        sock.sendall(b"220 mx.d.test\r\n")
+        for octet in b"220 mx.d.test\r\n":
+            gevent.sleep(self.trickle_s)
+            sock.sendall(bytes([octet]))
         sender = b""
         for line in file:
             verb = line[:4].upper()
             if verb == b"MAIL":
                 sender = line
+            if verb == b"RCPT":
+                gevent.sleep(self.slow_s)
             if verb == b"DATA":
                 if self.hates in sender:
                     return
@@ -287,6 +294,26 @@ def a_poisonous_message() -> None:
     world.make("poison@x.test")
     world.until(lambda: world.shelf.told("deferred"))
     assert (world.connections, world.shelf.told("suspended")) == (3, 2)
+
+
+def a_host_that_trickles() -> None:
+    """A deadline is for a whole reply: a host that sends it octet by octet cannot hold the connection longer."""
+    world = World(pause=60, delivery=DeliverySettings(timeouts=DeliveryTimeouts(greeting=Duration(1))))
+    world.trickle_s = 0.4
+    world.make()
+    world.until(lambda: world.shelf.told("suspended"))
+    assert "timeout while waiting for the greeting" in world.shelf.events[0]["text"]
+
+
+def a_host_that_is_slow_with_each_recipient() -> None:
+    """Every reply has the time of its phase, however many are waited for."""
+    world = World(pause=60, delivery=DeliverySettings(timeouts=DeliveryTimeouts(rcpt=Duration(1), mail=Duration(1))))
+    world.slow_s = 0.6
+    one = world.make(fresh=False)
+    one.recipients = [Recipient(f"u{number}@d.test") for number in range(6)]
+    world.engine.scheduler.add(0, one)
+    world.until(world.drained)
+    assert world.shelf.told("delivered") == 6
 
 
 def a_reload_while_a_route_is_looked_up() -> None:
