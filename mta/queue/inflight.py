@@ -34,6 +34,10 @@ class Inflight:
         self._map = mmap.mmap(self._fd, self._size)
         self._slots: dict[Key, int] = {}
         self._free: list[int] = []
+        # Outcomes of a delivery that were submitted and are not durable, and how many of those belong to attempts
+        # before the one that set its mark: they must not take it away.
+        self._changing: dict[Key, int] = {}
+        self._earlier: dict[Key, int] = {}
         for offset in range(self._size - _SLOT.size, -1, -_SLOT.size):
             message_id, index, _ = _SLOT.unpack_from(self._map, offset)
             if message_id:
@@ -47,6 +51,9 @@ class Inflight:
 
     def mark(self, key: Key) -> None:
         """Set a mark. Hot path. Raises OSError when there is no room for it."""
+        earlier = self._changing.get(key)
+        if earlier:
+            self._earlier[key] = earlier
         if key in self._slots:
             return
         if not self._free:
@@ -55,8 +62,24 @@ class Inflight:
         self._slots[key] = offset
         _SLOT.pack_into(self._map, offset, key[0], key[1], 0)
 
+    def changing(self, key: Key) -> None:
+        """An outcome of this delivery was submitted. Hot path."""
+        self._changing[key] = self._changing.get(key, 0) + 1
+
+    def changed(self, key: Key) -> None:
+        """It is durable: the mark goes away, unless a later attempt has set it. Hot path."""
+        left = self._changing.pop(key, 1) - 1
+        if left:
+            self._changing[key] = left
+        earlier = self._earlier.pop(key, 0)
+        if earlier > 1:
+            self._earlier[key] = earlier - 1
+        if not earlier:
+            self.clear(key)
+
     def clear(self, key: Key) -> None:
-        """Remove a mark, if it is set. Hot path."""
+        """Remove a mark, if it is set."""
+        self._earlier.pop(key, None)
         offset = self._slots.pop(key, None)
         if offset is not None:
             self._map[offset:offset + _SLOT.size] = _FREE

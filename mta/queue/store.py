@@ -194,6 +194,8 @@ class Store:
         if self._released:
             raise StoreError(f"{self._shard.directory} is closed")
         encoded = encode(tx, done)
+        for key in encoded.changed():
+            self._inflight.changing(key)
         self._commits.add(encoded)
         self._room.take(encoded.size)
 
@@ -413,10 +415,10 @@ class Store:
         blobs = iter(group.blobs)
         for encoded in group.committed:
             encoded.apply(effects, blobs)
-        if self._inflight:
-            for encoded in group.committed:
-                for key in encoded.changed():
-                    self._inflight.clear(key)
+        inflight = self._inflight
+        for encoded in group.committed:
+            for key in encoded.changed():
+                inflight.changed(key)
         self._position = group.end
         self._journal_bytes += group.size
         self.statistics.groups += 1

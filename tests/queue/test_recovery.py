@@ -474,3 +474,18 @@ def test_configuration_may_change_between_lives(tmp_path: Path) -> None:
     bench = bench.crash()
     assert bench.queued() == sent
     bench.close()
+
+
+def test_an_outcome_does_not_take_the_mark_of_a_later_attempt(tmp_path: Path) -> None:
+    """An attempt may begin before the outcome of the one before it is durable: its own mark stays (I2)."""
+    bench = Bench(tmp_path / "000")
+    [flying] = bench.accept("a.test")
+    bench.store.mark_inflight(flying)
+    bench.store.submit(Transaction(updates=[flying]))
+    bench.store.mark_inflight(flying)  # the next transaction of the same delivery
+    assert bench.commit(Transaction(events=[b"{}"])) is None  # and everything before it is durable
+    assert len(bench.store._inflight) == 1
+
+    bench.commit(Transaction(updates=[flying]))
+    assert len(bench.store._inflight) == 0
+    bench.close()
