@@ -207,8 +207,12 @@ class Worker:
     def _listen_to_nudges(self) -> None:
         """Act on what other workers tell through the table of limits, and look after it once a second."""
         while True:
-            gevent.select.select([self.limits.fileno()], [], [], NUDGE_CARE_S)
-            self.engine.nudged(self.limits.recv_nudges())
+            try:
+                gevent.select.select([self.limits.fileno()], [], [], NUDGE_CARE_S)
+                self.engine.nudged(self.limits.recv_nudges())
+            except Exception:
+                log.exception("bug: what was told through the table of limits")
+                gevent.sleep(NUDGE_CARE_S)
 
     # -- about ourselves -----------------------------------------------------------------------------------------
 

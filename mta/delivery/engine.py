@@ -275,7 +275,7 @@ class Engine:
     def _open(self, path: Path) -> bool:
         """Open a connection if all limits allow it; else wait for a lease."""
         line = self._probing if path.probing else self._opening
-        if self.stopping or path.route is None or not line.has_room(path):
+        if self.stopping or path.route is None or self._choked() or not line.has_room(path):
             return False
         lacking = self.limits.acquire([(path.lease, path.shaping.connections),
                                        (TOTAL, self.config.delivery.connections)])
@@ -369,6 +369,10 @@ class Engine:
         if connection in connection.path.idle:
             connection.path.idle.remove(connection)
 
+    def _choked(self) -> bool:
+        """Whether outcomes cannot be written down: what is delivered now would be delivered again after a crash."""
+        return any(store.choked for store in self.stores.values())
+
     def _spent(self, connection: Connection) -> bool:
         shaping = connection.path.shaping
         mail_max = connection.client.capabilities.mail_max
@@ -393,7 +397,7 @@ class Engine:
     def next_job(self, connection: Connection) -> Job | None:
         """The next transaction for `connection`, fairly among the queues of its path. Hot path (bench S1, S2)."""
         path = connection.path
-        if self.stopping or connection.stopping or self._spent(connection):
+        if self.stopping or connection.stopping or self._choked() or self._spent(connection):
             return None
         now_us = self.clock_us()
         if path.suspended_until_us > now_us or self._gives_way(connection, resting=False):
@@ -569,15 +573,17 @@ class Engine:
         return "ready", self._why_not_now(path), in_flight, connections
 
     def _why_not_now(self, path: Path) -> str:
-        if path.waiting_for:
-            limit = self.config.delivery.connections if path.waiting_for == TOTAL else path.shaping.connections
-            return f"limit of {limit} connections ({path.waiting_for}) is reached"
+        if self._choked():
+            return "the spool's disk does not keep up, outcomes cannot be written down"
         if path in self._opening or path in self._probing:
             return "many connections are being opened, its turn comes"
         if path.opening:
             return "a connection is being opened" + (f" as a probe, after: {path.reason}" if path.probing else "")
         if path.hold_until_s > time.monotonic():
             return f"no further connection for a while: {path.reason}"
+        if path.waiting_for:
+            limit = self.config.delivery.connections if path.waiting_for == TOTAL else path.shaping.connections
+            return f"limit of {limit} connections ({path.waiting_for}) is reached"
         if len(path.connections) >= path.shaping.connections:
             return f"limit of {path.shaping.connections} connections to {path.name} is reached"
         return "its turn comes" if path.connections else ""

@@ -180,8 +180,12 @@ class Limits:
 
         When it says so it counts on it: until the next `release` of `name` it answers as if that had been done.
         """
-        with self._env.begin(write=True) as txn:  # not a reader: a killed one would keep old pages for ever
-            state = limit_table.load(txn, name, limit)
+        try:
+            with self._env.begin(write=True) as txn:  # not a reader: a killed one would keep old pages for ever
+                state = limit_table.load(txn, name, limit)
+        except lmdb.Error as error:
+            log.error("table of limits: %s", error)
+            return False
         yielding = self._yielding.get(name, 0)
         for _ in range(yielding):
             state.give_back(self._worker)

@@ -25,8 +25,9 @@ GOOD_FOR_S = 60.0  # a completed transaction vouches for the site this long
 class Path:
     """One (source, site), or the connections of its own that a domain with an entry in `shaping.domains` has."""
 
-    __slots__ = ("connections", "contended", "failures", "good_until_s", "hold_until_s", "idle", "lease", "name",
-                 "opening", "reason", "route", "shaping", "stalled", "suspended_until_us", "turns", "waiting_for")
+    __slots__ = ("connections", "contended", "failures", "good_until_s", "hold_above", "hold_until_s", "idle",
+                 "lease", "name", "opening", "reason", "route", "shaping", "stalled", "suspended_until_us", "turns",
+                 "waiting_for")
 
     def __init__(self, name: str, route: Route | None, shaping: Shaping) -> None:
         self.name = name
@@ -40,7 +41,8 @@ class Path:
         self.contended = False  # another worker wants connections of this limit
         self.failures = 0  # in a row, of the site as such
         self.suspended_until_us = 0
-        self.hold_until_s = 0.0  # no new connection before; monotonic
+        self.hold_until_s = 0.0  # before, no new connection beyond `hold_above`; monotonic
+        self.hold_above = 0
         self.good_until_s = 0.0
         self.reason = ""  # why it last stood still: what the peer or the network said
         self.waiting_for = ""  # the limit that keeps it from one more connection
@@ -79,7 +81,7 @@ class Path:
         waited behind busy connections for a while.
         """
         have = len(self.connections)
-        if self.idle or not self.turns or now_s < self.hold_until_s:
+        if self.idle or not self.turns or (now_s < self.hold_until_s and have >= self.hold_above):
             return False
         if have == 0:
             return True
@@ -90,20 +92,21 @@ class Path:
     def succeeded(self, now_s: float) -> None:
         """A transaction was completed: the site works."""
         self.good_until_s = now_s + GOOD_FOR_S
-        if self.failures:
-            self.failures = 0
-            self.reason = ""
+        self.failures = 0
 
     def failed(self, reason: str, now_s: float, wait_s: float, now_us: int, *, refused: bool) -> bool:
         """The site refused a connection (`refused`) or broke one before it served. Whether the path is now suspended.
 
-        While it serves other connections this is only a sign that it wants no more of them, or that it disliked what
-        it was told; a refusal repeated in that time makes the wait longer.
+        While it serves other connections, or they are still being opened, this is only a sign that it wants no more of
+        them, or that it disliked what it was told. A refusal forbids more connections than it has taken; repeated, for
+        a longer time. A broken one forbids any for a moment.
         """
         self.reason = reason
-        if now_s < self.good_until_s and len(self.connections) > self.opening:
-            behind = max(self.hold_until_s - now_s, 0.0) if refused else 0.0
+        taken = len(self.connections) - self.opening
+        if (now_s < self.good_until_s and taken) or (refused and (taken or self.opening > 1)):
+            behind = max(self.hold_until_s - now_s, 0.0) if refused and self.opening <= 1 else 0.0
             self.hold_until_s = max(self.hold_until_s, now_s + min(max(HOLD_FIRST_S, behind * 2), HOLD_CAP_S))
+            self.hold_above = max(taken, 1) if refused else 0
             return False
         self.suspended_until_us = now_us + int(wait_s * 1_000_000)
         return True

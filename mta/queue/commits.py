@@ -78,13 +78,18 @@ class Commits:
         """The deliveries that have been submitted for a change, and whose change is not durable."""
         return {key for encoded in (*(self._writing or ()), *self._pending) for key in encoded.changed()}
 
+    @property
+    def choked(self) -> bool:
+        """Whether so much waits for the disk that nothing more should be begun that ends in a transaction."""
+        return self._pending_bytes > PENDING_MAX
+
     def trouble(self) -> str | None:
         """None, or why no new mail should be taken."""
         if self._refused is not None:
             refused_at, reason = self._refused
             if self.held_back or time.monotonic() < refused_at + RETRY_S:
                 return reason
-        if self._pending_bytes > PENDING_MAX:
+        if self.choked:
             return "the spool's disk does not keep up"
         return None
 

@@ -228,6 +228,11 @@ class Store:
         return self._commits.pending
 
     @property
+    def choked(self) -> bool:
+        """Whether the disk is so far behind that no delivery should be begun: it would only add to that."""
+        return self._commits.choked
+
+    @property
     def awaited(self) -> bool:
         """Whether somebody waits for something pending."""
         return self._commits.awaited

@@ -46,12 +46,14 @@ class GroupWriter:
             return self._write(group, [], None)
         except OSError as error:
             failure = _explained(error)
+        except MemoryError:
+            failure = StoreError("there is no memory to write with")
         settling = [encoded for encoded in group if encoded.must]
         others = [encoded for encoded in group if not encoded.must]
         if settling and others:
             try:
                 return self._write(settling, others, failure)
-            except OSError:
+            except (OSError, MemoryError):
                 pass
         return Group([], group, failure, self._journal.end, 0, [])
 

@@ -46,6 +46,7 @@ class Shelf:
     def __init__(self) -> None:
         self.stored: dict[tuple[int, int], Delivery] = {}
         self.events: list[dict[str, Any]] = []
+        self.choked = False
         self.on_checkpoint: Callable[..., None] = print
 
     def submit(self, tx: Transaction, done: Callable[[None], None] | None = None) -> None:

@@ -75,11 +75,10 @@ def test_after_a_failure_one_probe_goes_first() -> None:
     assert not one.wants_connection(61.0)
     one.succeeded(61.0)
     assert one.wants_connection(61.0)
-    assert one.reason == ""
 
 
 def test_a_refused_connection_beside_working_ones_only_holds_back() -> None:
-    """A site that serves others is not down: no suspension, but no further connection for a growing while."""
+    """A site that serves others is not down: no suspension, but no more connections than it took, for a while."""
     one = path()
     one.turns.add(waiting(10))
     connect(one, 2)
@@ -91,6 +90,36 @@ def test_a_refused_connection_beside_working_ones_only_holds_back() -> None:
     assert one.wants_connection(101.1)
     one.failed("421 too many", now_s=100.2, wait_s=60, now_us=0, refused=True)
     assert one.hold_until_s > 101.5
+
+
+def test_a_refusal_never_forbids_the_connections_that_were_taken() -> None:
+    """When those end, others may take their place at once."""
+    one = path()
+    one.turns.add(waiting(10))
+    connect(one, 3)
+    one.opening = 1
+    one.succeeded(100.0)
+    one.failed("421 too many", now_s=100.0, wait_s=60, now_us=0, refused=True)
+
+    one.connections.pop()
+    one.opening = 0
+    assert not one.wants_connection(100.1)
+    one.connections.pop()
+    assert one.wants_connection(100.1)
+
+
+def test_of_a_burst_the_last_refusal_decides() -> None:
+    """While others are still being opened nothing is known of the site; when none was taken, it is suspended."""
+    one = path()
+    one.turns.add(waiting(10))
+    connect(one, 3)
+    for opening in (3, 2):
+        one.opening = opening
+        assert not one.failed("connect: refused", now_s=0.0, wait_s=60, now_us=0, refused=True)
+        one.connections.pop()
+    one.opening = 1
+
+    assert one.failed("connect: refused", now_s=0.0, wait_s=60, now_us=0, refused=True)
 
 
 def test_a_session_that_breaks_beside_working_ones_holds_back_for_a_moment_only() -> None:
@@ -106,11 +135,11 @@ def test_a_session_that_breaks_beside_working_ones_holds_back_for_a_moment_only(
 
 
 def test_a_failure_long_after_the_last_success_suspends() -> None:
-    """Success vouches for a site for a minute, not for ever."""
+    """Success vouches for a site for a minute, not for ever: then a broken session is a sick host."""
     one = path()
     connect(one, 2)
     one.opening = 1
     one.succeeded(0.0)
 
-    assert one.failed("timeout", now_s=1000.0, wait_s=60, now_us=5 * SECOND, refused=True)
+    assert one.failed("timeout", now_s=1000.0, wait_s=60, now_us=5 * SECOND, refused=False)
     assert one.suspended_until_us == 65 * SECOND
