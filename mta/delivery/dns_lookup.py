@@ -95,6 +95,7 @@ class Lookup:
     _question: bytes = b""
     _questions: int = 0
     _problems: dict[Server, str] = field(default_factory=dict)
+    _broken: Ask | None = None  # the last one that the network refused to carry
     _useless: set[Server] = field(default_factory=set)  # answered, and that was of no use: not to be asked again
     _names: list[str] = field(default_factory=list)  # followed from CNAME to CNAME over several questions
     _alias_ttl: int | None = None
@@ -145,7 +146,8 @@ class Lookup:
         if ask.over_tcp:
             return self._useless_answer(ask, "no answer over TCP", now)
         ask.server.silent(now)
-        self._problems[ask.server] = f"no answer in {format_duration(self.settings.timeout)}"
+        if ask is not self._broken:
+            self._problems[ask.server] = f"no answer in {format_duration(self.settings.timeout)}"
         return self._next(now)
 
     def broken(self, ask: Ask, why: str, now: float) -> Ask | Answer[Any] | None:
@@ -159,6 +161,7 @@ class Lookup:
             return self._useless_answer(ask, f"{why}, over TCP", now)
         ask.server.silent(now, refused=True)
         self._problems[ask.server] = why
+        self._broken = ask
         fresh = any(server not in self._problems for server in self.servers)
         return self._next(now) if fresh else None
 

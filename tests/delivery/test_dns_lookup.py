@@ -423,6 +423,17 @@ def test_many_lookups_that_fail_together_count_once() -> None:
     assert servers.all[0].rests_until == 3.0 + REST_S
 
 
+def test_a_refused_port_is_called_so() -> None:
+    """With one server the lookup waits for its time; that nobody listens is still what the operator reads."""
+    search = lookup(ONE)
+    step: Ask | Answer[Any] | None = begun(search)
+    while isinstance(step, Ask):
+        assert search.broken(step, "connection refused", 0.0) is None
+        step = search.timed_out(step, 3.0)
+    assert isinstance(step, Answer)
+    assert step.detail == f"{ONE}: connection refused"
+
+
 def test_a_refused_port_turns_to_the_next_server_at_once() -> None:
     """ICMP says that nobody listens there: no need to wait."""
     search = lookup(ONE, TWO)
