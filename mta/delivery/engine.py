@@ -189,7 +189,7 @@ class Engine:
             self._routes.pop(domain, None)
             path = self._path(f"?{domain}", None, domain)
             path.reason = found.text
-            self._suspend(path, self._pause_s(path))
+            self._suspend(path, max(self._pause_s(path), found.expires - time.monotonic()))
         else:
             path = self._path(self._path_name(found, domain), found, domain)
             self._routes[domain] = path

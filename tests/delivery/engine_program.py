@@ -25,7 +25,7 @@ from mta.config.schema import Config, DeliveryTimeouts, Retry, Shaping, ShapingR
 from mta.config.schema import Delivery as DeliverySettings  # noqa: E402
 from mta.config.units import Duration  # noqa: E402
 from mta.delivery import connection, engine, wire  # noqa: E402
-from mta.delivery.routing import Addresses, Host, Route  # noqa: E402
+from mta.delivery.routing import Addresses, Host, Route, RouteFailure  # noqa: E402
 from mta.delivery.settle import Settler, Verdict  # noqa: E402
 from mta.queue.records import Delivery, Message, Recipient  # noqa: E402
 from mta.queue.retry import RetryClock  # noqa: E402
@@ -295,6 +295,23 @@ def a_poisonous_message() -> None:
     world.make("poison@x.test")
     world.until(lambda: world.shelf.told("deferred"))
     assert (world.connections, world.shelf.told("suspended")) == (3, 2)
+
+
+def a_failed_lookup_is_believed_as_long_as_it_is_remembered() -> None:
+    """The path of a domain without a route pauses at least until the resolver would ask anew."""
+    world = World()
+    asked: list[str] = []
+
+    class Failing:
+        def route(self, domain: str) -> RouteFailure:
+            asked.append(domain)
+            return RouteFailure(False, 451, "4.4.3", "no answer", time.monotonic() + 30)
+
+    world.engine.router = Failing()  # type: ignore
+    world.make()
+    world.until(lambda: world.shelf.told("suspended"))
+    gevent.sleep(0.3)
+    assert len(asked) == 1
 
 
 def a_host_that_trickles() -> None:
