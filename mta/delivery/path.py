@@ -25,9 +25,9 @@ GOOD_FOR_S = 60.0  # a completed transaction vouches for the site this long
 class Path:
     """One (source, site), or the connections of its own that a domain with an entry in `shaping.domains` has."""
 
-    __slots__ = ("connections", "contended", "failures", "good_until_s", "hold_above", "hold_until_s", "idle",
-                 "lease", "name", "opening", "reason", "route", "shaping", "stalled", "suspended_until_us", "turns",
-                 "waiting_for")
+    __slots__ = ("connections", "contended", "doubted", "failures", "good_until_s", "hold_above", "hold_until_s",
+                 "idle", "lease", "name", "opening", "reason", "route", "shaping", "stalled", "suspended_until_us",
+                 "turns", "waiting_for")
 
     def __init__(self, name: str, route: Route | None, shaping: Shaping) -> None:
         self.name = name
@@ -39,6 +39,7 @@ class Path:
         self.opening = 0  # of the connections, those without an established session yet
         self.lease = name  # name of its limit in the table that all workers share
         self.contended = False  # another worker wants connections of this limit
+        self.doubted = False  # of the connections that are being opened together, one has failed and none succeeded
         self.failures = 0  # in a row, of the site as such
         self.suspended_until_us = 0
         self.hold_until_s = 0.0  # before, no new connection beyond `hold_above`; monotonic
@@ -83,6 +84,8 @@ class Path:
         have = len(self.connections)
         if self.idle or not self.turns or (now_s < self.hold_until_s and have >= self.hold_above):
             return False
+        if self.doubted and self.opening:
+            return False  # or there would always be another one to wait for, and the site never be given a rest
         if have == 0:
             return True
         if self.probing or have >= self.shaping.connections:
@@ -93,6 +96,7 @@ class Path:
         """A transaction was completed: the site works."""
         self.good_until_s = now_s + GOOD_FOR_S
         self.failures = 0
+        self.doubted = False
 
     def failed(self, reason: str, now_s: float, wait_s: float, now_us: int, *, refused: bool) -> bool:
         """The site refused a connection (`refused`) or broke one before it served. Whether the path is now suspended.
@@ -107,6 +111,8 @@ class Path:
             behind = max(self.hold_until_s - now_s, 0.0) if refused and self.opening <= 1 else 0.0
             self.hold_until_s = max(self.hold_until_s, now_s + min(max(HOLD_FIRST_S, behind * 2), HOLD_CAP_S))
             self.hold_above = max(taken, 1) if refused else 0
+            self.doubted = not taken
             return False
+        self.doubted = False
         self.suspended_until_us = now_us + int(wait_s * 1_000_000)
         return True

@@ -122,6 +122,21 @@ def test_of_a_burst_the_last_refusal_decides() -> None:
     assert one.failed("connect: refused", now_s=0.0, wait_s=60, now_us=0, refused=True)
 
 
+def test_nothing_joins_a_burst_that_has_begun_to_fail() -> None:
+    """With one more each second there would always be another one to wait for, and a dead site never be suspended."""
+    one = path()
+    one.turns.add(waiting(10))
+    connect(one, 2)
+    one.opening = 2
+    one.failed("timeout", now_s=0.0, wait_s=60, now_us=0, refused=True)
+    one.connections.pop()
+    one.opening = 1
+
+    assert not one.wants_connection(500.0, forced=True)
+    one.opening = 0  # that one was taken
+    assert one.wants_connection(500.0)
+
+
 def test_a_session_that_breaks_beside_working_ones_holds_back_for_a_moment_only() -> None:
     """It is no refusal, so the wait does not grow."""
     one = path()
