@@ -43,8 +43,9 @@ class HubStore(Store):
         store = cls.open(directory, config, shard, watcher.send, clock_us=clock_us)
         store._watcher = watcher
         store._idle = loop.idle()
-        store._hurry = loop.timer(HURRY_S)
-        store._patience = loop.timer(PATIENCE_S)
+        # Repeating ones: only `again` waits anew each time, `start` goes on with what was left of the last wait.
+        store._hurry = loop.timer(HURRY_S, HURRY_S)
+        store._patience = loop.timer(PATIENCE_S, PATIENCE_S)
         watcher.start(store._collect)
         return store
 
@@ -57,9 +58,9 @@ class HubStore(Store):
         if self.awaited:
             if not self._hurry.active:
                 self._idle.start(self._flush)
-                self._hurry.start(self._flush)
+                self._hurry.again(self._flush)
         elif not self._patience.active:
-            self._patience.start(self._flush)
+            self._patience.again(self._flush)
 
     def _flush(self) -> None:
         self._idle.stop()

@@ -119,7 +119,7 @@ class SmtpListener:
         self._spare = _open_spare()
         loop = get_hub().loop
         self._readable = loop.io(self._sock.fileno(), _READ)
-        self._pause = loop.timer(ACCEPT_PAUSE_S)
+        self._pause = loop.timer(ACCEPT_PAUSE_S, ACCEPT_PAUSE_S)
         self.configure(config)
 
     def __repr__(self) -> str:
@@ -150,6 +150,10 @@ class SmtpListener:
     def start(self) -> None:
         """Begin to accept."""
         self._readable.start(self._accept)
+
+    def _go_on(self) -> None:
+        self._pause.stop()
+        self.start()
 
     def stop(self, deadline_s: float = math.inf) -> None:
         """Accept no more and end all sessions: those in a transaction may finish it until `deadline_s` (monotonic).
@@ -206,7 +210,7 @@ class SmtpListener:
             self._spare = _open_spare()
             log.error("cannot accept a connection: %s", error.strerror)
             self._readable.stop()
-            self._pause.start(self.start)
+            self._pause.again(self._go_on)
         else:
             log.warning("cannot accept a connection: %s", error.strerror)  # it was aborted before we got to it
 
