@@ -20,7 +20,7 @@ from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 import gevent.select  # noqa: E402
-from gevent.hub import Waiter, get_hub  # noqa: E402
+from gevent.hub import get_hub  # noqa: E402
 
 from mta.config.schema import Config  # noqa: E402
 from mta.control.answers import Answers  # noqa: E402
@@ -35,7 +35,7 @@ from mta.delivery.limits import Limits  # noqa: E402
 from mta.delivery.routing import Router  # noqa: E402
 from mta.delivery.settle import Settler  # noqa: E402
 from mta.inject.claims import DirectoryError  # noqa: E402
-from mta.inject.intake import Accepted, Intake, Source  # noqa: E402
+from mta.inject.intake import Accepted, Intake  # noqa: E402
 from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
 from mta.inject.pickup_service import PickupService  # noqa: E402
 from mta.queue.ids import IdSource, shard_of  # noqa: E402
@@ -43,7 +43,6 @@ from mta.queue.records import Message  # noqa: E402
 from mta.queue.retry import RetryClock  # noqa: E402
 from mta.queue.store import BodyDamaged, BodyUnreadable, Store, StoreError, StoreLocked, StoreVersion, Transaction  # noqa: E402
 from mta.smtp.reply import Reply  # noqa: E402
-from mta.smtp.server import Envelope  # noqa: E402
 
 # py-lmdb gives the GIL back and forth at every put; with Python's 5 ms a busy hub would make each of them wait so long.
 SWITCH_INTERVAL_S = 0.0005
@@ -78,7 +77,7 @@ class Worker:
         self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit)
         occupancy = Occupancy()
         self.listeners = [
-            SmtpListener(sock, config, config.listeners[index], self.submit, self.intake_closed, occupancy)
+            SmtpListener(sock, config, config.listeners[index], self.intake.submit, self.intake_closed, occupancy)
             for index, sock in child.sockets()
         ]
         self.pickups = [self._pickup(one.directory, shard) for one in config.pickup for shard in self.stores]
@@ -112,13 +111,6 @@ class Worker:
         """Why no new mail is taken, as the answer to MAIL; None when it is."""
         reason = self.store.room()
         return Reply(452, "4.3.1", (f"Insufficient system storage: {reason}",)) if reason else None
-
-    def submit(self, envelope: Envelope, content: bytes, source: Source) -> Reply:
-        """Accept one message of a session; returns when it is on stable storage, or refused. Hot path."""
-        waiter = Waiter()
-        self.intake.submit(envelope, content, source, waiter.switch)
-        reply: Reply = waiter.get()
-        return reply
 
     def commit(self, accepted: Accepted, done: Any) -> None:
         """Intake: make a message durable, then give it to the scheduler. Hot path."""

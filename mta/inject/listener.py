@@ -1,12 +1,12 @@
 """The SMTP door: accepts connections on one listening socket and carries each through `mta.smtp.server`.
 
-One greenlet per session. In a session everything happens in the order in which it came, and the greenlet waits at
-four places only: for input, for room to write, for `submit` (until the message is durable), and for the client to go
-away at the end. Per message that is one wait per write of the client and one for the store; replies to a pipelined
-group leave in one write.
+A session is no greenlet but a handful of callbacks: everything in it happens in the order in which it came, and it
+waits for one thing at a time, for input, for room to write, or for the store (until the message is durable). Replies
+to a pipelined group leave in one write. That is cheaper per message by a fifth, and an idle client costs its socket
+and a few hundred bytes.
 
-* The sockets are plain non-blocking ones; only the waiting involves the gevent hub, with one watcher per session. A
-  slow peer costs a greenlet and a few hundred bytes, nothing else.
+* The sockets are plain non-blocking ones. The watcher of a session runs as long as it waits for input; while the store
+  works it is stopped only if something comes, as from most clients nothing does.
 * Deadlines cost nothing per wait: a session notes when its patience ends, and one timer looks at that note when it
   might have come to pass. While the store works there is no deadline: the client's patience decides (RFC 5321
   4.5.3.2.6 gives it ten minutes).
@@ -30,7 +30,6 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any, Final
 
-import gevent
 from gevent import monkey
 from gevent.event import Event
 from gevent.hub import get_hub
@@ -38,7 +37,7 @@ from gevent.hub import get_hub
 from mta.config.schema import Config, Listener
 from mta.inject.intake import Source
 from mta.smtp.reply import Reply
-from mta.smtp.server import CLOSED, CONTENT, Envelope, MessageReceived, Peer, Server, ServerEvent, ServerSettings
+from mta.smtp.server import CLOSED, CONTENT, Closed, Envelope, Peer, Server, ServerEvent, ServerSettings
 
 # In a patched process these names are gevent's, whose close() puts the closing off; these are the kernel's.
 _socket: Final = monkey.get_original("socket", "socket")
@@ -62,8 +61,8 @@ _STOPPING: Final = Reply(421, "4.3.2", ("The server is going down, try again lat
 _TIMEOUT: Final = Reply(421, "4.4.2", ("Timeout, closing the connection",))
 _LOCAL_ERROR: Final = Reply(451, "4.3.0", ("Local error, try again later",))
 
-Submit = Callable[[Envelope, bytes, Source], Reply]
-"""Takes a message; returns the reply to it once it is on stable storage or refused. It may block its greenlet."""
+Submit = Callable[[Envelope, bytes, Source, Callable[[Reply], None]], None]
+"""Takes a message, and calls back with the reply once it is on stable storage or refused: at once, or later."""
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +196,7 @@ class SmtpListener:
         session = _Session(self, sock, Server(self._settings, Peer(client, port, may_relay)))
         self._sessions.add(session)
         self._empty.clear()
-        gevent.spawn(session.run)
+        session.start()
 
     def _accept_failed(self, error: OSError) -> None:
         if error.errno in _NO_DESCRIPTOR:
@@ -248,11 +247,14 @@ def _say_and_close(sock: Any, reply: bytes) -> None:
 
 
 class _Session:
-    """One connection of a client. `run` is its greenlet; the other methods are called by others."""
+    """One connection of a client. All methods are callbacks on the hub, of the socket, the timer, the store and the
+    listener: each does what can be done at once, and none waits.
+    """
 
     __slots__ = (
-        "_by_client", "_content_until_s", "_deadline_s", "_greenlet", "_io", "_limits", "_listener", "_sock", "_source",
-        "_source_helo", "_tick_s", "_timer", "_timer_at_s", "_waiting", "machine",
+        "_answer", "_by_client", "_content_until_s", "_deadline_s", "_dropped", "_io", "_limits", "_listener",
+        "_parting", "_reading", "_sock", "_source", "_storing", "_tick_s", "_timer", "_timer_at_s", "_unsent",
+        "machine",
     )  # fmt: skip
 
     def __init__(self, listener: SmtpListener, sock: Any, machine: Server) -> None:
@@ -261,11 +263,14 @@ class _Session:
         self._limits = listener._limits
         self._sock = sock
         self._io = get_hub().loop.io(sock.fileno(), _READ)
-        self._greenlet: Any = None
-        self._waiting = False  # for the peer, so that it may be interrupted
-        self._source: Source | None = None
-        self._source_helo = ""  # the name that it was made with: a client may say another one later
+        self._reading = False  # the watcher runs, for input
+        self._unsent = b""  # output that the client has not taken: until it has, nothing else is done
+        self._storing = False  # the store works on a message: what the client sends meanwhile waits
+        self._answer: Reply | None = None  # what `submit` said to a message before it returned
+        self._parting = False  # our side is shut, and what the client still sends is dropped
+        self._dropped = 0
         self._by_client = False  # it said QUIT
+        self._source: tuple[str, Source] | None = None  # with the name it was made with: a client may say another one
         self._content_until_s = 0.0  # when the whole content of the present message must be there
         self._deadline_s = math.inf
         # The timer never sleeps longer than the shortest patience, so it is early for every deadline but odd ones.
@@ -273,116 +278,159 @@ class _Session:
         self._timer: Any = None
         self._timer_at_s = math.inf
 
-    # -- called by others ---------------------------------------------------------------------------------------
+    # -- called by the listener ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Greet, and listen."""
+        self._guard(self._say, self.machine.greeting())
 
     def stop(self) -> None:
         """End the session as soon as no transaction is under way."""
         self.machine.stop(_STOPPING)
-        if self.machine.state == CLOSED:
-            get_hub().loop.run_callback(self._interrupt)
+        if self.machine.state == CLOSED and not self._parting:
+            self._guard(self._go_on)
 
     def cut_off(self) -> None:
-        """End the session now, unless it waits for the store: then its next step ends it."""
-        if self._waiting:
+        """End the session now, unless it waits for the store: then the answer to the message ends it."""
+        if not self._storing:
             self.machine.close(_STOPPING)
-            get_hub().loop.run_callback(self._interrupt)
+            self._guard(self._go_on)
 
-    def _interrupt(self) -> None:
-        if self._waiting:
-            self._greenlet.switch(False)
-
-    def _time_passed(self) -> None:
-        now_s = time.monotonic()
-        if not self._waiting or now_s < self._deadline_s:
-            self._start_timer(now_s)
-            return
-        self.machine.close(_TIMEOUT)  # unless it is closed, and the client had its time to take our last reply
-        self._greenlet.switch(False)
-
-    # -- the greenlet -------------------------------------------------------------------------------------------
-
-    def run(self) -> None:
-        """The whole session."""
-        self._greenlet = gevent.getcurrent()
+    def _guard(self, step: Callable[..., None], *args: Any) -> None:
         try:
-            self._write(self.machine.greeting())
-            self._converse()
-            if not self._by_client:
-                self._part()
+            step(*args)
         except OSError:
-            pass  # the client is gone, or too slow for our last words; what it did not finish never happened
+            self._end()  # the client is gone, or too slow for our last words; what it did not finish never happened
         except Exception:
-            log.exception("bug: %r ends", self.machine)
-        finally:
-            if self._timer is not None:
-                self._timer.close()
-            self._io.close()
-            self._sock.close()
-            self._listener._ended(self)
-            self._greenlet = None
+            self._failed()
 
-    def _converse(self) -> None:
-        """Read, act, reply, until the machine says that it is over or the client hangs up. Hot path."""
-        machine = self.machine
-        answered = True
-        while True:
-            output = machine.output()
-            if output:
-                self._write(output)
-                answered = True
-            if machine.state == CLOSED:
-                return
-            self._be_patient(anew=answered)
-            data = self._read()
-            if data is None:
-                continue  # somebody has ended the session: there is output
+    def _failed(self) -> None:
+        log.exception("bug: %r ends", self.machine)
+        self._end()
+
+    # -- conversation -------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        """There is input. Hot path."""
+        if self._storing:
+            self._io.stop()
+            self._reading = False
+            return
+        try:
+            data = self._sock.recv(CHUNK)
             if not data:
-                self._by_client = True
-                return
-            answered = False
-            events = machine.receive(data)
-            if events:
-                self._act(events)
+                self._end()
+            elif self._parting:
+                self._dropped += len(data)
+                if self._dropped >= DROPPED_AT_THE_END:
+                    self._end()
+            else:
+                events = self.machine.receive(data)
+                if events:
+                    self._act(events)
+                if not self._storing:
+                    self._go_on()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._end()
+        except Exception:
+            self._failed()
 
     def _act(self, events: list[ServerEvent]) -> None:
-        """Have messages stored, and go on with what was held behind them."""
-        machine = self.machine
+        """Have messages stored, and go on with what was held behind them, until the store has to work."""
         while events:
             event = events.pop(0)
-            if isinstance(event, MessageReceived):
-                self._deadline_s = math.inf
-                envelope = event.envelope
-                source = self._source
-                if source is None or self._source_helo != envelope.helo:
-                    peer = machine.peer
-                    source = Source.smtp(peer.address, peer.port, envelope.helo, self._listener._settings.hostname)
-                    self._source, self._source_helo = source, envelope.helo
-                try:
-                    reply = self._listener._submit(envelope, event.content, source)
-                except Exception:
-                    log.exception("bug: a message of %r was not taken", machine)
-                    reply = _LOCAL_ERROR
-                events += machine.answer(reply)
-            else:
+            if isinstance(event, Closed):
                 self._by_client = event.by_client
-
-    def _part(self) -> None:
-        """See that our last reply is not lost by a reset."""
-        self._sock.shutdown(_SHUT_WR)
-        now_s = time.monotonic()
-        self._deadline_s = now_s + CLOSING_S
-        self._start_timer(now_s)
-        dropped = 0
-        while dropped < DROPPED_AT_THE_END:
-            data = self._read()
-            if not data:
+                continue
+            self._answer = None
+            self._deadline_s = math.inf
+            try:
+                self._listener._submit(event.envelope, event.content, self._source_of(event.envelope), self._answered)
+            except Exception:
+                log.exception("bug: a message of %r was not taken", self.machine)
+                self._answer = _LOCAL_ERROR
+            if self._answer is None:
+                self._storing = True
                 return
-            dropped += len(data)
+            events += self.machine.answer(self._answer)
 
-    # -- waiting ------------------------------------------------------------------------------------------------
+    def _answered(self, reply: Reply) -> None:
+        """The store has a message, or will not have it. Hot path."""
+        if not self._storing:
+            self._answer = reply  # `submit` has not returned
+            return
+        self._storing = False
+        try:
+            events = self.machine.answer(reply)
+            if events:
+                self._act(events)
+            if not self._storing:
+                self._go_on()
+        except OSError:
+            self._end()
+        except Exception:
+            self._failed()
 
-    def _be_patient(self, *, anew: bool) -> None:
-        """Say how long to wait for input: each block of content has its time, and so has each command as a whole."""
+    def _go_on(self) -> None:
+        """Say what there is to say, and wait for what comes of it. Hot path."""
+        output = self.machine.output()
+        if output:
+            self._say(output)
+        else:
+            self._listen(anew=False)
+
+    def _say(self, data: bytes) -> None:
+        """Send `data`. Hot path."""
+        if self._unsent:
+            self._unsent += data
+            return
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent == len(data):
+            self._said()
+            return
+        self._unsent = data[sent:]
+        now_s = time.monotonic()
+        self._deadline_s = now_s + (CLOSING_S if self.machine.state == CLOSED else self._limits.timeouts.command)
+        self._start_timer(now_s)
+        self._io.stop()
+        self._reading = False
+        self._io.events = _WRITE
+        self._io.start(self._writable)
+
+    def _writable(self) -> None:
+        """The client takes more of our output."""
+        try:
+            sent = self._sock.send(self._unsent)
+            self._unsent = self._unsent[sent:]
+            if not self._unsent:
+                self._io.stop()
+                self._io.events = _READ
+                self._said()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._end()
+        except Exception:
+            self._failed()
+
+    def _said(self) -> None:
+        if self.machine.state != CLOSED:
+            self._listen(anew=True)
+        elif self._by_client:
+            self._end()
+        else:
+            self._part()
+
+    def _listen(self, *, anew: bool) -> None:
+        """Wait for input: each block of content has its time, and so has each command as a whole. Hot path."""
+        if not self._reading and not self._unsent:
+            self._reading = True
+            self._io.start(self._readable)
         now_s = time.monotonic()
         timeouts = self._limits.timeouts
         if self.machine.state == CONTENT:
@@ -394,50 +442,48 @@ class _Session:
         if self._deadline_s < self._timer_at_s:
             self._start_timer(now_s)
 
-    def _read(self) -> bytes | None:
-        """What the client sends next; b"" at the end; None when the session was interrupted instead. Hot path."""
-        while True:
-            if not self._wait(_READ):
-                return None
-            try:
-                data: bytes = self._sock.recv(CHUNK)
-                return data
-            except BlockingIOError:
-                continue
+    def _source_of(self, envelope: Envelope) -> Source:
+        known = self._source
+        if known is None or known[0] != envelope.helo:
+            peer = self.machine.peer
+            source = Source.smtp(peer.address, peer.port, envelope.helo, self._listener._settings.hostname)
+            known = self._source = (envelope.helo, source)
+        return known[1]
 
-    def _write(self, data: bytes) -> None:
-        """Send all of `data`. Raises OSError, TimeoutError among them. Hot path."""
-        try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        if sent == len(data):
-            return
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def _part(self) -> None:
+        """See that our last reply is not lost by a reset."""
+        self._parting = True
+        self._sock.shutdown(_SHUT_WR)
         now_s = time.monotonic()
-        self._deadline_s = now_s + (CLOSING_S if self.machine.state == CLOSED else self._limits.timeouts.command)
+        self._deadline_s = now_s + CLOSING_S
         self._start_timer(now_s)
-        while sent < len(data):
-            data = data[sent:]
-            if not self._wait(_WRITE):
-                raise TimeoutError("the session was ended while the client did not read")
-            try:
-                sent = self._sock.send(data)
-            except BlockingIOError:
-                sent = 0
+        if not self._reading:
+            self._reading = True
+            self._io.start(self._readable)
 
-    def _wait(self, events: int) -> bool:
-        """Let others run until the socket is ready for `events`. False when interrupted."""
-        io = self._io
-        if io.events != events:
-            io.events = events
-        self._waiting = True
-        io.start(self._greenlet.switch, True)
-        try:
-            ready: bool = get_hub().switch()
-            return ready
-        finally:
-            self._waiting = False
-            io.stop()
+    def _end(self) -> None:
+        if self._sock is None:
+            return
+        if self._timer is not None:
+            self._timer.close()
+        self._io.close()
+        self._sock.close()
+        self._sock = None
+        self._listener._ended(self)
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    def _time_passed(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._deadline_s:
+            self._start_timer(now_s)
+        elif self._parting or self._unsent:
+            self._end()  # it had its time to take our words
+        else:
+            self.machine.close(_TIMEOUT)
+            self._guard(self._go_on)
 
     def _start_timer(self, now_s: float) -> None:
         """Look at the deadline when it comes, or earlier."""

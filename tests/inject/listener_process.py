@@ -42,16 +42,19 @@ def tell(*event):
     sys.stdout.flush()
 
 
-def submit(envelope, content, source):
+def submit(envelope, content, source, done):
     """Take every message but those whose sender says otherwise."""
     tell("message", envelope.sender, [to.address for to in envelope.recipients], len(content), source.origin)
-    if envelope.sender.startswith("hold@"):
-        released.acquire()
     if envelope.sender.startswith("fail@"):
         raise RuntimeError("as asked for")
     if envelope.sender.startswith("refuse@"):
-        return Reply(554, "5.4.6", ("Too many hops",))
-    return Reply(250, "2.0.0", ("Ok: queued as 1",))
+        done(Reply(554, "5.4.6", ("Too many hops",)))
+        return
+    reply = Reply(250, "2.0.0", ("Ok: queued as 1",))
+    if envelope.sender.startswith("hold@"):
+        gevent.spawn(lambda: (released.acquire(), done(reply)))
+    else:
+        gevent.get_hub().loop.run_callback(done, reply)
 
 
 def obey(listener, command, *arguments):
