@@ -23,6 +23,8 @@ def print_of_message(delivery: DeliveryRow, now_us: int) -> None:
 
 def _print(delivery: DeliveryRow, now_us: int, most_recipients: int) -> None:
     print(f"  {_when(delivery, now_us)}")
+    if delivery.reason:
+        print(f"  waits: {printable(delivery.reason)}")
     shown = delivery.recipients[:most_recipients]
     for recipient in shown:
         asked = [f"NOTIFY={recipient.notify}"] if recipient.notify else []
@@ -41,7 +43,7 @@ def _when(delivery: DeliveryRow, now_us: int) -> str:
     elif delivery.due_us > now_us:
         state = f"next attempt {until(delivery.due_us, now_us)} ({stamp(delivery.due_us)})"
     else:
-        state = "due, waits for its turn"
+        state = "due"
     parts = [state, count(delivery.attempts, "failed attempt") if delivery.attempts else "not tried yet"]
     if delivery.expires_us:
         parts.append(f"given up {until(delivery.expires_us, now_us)}")

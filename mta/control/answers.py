@@ -13,6 +13,7 @@ import gevent.event
 
 from mta.control import protocol
 from mta.control.protocol import RequestError
+from mta.delivery.waiting import standing, why_not_now
 from mta.queue.ids import format_id, parse_id, shard_of
 from mta.queue.index import QueueTotals
 from mta.queue.records import (
@@ -108,11 +109,11 @@ class Answers:
         return result
 
     def _row(self, shard: int, info: QueueInfo) -> protocol.QueueRow:
-        state, reason, in_flight, connections = self._worker.engine.state(shard, info.name, info.next_due_us)
+        stands = standing(self._worker.engine, shard, info.name, info.next_due_us)
         last = info.last
         return protocol.QueueRow(
             info.name, domain_of(info.name), info.deliveries, info.recipients, max(info.next_due_us, 0),
-            in_flight=in_flight, connections=connections, state=state, reason=reason,
+            in_flight=stands.in_flight, connections=stands.connections, state=stands.state, reason=stands.reason,
             last_reply=last.reply if last is not None else "", last_reply_us=last.time_us if last is not None else 0)
 
     def _queue(self, name: str, limit: int) -> protocol.DeliveryList:
@@ -162,7 +163,10 @@ class Answers:
     def _delivery(self, one: Delivery) -> protocol.DeliveryRow:
         message = one.message
         engine = self._worker.engine
-        queue = engine.scheduler.queues.get((shard_of(message.id), one.queue))
+        shard = shard_of(message.id)
+        queue = engine.scheduler.queues.get((shard, one.queue))
+        in_flight = queue is not None and one.key in queue.in_flight
+        is_due = not in_flight and one.due_us <= engine.clock_us()
         expires_us = message.arrival_us + int(engine.config.expires * 1_000_000)
         return protocol.DeliveryRow(
             format_id(message.id), one.index, one.queue, one.domain, message.sender,
@@ -170,9 +174,9 @@ class Answers:
                 to.address, ",".join(name for bit, name in _NOTIFY if to.notify & bit), to.orcpt or "")
              for to in one.recipients],
             message.size, message.arrival_us, one.due_us, one.attempts,
-            queue is not None and one.key in queue.in_flight, one.maybe_duplicate,
+            in_flight, one.maybe_duplicate,
             [protocol.AttemptRow(attempt.time_us, attempt.remote, attempt.reply) for attempt in one.history],
-            expires_us)
+            expires_us, why_not_now(engine, shard, one.queue) if is_due else "")
 
 
 def _rows(arguments: dict[str, Any]) -> int:

@@ -201,6 +201,7 @@ class DeliveryRow:
     maybe_duplicate: bool = False
     history: list[AttemptRow] = field(default_factory=list)  # the last few, oldest first
     expires_us: int = 0
+    reason: str = ""  # why it is not being delivered although it is due
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ from mta.delivery.wire import AF_INET6, Sweeper
 from mta.queue import events
 from mta.queue.ids import format_id
 from mta.queue.records import Delivery, Message
-from mta.queue.scheduler import FOREVER_US, Queue, Scheduler, domain_of
+from mta.queue.scheduler import FOREVER_US, Queue, Scheduler
 from mta.queue.store import BodyDamaged, BodyUnreadable, Store, Transaction
 from mta.smtp.reply import Reply
 
@@ -69,10 +69,10 @@ class Engine:
         self.stopping = False
         self._read_body = read_body
         self._routes: OrderedDict[str, Path] = OrderedDict()  # by domain
-        self._routing: dict[str, list[Queue]] = {}  # queues that wait for the route of a domain
+        self.routing: dict[str, list[Queue]] = {}  # queues that wait for the route of a domain
         self._waiting: dict[str, set[Path]] = {}  # paths that wait for a lease, by the name of the limit
-        self._opening: Line[Path] = Line(AT_ONCE)
-        self._probing: Line[Path] = Line(AT_ONCE_TO_FAILING)
+        self.opening: Line[Path] = Line(AT_ONCE)
+        self.probing: Line[Path] = Line(AT_ONCE_TO_FAILING)
         self._alarm = Event()
         self._empty = Event()
         self.configure(config)
@@ -163,12 +163,12 @@ class Engine:
             queue.path = path
             self._bring(queue, path)
             return
-        waiting = self._routing.get(queue.domain)
+        waiting = self.routing.get(queue.domain)
         if waiting is not None:
             if queue not in waiting:
                 waiting.append(queue)
             return
-        self._routing[queue.domain] = [queue]
+        self.routing[queue.domain] = [queue]
         gevent.spawn(self._route, queue.domain)
 
     def _route(self, domain: str) -> None:
@@ -181,7 +181,7 @@ class Engine:
         except Exception as error:
             log.exception("bug: the route of %s", domain)
             found = RouteFailure(False, 451, "4.3.5", f"internal error: {error}", time.monotonic())
-        queues = self._routing.pop(domain)
+        queues = self.routing.pop(domain)
         if isinstance(found, RouteFailure):
             if found.permanent:
                 self._unroutable(queues, Reply(found.code, found.enhanced, (found.text,)))
@@ -237,6 +237,10 @@ class Engine:
                 if given_up % GIVE_UP_BATCH == 0:
                     gevent.sleep(0)
 
+    def path_of(self, domain: str) -> Path | None:
+        """Where mail to `domain` goes, as far as that is known in memory."""
+        return self._routes.get(domain) or self.paths.get(f"?{domain}")
+
     def _bring(self, queue: Queue, path: Path) -> None:
         known = self.paths.setdefault(path.name, path)
         if known is not path:  # it was forgotten while it had nothing to do, and made anew for another domain
@@ -274,8 +278,8 @@ class Engine:
 
     def _open(self, path: Path) -> bool:
         """Open a connection if all limits allow it; else wait for a lease."""
-        line = self._probing if path.probing else self._opening
-        if self.stopping or path.route is None or self._choked() or not line.has_room(path):
+        line = self.probing if path.probing else self.opening
+        if self.stopping or path.route is None or self.choked() or not line.has_room(path):
             return False
         lacking = self.limits.acquire([(path.lease, path.shaping.connections),
                                        (TOTAL, self.config.delivery.connections)])
@@ -369,7 +373,7 @@ class Engine:
         if connection in connection.path.idle:
             connection.path.idle.remove(connection)
 
-    def _choked(self) -> bool:
+    def choked(self) -> bool:
         """Whether outcomes cannot be written down: what is delivered now would be delivered again after a crash."""
         return any(store.choked for store in self.stores.values())
 
@@ -397,7 +401,7 @@ class Engine:
     def next_job(self, connection: Connection) -> Job | None:
         """The next transaction for `connection`, fairly among the queues of its path. Hot path (bench S1, S2)."""
         path = connection.path
-        if self.stopping or connection.stopping or self._choked() or self._spent(connection):
+        if self.stopping or connection.stopping or self.choked() or self._spent(connection):
             return None
         now_us = self.clock_us()
         if path.suspended_until_us > now_us or self._gives_way(connection, resting=False):
@@ -540,53 +544,13 @@ class Engine:
 
     def _give_up(self, shard: int, taken: list[tuple[Queue, Delivery]], go_on: bool) -> None:
         for count, (queue, delivery) in enumerate(taken, 1):
-            path = self._routes.get(delivery.domain) or self.paths.get(f"?{delivery.domain}")
+            path = self.path_of(delivery.domain)
             reason = path.reason if path is not None else ""
             self._conclude(queue, delivery, partial(self.settler.expire, delivery, reason))
             if count % GIVE_UP_BATCH == 0:
                 gevent.sleep(0)
         if go_on:
             self._sweep_shard(shard)
-
-    # -- answers -------------------------------------------------------------------------------------------------
-
-    def state(self, shard: int, name: str, next_due_us: int) -> tuple[str, str, int, int]:
-        """How a queue stands: state, reason in words, deliveries in flight, connections of its path."""
-        queue = self.scheduler.queues.get((shard, name))
-        domain = domain_of(name)
-        path = self._routes.get(domain) or self.paths.get(f"?{domain}")
-        in_flight = len(queue.in_flight) if queue is not None else 0
-        connections = len(path.connections) if path is not None else 0
-        now_us = self.clock_us()
-        if domain in self._routing:
-            return "ready", "its route is being looked up", in_flight, connections
-        if path is not None and path.suspended_until_us > now_us:
-            seconds = (path.suspended_until_us - now_us) // 1_000_000
-            what = "no route" if path.route is None else f"{path.name} is suspended"
-            return "suspended", f"{what} for another {seconds} s: {path.reason}", in_flight, connections
-        if in_flight:
-            return "active", "", in_flight, connections
-        if next_due_us > now_us:
-            return "waiting", "for its retry time", in_flight, connections
-        if path is None:
-            return "ready", "waits for room in memory", in_flight, connections
-        return "ready", self._why_not_now(path), in_flight, connections
-
-    def _why_not_now(self, path: Path) -> str:
-        if self._choked():
-            return "the spool's disk does not keep up, outcomes cannot be written down"
-        if path in self._opening or path in self._probing:
-            return "many connections are being opened, its turn comes"
-        if path.opening:
-            return "a connection is being opened" + (f" as a probe, after: {path.reason}" if path.probing else "")
-        if path.hold_until_s > time.monotonic():
-            return f"no further connection for a while: {path.reason}"
-        if path.waiting_for:
-            limit = self.config.delivery.connections if path.waiting_for == TOTAL else path.shaping.connections
-            return f"limit of {limit} connections ({path.waiting_for}) is reached"
-        if len(path.connections) >= path.shaping.connections:
-            return f"limit of {path.shaping.connections} connections to {path.name} is reached"
-        return "its turn comes" if path.connections else ""
 
     # -- what connections ask ------------------------------------------------------------------------------------
 

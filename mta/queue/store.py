@@ -316,6 +316,13 @@ class Store:
             return "the index is full (store.map_size)"
         return self._room.reason()
 
+    def trouble(self) -> str | None:
+        """None, or why what became of mail is not written down: then what is due is not told, either."""
+        trouble = self._commits.trouble()
+        if trouble is None and self._checkpoint_error:
+            trouble = f"the index of the spool cannot be written: {self._checkpoint_error}"
+        return trouble
+
     def counts(self) -> Counts:
         """What is in the queue. Messages and recipients that leave it count until the next checkpoint."""
         messages, deliveries, recipients = self._counts

@@ -173,6 +173,15 @@ def test_a_message_is_shown(mta: MTA, control: CONTROL, tmp_path: Path) -> None:
         assert text in result.out
 
 
+def test_a_message_that_is_due_says_why_it_waits(mta: MTA, control: CONTROL, tmp_path: Path) -> None:
+    """The reason that the worker gives, which may hold remote text; from an older MTA, which gives none, nothing."""
+    due = delivery(due_us=NOW_US - 1, reason=f"mx is suspended for another 8 s: {EVIL}")
+    control(lambda *_: detail(deliveries=[due, delivery(due_us=NOW_US - 1)]))
+    out = mta("message", ID, "--run", tmp_path).out
+    assert "  due, 1 failed attempt\n  waits: mx is suspended for another 8 s: 550 gone\\x1b[2J" in out
+    assert out.count("waits:") == 1
+
+
 def test_a_message_as_json(mta: MTA, control: CONTROL, tmp_path: Path) -> None:
     """Everything that is shown and more."""
     control(lambda *_: detail(sender=""))

@@ -27,6 +27,7 @@ from mta.config.units import Duration  # noqa: E402
 from mta.delivery import connection, engine, wire  # noqa: E402
 from mta.delivery.routing import Addresses, Host, Route, RouteFailure  # noqa: E402
 from mta.delivery.settle import Settler, Verdict  # noqa: E402
+from mta.delivery.waiting import standing, why_not_now  # noqa: E402
 from mta.queue.records import Delivery, Message, Recipient  # noqa: E402
 from mta.queue.retry import RetryClock  # noqa: E402
 from mta.queue.store import Transaction  # noqa: E402
@@ -47,6 +48,7 @@ class Shelf:
         self.stored: dict[tuple[int, int], Delivery] = {}
         self.events: list[dict[str, Any]] = []
         self.choked = False
+        self.problem: str | None = None
         self.on_checkpoint: Callable[..., None] = print
 
     def submit(self, tx: Transaction, done: Callable[[None], None] | None = None) -> None:
@@ -81,15 +83,21 @@ class Shelf:
     def clear_inflight(self, delivery: Delivery) -> None:
         """Nothing."""
 
+    def trouble(self) -> str | None:
+        return self.problem
+
     def told(self, kind: str) -> int:
         return sum(len(event.get("recipients", [1])) for event in self.events if event["event"] == kind)
 
 
 class Limits:
-    """There are none."""
+    """There are none, unless one is said to be full."""
 
-    def acquire(self, leases: object) -> None:
-        """Always."""
+    lacking: str | None = None
+
+    def acquire(self, leases: object) -> str | None:
+        """Always, or never."""
+        return self.lacking
 
     def release(self, names: object) -> None:
         """Nothing."""
@@ -352,6 +360,36 @@ def a_reload_while_a_route_is_looked_up() -> None:
     world.engine.configure(world.config, world)  # type: ignore
     world.until(world.drained)
     assert len(world.taken) == 1
+
+
+def why_mail_waits() -> None:
+    """A queue that does not move says why: its path is suspended, the disk is full, its path waits for a lease."""
+    world = World(pause=60)
+    shelf, scheduler = world.shelf, world.engine.scheduler
+    world.server.stop()
+    world.make()
+    world.until(lambda: shelf.told("suspended"))
+    state, reason, in_flight, _ = standing(world.engine, 0, "d.test", 1)
+    assert (state, in_flight) == ("suspended", 0)
+    assert reason.startswith("mx.d.test is suspended for another 59 s: 451 4.4.1 mx.d.test")
+    assert why_not_now(world.engine, 0, "d.test") == reason
+    world.until(lambda: not world.engine.connections)
+
+    path = world.engine.paths["mx.d.test"]
+    path.suspended_until_us = path.failures = 0
+    shelf.problem = "no space left on the disk of the spool"
+    assert standing(world.engine, 0, "d.test", 1)[:2] == ("ready", shelf.problem)
+    assert standing(world.engine, 0, "d.test", clock_us() + 10**9)[:2] == ("waiting", "for its retry time")
+    shelf.problem = None
+
+    Limits.lacking = "total"
+    scheduler._parked.clear()
+    world.make()
+    assert path.turns
+    assert standing(world.engine, 0, "d.test", 1)[:2] == ("ready", "limit of 5000 connections (total) is reached")
+    assert standing(world.engine, 0, "other.test", 1)[:2] == ("ready", "it is being read from disk")
+    scheduler.starved = True
+    assert standing(world.engine, 0, "other.test", 1)[:2] == ("ready", "waits for room in memory")
 
 
 if __name__ == "__main__":

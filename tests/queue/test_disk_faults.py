@@ -37,12 +37,14 @@ def test_a_full_disk_refuses_mail_and_settles_later(tmp_path: Path, partial: int
     assert isinstance(error, StoreFull)
     assert "no space left" in str(error)
     assert bench.store.room() == str(error)
+    assert bench.store.trouble() == str(error)
     bench.until(lambda: files.failures > 5)
     assert told == []
     files.error = 0
     bench.until(lambda: len(told) == 2)
     assert told == [None, None]
     assert bench.store.room() is None
+    assert bench.store.trouble() is None
     [three] = bench.accept("c.test")
     assert [(d.key, d.due_us) for d in bench.crash().queue()] == [(two.key, START_US + 9), (three.key, START_US)]
 
@@ -249,9 +251,11 @@ def test_checkpoints_that_fail_are_made_up_for(tmp_path: Path, caplog: pytest.Lo
     bench.checkpoint()
     bench.commit(Transaction(updates=[outcome(old[0], due_us=START_US + 6)]))
     assert "the index cannot be written" in caplog.text
+    assert "the index of the spool cannot be written: " in (bench.store.trouble() or "")
     assert bench.load("a.test") == []
     files.error = 0
     bench.until(lambda: len(bench.checkpoints) == 2)
+    assert bench.store.trouble() is None
     expected = [(old[0].key, START_US + 6), (new[1].key, START_US + 7)]
     assert [(d.key, d.due_us) for d in bench.queue()] == expected
     assert bench.counts() == Counts(2, 2, 3)
