@@ -14,7 +14,9 @@ from mta.control.protocol import SUMMED, Member, Status, WorkerStatus
 
 _DESCRIPTION = """\
 Show the state of the running MTA: what is in the queue, what is being done, what was done since the workers were
-started, and each process. Exit code 0: all processes answer; 75: not all of them; 69: the MTA is not running."""
+started, and each process. LAG is how late a worker's event loop was in the last minute, but for its worst hundredth:
+everything that it has to do waits so long. Exit code 0: all processes answer; 75: not all of them; 69: the MTA is not
+running."""
 
 _EXAMPLES = """\
   mta status
@@ -29,6 +31,7 @@ _COLUMNS = (
     Column("SHARDS", shrinks=True),
     Column("MEMORY", right=True),
     Column("CPU", right=True),
+    Column("LAG", right=True),
     Column("IN", right=True),
     Column("OUT", right=True),
     Column("QUEUED", right=True),
@@ -61,6 +64,8 @@ def _total(status: Status) -> WorkerStatus:
     for name in SUMMED:
         setattr(total, name, sum(getattr(worker, name) for worker in status.workers))
     total.shards = sorted(shard for worker in status.workers for shard in worker.shards)
+    for name in ("loop_lag_p99_ms", "loop_lag_max_ms"):
+        setattr(total, name, max((getattr(worker, name) for worker in status.workers), default=0.0))
     total.intake = next((worker.intake for worker in status.workers if worker.intake), "")
     return total
 
@@ -101,10 +106,11 @@ def _cells(member: Member, worker: WorkerStatus | None, now_us: int) -> list[str
         state = f"restart {until(member.restart_us, now_us)}"
     up = duration((now_us - member.started_us) / 1e6) if member.started_us else "-"
     shards = " ".join(map(str, member.shards))
-    numbers = ["-"] * 5
+    numbers = ["-"] * 6
     if worker is not None:
         numbers = [
-            size(worker.memory), duration(worker.cpu_s), f"{worker.sessions:,}", f"{worker.connections:,}",
+            size(worker.memory), duration(worker.cpu_s), duration(worker.loop_lag_p99_ms / 1000),
+            f"{worker.sessions:,}", f"{worker.connections:,}",
             f"{worker.queued_messages:,}",
         ]  # fmt: skip
     return [_name(member), str(member.pid or "-"), state, up, shards, *numbers, f"{member.restarts:,}"]

@@ -71,6 +71,7 @@ class Answers:
         return protocol.WorkerStatus(
             worker.number, os.getpid(), time.monotonic() - worker.started_s, list(worker.stores),
             memory=worker.memory(), cpu_s=usage.ru_utime + usage.ru_stime,
+            loop_lag_p99_ms=round(worker.lag.late_ms(0.99), 3), loop_lag_max_ms=round(worker.lag.late_ms(1.0), 3),
             queued_messages=sum(count.messages for count in counts),
             queued_deliveries=sum(count.deliveries for count in counts),
             queued_recipients=sum(count.recipients for count in counts),

@@ -111,6 +111,9 @@ class WorkerStatus:
     bounced: int = 0
     expired: int = 0
     deleted: int = 0
+    # of the event loop, in the last minute
+    loop_lag_p99_ms: float = 0.0  # how late it was, but for its worst hundredth
+    loop_lag_max_ms: float = 0.0  # and at its worst
 
 
 # Fields of WorkerStatus that make sense as a sum over the workers.

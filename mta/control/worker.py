@@ -27,6 +27,7 @@ from mta.control.answers import Answers  # noqa: E402
 from mta.control.child import Child, run_child  # noqa: E402
 from mta.control.exits import CANNOT_CREATE, DATA, TEMPORARY, StartError  # noqa: E402
 from mta.control.hubstore import HubStore  # noqa: E402
+from mta.control.lag import LoopLag  # noqa: E402
 from mta.control.protocol import worker_socket  # noqa: E402
 from mta.control.service import RequestService  # noqa: E402
 from mta.delivery.dns import Resolver  # noqa: E402
@@ -82,6 +83,7 @@ class Worker:
         ]
         self.pickups = [self._pickup(one.directory, shard) for one in config.pickup for shard in self.stores]
         self.doors: list[SmtpListener | PickupService] = [*self.listeners, *self.pickups]
+        self.lag = LoopLag()
         self.service = RequestService(worker_socket(config.run, self.number), Answers(self).answer)
 
     def _open_stores(self, config: Config) -> dict[int, HubStore]:
@@ -148,6 +150,7 @@ class Worker:
     def run(self) -> None:
         """Start all parts, say that we are ready, and go on until it is time to stop."""
         self.service.start()
+        self.lag.start()
         self.engine.start()
         gevent.spawn(self._listen_to_nudges)
         for listener in self.listeners:
@@ -189,6 +192,7 @@ class Worker:
         if not in_time:
             log.warning("%d connections had to be cut off", len(self.engine.connections))
         self.service.stop()
+        self.lag.stop()
         for store in self.stores.values():
             try:
                 store.close()

@@ -244,7 +244,8 @@ STATUS = Status(
         Member("worker", 1, 0, "waiting", [1], 0, 3, NOW_US + 2_500_000, "killed by SIGKILL\x1b"),
         Member("control", 0, 4714, "ready", [], NOW_US - 61 * 1_000_000),
     ]),
-    [WorkerStatus(0, 4712, 3600.0, [0, 2], 48_000_000, 12.5, 10, 11, 12, 2, 3, 4, "disk has 1 MB left", 1000, 2000, 5)],
+    [WorkerStatus(0, 4712, 3600.0, [0, 2], 48_000_000, 12.5, 10, 11, 12, 2, 3, 4, "disk has 1 MB left", 1000, 2000, 5,
+                  loop_lag_p99_ms=7.2)],
     [Missing(1, "is not running (killed by SIGKILL)")],
 )  # fmt: skip
 
@@ -261,7 +262,7 @@ def test_status_shows_every_process(mta: MTA, control: CONTROL, tmp_path: Path) 
     assert "3 in, 4 out" in out
     assert "worker 0 takes no new mail: disk has 1 MB left" in out
     rows = [line.split() for line in out.splitlines()]
-    assert ["worker", "0", "4712", "ready", "1h00m", "0", "2", "48", "MB", "12s", "3", "4", "10", "0"] in rows
+    assert ["worker", "0", "4712", "ready", "1h00m", "0", "2", "48", "MB", "12s", "7ms", "3", "4", "10", "0"] in rows
     assert any(row[:6] == ["worker", "1", "-", "restart", "in", "2s"] for row in rows)
     assert "worker 1 ended last time: killed by SIGKILL\\x1b" in out
 
