@@ -63,13 +63,12 @@ class Target:
 
 
 class RefusalError(Exception):
-    """An address gave us no session; `reply` is the peer's (`said`) or our own description."""
+    """An address gave us no session; `reply` is the peer's or our own description."""
 
-    def __init__(self, reply: Reply, phase: str, said: bool = False) -> None:
+    def __init__(self, reply: Reply, phase: str) -> None:
         super().__init__(str(reply))
         self.reply = reply
         self.phase = phase
-        self.said = said
 
 
 class Connection:
@@ -114,7 +113,7 @@ class Connection:
         except Exception as error:
             log.exception("bug: connection to %s ends", self.name)
             if not self.established:
-                self.engine.connection_failed(self, Reply(451, "4.3.5", (f"internal error: {error}",)))
+                self.engine.connection_failed(self, Reply(451, "4.3.5", (f"internal error: {error}",), local=True))
         finally:
             self.wire.close()
             self.engine.closed(self)
@@ -134,7 +133,7 @@ class Connection:
                 return None
             except RefusalError as refusal:
                 # What a mail server says tells more than that another one could not be reached.
-                if best is None or refusal.said or not best.said:
+                if best is None or best.reply.local or not refusal.reply.local:
                     best = refusal
             if self.stopping:
                 break
@@ -161,7 +160,7 @@ class Connection:
         try:
             self._session(target, tls)
         except RefusalError as refusal:
-            if refusal.phase == "ehlo" and not refusal.said:
+            if refusal.phase == "ehlo" and refusal.reply.local:
                 self._session(target, tls, esmtp=False)  # some hosts hang up at EHLO
             elif refusal.phase == "handshake" and policy == "opportunistic":
                 log.info("%s; going on in clear", refusal.reply.text)
@@ -206,17 +205,18 @@ class Connection:
                 elif self.stopping:
                     raise WireError("we are shutting down")
         except (WireError, RemoteProtocolError) as error:
-            raise RefusalError(Reply(451, "4.4.1", (f"{self.name}: {error}",)), phase) from None
+            reply = Reply(451, "4.4.1", (f"{self.name}: {error}",), local=True)
+            raise RefusalError(reply, phase) from None
 
     def _opening(self, target: Target, event: ClientEvent) -> bool:
         """One event before the session is open. Whether it is open now. Raises RefusalError."""
         if isinstance(event, Refused):
-            raise RefusalError(event.reply, event.phase, said=not event.local)
+            raise RefusalError(event.reply, event.phase)
         if isinstance(event, Greeted):
             greeter = event.reply.lines[0].partition(" ")[0].lower()
             if greeter == self.engine.config.hostname and not target.host.fixed:
                 text = f"{self.name} greets us with our own name: a loop"
-                raise RefusalError(Reply(451, "4.4.6", (text,)), "greeting")
+                raise RefusalError(Reply(451, "4.4.6", (text,), local=True), "greeting")
         elif isinstance(event, Ready):
             version, cipher = self.wire.tls_facts() or ("", "")
             source = self.engine.source_address(target.family) or ""

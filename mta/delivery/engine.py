@@ -184,7 +184,7 @@ class Engine:
         queues = self.routing.pop(domain)
         if isinstance(found, RouteFailure):
             if found.permanent:
-                self._unroutable(queues, Reply(found.code, found.enhanced, (found.text,)))
+                self._unroutable(queues, Reply(found.code, found.enhanced, (found.text,), local=True))
                 return
             self._routes.pop(domain, None)
             path = self._path(f"?{domain}", None, domain)
@@ -566,4 +566,4 @@ class Engine:
         texts = dict.fromkeys(one.failure for one in found if one.failure)
         # While one name may only be slow to resolve, the site is not known to be without addresses.
         enhanced = min((one.enhanced for one in found if one.failure), default="4.4.4")
-        return Reply(451, enhanced, ("; ".join(texts) or "no host has an address",))
+        return Reply(451, enhanced, ("; ".join(texts) or "no host has an address",), local=True)

@@ -47,10 +47,6 @@ class Outcome:
     host_failure: Reply | None = None
 
 
-# Our own descriptions of what went wrong without a reply from the peer.
-CODE_LOST = 451
-
-
 def judge(transaction: Transaction, peer_is_good: bool, losses: int) -> Outcome:
     """Class the outcome of `transaction`.
 
@@ -67,7 +63,7 @@ def judge(transaction: Transaction, peer_is_good: bool, losses: int) -> Outcome:
     if transaction.final is None and transaction.dot_sent and transaction.lost:
         return _unknown(transaction)
     if closing is not None or transaction.lost:
-        reply = closing or Reply(CODE_LOST, "4.4.2", (transaction.lost,))
+        reply = closing or _local(transaction.lost)
         return _interrupted(transaction, reply, peer_is_good, losses)
     if transaction.mail is not None and not _good(transaction.mail):
         return _all(transaction, transaction.mail, "message")
@@ -81,7 +77,7 @@ def _by_recipient(transaction: Transaction) -> Outcome:
     results = []
     for recipient, reply in zip(transaction.recipients, transaction.rcpts, strict=True):
         if reply is None:  # the machine did not get to ask
-            results.append(Result(recipient, End.AGAIN, verdict or Reply(CODE_LOST, "4.4.2", ("not asked",)), "host"))
+            results.append(Result(recipient, End.AGAIN, verdict or _local("not asked"), "host"))
         elif not _good(reply):
             if taken and too_many_recipients(reply):
                 results.append(Result(recipient, End.AGAIN, reply, "recipient"))
@@ -90,7 +86,7 @@ def _by_recipient(transaction: Transaction) -> Outcome:
         elif verdict is not None and _good(verdict):
             results.append(Result(recipient, End.DELIVERED, verdict, ""))
         else:
-            bad = verdict or Reply(CODE_LOST, "4.4.2", ("no answer to DATA",))
+            bad = verdict or _local("no answer to DATA")
             results.append(Result(recipient, _refused(bad), bad, "message"))
     return Outcome(results)
 
@@ -102,7 +98,7 @@ def _all(transaction: Transaction, reply: Reply, failure: str) -> Outcome:
 
 def _unknown(transaction: Transaction) -> Outcome:
     """Lost after the dot: recipients that were refused at RCPT are settled, the others are in doubt."""
-    doubt = Reply(CODE_LOST, "4.4.2", (f"{transaction.lost} after the final dot; the message may have been delivered",))
+    doubt = _local(f"{transaction.lost} after the final dot; the message may have been delivered")
     results = []
     for recipient, reply in zip(transaction.recipients, transaction.rcpts, strict=True):
         if reply is not None and not _good(reply):
@@ -146,6 +142,11 @@ def too_many_recipients(reply: Reply) -> bool:
     if reply.code == 452 and not reply.enhanced:
         return True
     return "too many recipients" in reply.text.lower()
+
+
+def _local(text: str) -> Reply:
+    """Our own description of what went wrong without a reply from the peer."""
+    return Reply(451, "4.4.2", (text,), local=True)
 
 
 def _good(reply: Reply) -> bool:

@@ -175,7 +175,7 @@ class Settler:
 
     def postpone(self, delivery: Delivery, trouble: str) -> Verdict:
         """Try `delivery` later, for a trouble of our own."""
-        reply = Reply(451, "4.3.0", (trouble,))
+        reply = Reply(451, "4.3.0", (trouble,), local=True)
         results = [Result(one, End.DEFERRED, reply, "message") for one in delivery.recipients]
         return self.settle(delivery, Outcome(results), NOBODY, 0.0)
 

@@ -116,7 +116,7 @@ def why_it_waits(row: QueueRow) -> str:
 
 def essence(reason: str) -> str:
     """A reason without the code, name and address that we put before our own description of what went wrong."""
-    reason = re.sub(r"^45\d 4\.\d\.\d (\S+ \[[0-9a-fA-F.:]+\](:\d+)?: |connection lost: )", "", reason)
+    reason = re.sub(r"^(45\d )?4\.\d\.\d (\S+ \[[0-9a-fA-F.:]+\](:\d+)?: |connection lost: )", "", reason)
     return re.sub(r"^MX of \S+ cannot be looked up: \S+: ", "DNS: ", reason)
 
 

@@ -42,10 +42,11 @@ class Report:
     address: str
     status: str  # RFC 3463, such as "5.1.1"
     diagnostic: tuple[str, ...] = ()  # the reply, line by line with its codes: "550-5.1.1 No such user"
-    remote_host: str = ""  # the host that said so; empty when we decided ourselves
+    remote_host: str = ""  # the host that said so, or, of a local diagnostic, that it is about
     remote_address: str = ""
     last_attempt_us: int = 0  # 0: there was none
     original_recipient: str = ""  # "rfc822;someone@example.org", decoded from ORCPT; empty when none was given
+    local: bool = False  # the diagnostic is in our own words: no host replied so
 
 
 @dataclass(slots=True)
@@ -93,11 +94,11 @@ class _Words:
     subject: str
     opening: str
     closing: str = ""
-    said: str = "said:"
+    said: str = "said"
     advice: bool = False
 
 
-_SAID_LAST = "said at the last attempt:"
+_SAID_LAST = "said at the last attempt"
 _WORDS: dict[Action, _Words] = {
     "failed": _Words(
         "Delivery Status Notification (Failure)",
@@ -210,9 +211,7 @@ def _explanation(notice: Notice, transparent: bool) -> _Part:
         advice = _TOO_OLD if expired else _advice(report.status) if words.advice else ""
         text += _wrapped(advice, "    ") if advice else []
         if report.diagnostic:
-            who = _shown(report.remote_host) or "Our own mail system"
-            where = f" [{_shown(report.remote_address)}]" if report.remote_address else ""
-            text += _wrapped(f"{who}{where} {_SAID_LAST if expired else words.said}", "    ")
+            text += _wrapped(_who_said(report, _SAID_LAST if expired else words.said), "    ")
             for line in report.diagnostic:
                 text += _wrapped(_shown(line), "      ")
     text += ["", f"Your message was accepted on {trace.date(notice.original_arrival_us)}"]
@@ -222,6 +221,15 @@ def _explanation(notice: Notice, transparent: bool) -> _Part:
         text += ["", *_wrapped(words.closing.format(returned=returned, are=are))]
     body = "\r\n".join([*text, ""]).encode()
     return _encoded("text/plain; charset={}", "Explanation", body, transparent)
+
+
+def _who_said(report: Report, said: str) -> str:
+    """The line before a diagnostic: the host's name only where the words are the host's."""
+    where = f" [{_shown(report.remote_address)}]" if report.remote_address else ""
+    host = f"{_shown(report.remote_host)}{where}" if report.remote_host else ""
+    if report.local:
+        return f"Our own mail system {said}{f' about {host}' if host else ''}:"
+    return f"{host or 'The mail host of the domain'} {said}:"
 
 
 def _status(notice: Notice, transparent: bool) -> _Part:
@@ -242,12 +250,14 @@ def _status(notice: Notice, transparent: bool) -> _Part:
         lines += _field("Final-Recipient", f"{kind}; {address}")
         lines += _field("Action", notice.action)
         lines += _field("Status", _ascii(report.status))
-        if report.remote_host:
+        if report.remote_host and not report.local:
+            # Of the host that reported this status, if one did (RFC 3464 2.3.5).
             lines += _field("Remote-MTA", f"dns; {_ascii(report.remote_host)}")
         if report.diagnostic:
-            # Line by line as it came, each but the first after a space (RFC 3461 9.2).
+            # Line by line as it came, each but the first after a space (RFC 3461 9.2). Type `smtp` is for what a host
+            # replied; our own words have a type of ours (RFC 3464 2.3.6).
             first, *rest = [clean(line) for line in report.diagnostic]
-            lines += _field("Diagnostic-Code", f"smtp; {first}")
+            lines += _field("Diagnostic-Code", f"{'x-mta' if report.local else 'smtp'}; {first}")
             for line in rest:
                 lines += _folded(f" {line}") if line.strip() else []
         if report.last_attempt_us:

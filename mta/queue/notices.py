@@ -37,7 +37,7 @@ from mta.smtp.reply import Reply
 _NOTIFY = {"failed": NOTIFY_FAILURE, "delayed": NOTIFY_DELAY, "relayed": NOTIFY_SUCCESS}
 _EXPIRED = "4.4.7"  # RFC 3463 3.5: only when no code tells the actual problem
 _STATUS = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
-_KEPT_REPLY = re.compile(r"(\d{3}) (?:([245]\.\d{1,3}\.\d{1,3}) )?(.*)", re.DOTALL)
+_KEPT_REPLY = re.compile(r"(?:(\d{3})(?: |\Z))?(?:([245]\.\d{1,3}\.\d{1,3})(?: |\Z))?(.*)", re.DOTALL)
 _KEPT_REMOTE = re.compile(r"([^\s\[\]]*) ?\[([^]]*)\]")
 
 
@@ -45,8 +45,8 @@ class Fate(NamedTuple):
     """What a recipient met, for the notification."""
 
     recipient: Recipient
-    reply: Reply | None  # the last reply, or our own words; None when no attempt was made
-    remote: str = ""  # who replied, as in `records.Attempt`; empty when we decided ourselves
+    reply: Reply | None  # the last reply, or our own words (`reply.local`); None when no attempt was made
+    remote: str = ""  # who replied, or whom our own words are about, as in `records.Attempt`; empty when nobody
     last_attempt_us: int = 0
 
 
@@ -74,7 +74,8 @@ def fate_from_history(delivery: Delivery, recipient: Recipient) -> Fate:
         return Fate(recipient, None)
     last = delivery.history[-1]
     kept = _KEPT_REPLY.fullmatch(last.reply)
-    reply = Reply(int(kept[1]), kept[2] or "", (kept[3],)) if kept else Reply(451, "", (last.reply,))
+    assert kept is not None  # it takes any text
+    reply = Reply(int(kept[1] or 451), kept[2] or "", (kept[3],), local=kept[1] is None)
     return Fate(recipient, reply, last.remote, last.time_us)
 
 
@@ -166,6 +167,7 @@ def _report(fate: Fate, action: dsn.Action) -> dsn.Report:
         remote[2] if remote else "",
         fate.last_attempt_us,
         _original_recipient(fate.recipient.orcpt),
+        reply is not None and reply.local,
     )
 
 
@@ -186,7 +188,9 @@ def _status(reply: Reply | None, action: dsn.Action) -> str:
 
 
 def _lines(reply: Reply) -> tuple[str, ...]:
-    """The reply as it stood on the wire."""
+    """The reply as it stood on the wire; our own words without the codes, which nobody has said."""
+    if reply.local:
+        return reply.lines
     enhanced = f"{reply.enhanced} " if reply.enhanced else ""
     last = len(reply.lines) - 1
     return tuple(

@@ -45,7 +45,7 @@ class Attempt(NamedTuple):
 
     time_us: int
     remote: str  # "mx1.example.org [192.0.2.1]:25", or "" when no host was reached
-    reply: str  # "451 4.7.1 Greylisted", or our own description
+    reply: str  # as `str(Reply)`: "451 4.7.1 Greylisted", or our own description, "4.4.2 connection lost"
 
 
 @dataclass(slots=True)

@@ -90,9 +90,8 @@ class Ready:
 class Refused:
     """The host gives no session. Close the connection."""
 
-    reply: Reply  # the host's; or ours (`local`) when TLS is required and not offered
+    reply: Reply  # the host's; or ours (`reply.local`) when TLS is required and not offered
     phase: Phase
-    local: bool = False
 
 
 @dataclass(slots=True)
@@ -259,7 +258,8 @@ class Client:
         text = "".join(commands)
         if text.count("\n") != len(commands) or text.count("\r") != len(commands):
             # It should never have come so far; and it must not end as a command of its own.
-            transaction.local_reply = Reply(553, "5.1.3", ("An address or a parameter holds a line end",))
+            text = "An address or a parameter holds a line end"
+            transaction.local_reply = Reply(553, "5.1.3", (text,), local=True)
         if transaction.local_reply is not None:
             return [Finished(transaction)]
         self.transactions += 1
@@ -370,15 +370,15 @@ class Client:
 
     def _opened(self) -> None:
         if self._tls == "required" and not self._secured:
-            ours = Reply(454, "4.7.0", ("TLS is required, but the host does not offer STARTTLS",))
-            self._refuse(ours, "starttls", local=True)
+            text = "TLS is required, but the host does not offer STARTTLS"
+            self._refuse(Reply(454, "4.7.0", (text,), local=True), "starttls")
             return
         self._open = True
         self._events.append(Ready())
 
-    def _refuse(self, reply: Reply, phase: Phase, *, local: bool = False) -> None:
+    def _refuse(self, reply: Reply, phase: Phase) -> None:
         self._closed = True
-        self._events.append(Refused(reply, phase, local))
+        self._events.append(Refused(reply, phase))
 
     # -- a transaction ----------------------------------------------------------------------------------------------
 

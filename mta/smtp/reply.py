@@ -22,11 +22,12 @@ _OUR_LINE = 490  # characters of text in a line that we send, so that it stays w
 
 
 class Reply(NamedTuple):
-    """One reply of a server, ours or the peer's."""
+    """One reply of a server, ours or the peer's; or, `local`, what we say ourselves about a peer that said nothing."""
 
     code: int
     enhanced: str  # "2.1.5"; empty when there is none
     lines: tuple[str, ...] = ("",)  # text without the codes, at least one line
+    local: bool = False  # no host said it: a description of ours, with the code that fits
 
     @property
     def text(self) -> str:
@@ -39,8 +40,13 @@ class Reply(NamedTuple):
         return 200 <= self.code < 300
 
     def __str__(self) -> str:
-        """The whole reply in one line, as in `550 5.1.1 No such user`, at most TEXT_LIMIT characters."""
+        """The whole reply in one line, as in `550 5.1.1 No such user`, at most TEXT_LIMIT characters.
+
+        A local one is without the code, as in `4.4.2 connection lost`: a code is what a host has said.
+        """
         head = f"{self.code} {self.enhanced} " if self.enhanced else f"{self.code} "
+        if self.local:
+            head = head[4:]
         return f"{head}{self.text}"[:TEXT_LIMIT].rstrip()
 
     def to_bytes(self) -> bytes:

@@ -108,7 +108,7 @@ def commands_for(transaction: Transaction, can: Capabilities) -> list[str]:
         size = len(transaction.content)
         if 0 < can.size < size:
             text = f"The message has {size} octets, the host takes {can.size}"
-            transaction.local_reply = Reply(552, "5.3.4", (text,))
+            transaction.local_reply = Reply(552, "5.3.4", (text,), local=True)
             return []
         parameters = f" SIZE={size}"
     if transaction.eight_bit:
@@ -142,7 +142,7 @@ def _international(transaction: Transaction, can: Capabilities, commands: list[s
     if needed:
         if not can.smtputf8:
             text = "The message needs SMTPUTF8, which the host does not offer"
-            transaction.local_reply = Reply(550, "5.6.7", (text,))
+            transaction.local_reply = Reply(550, "5.6.7", (text,), local=True)
         commands[0] = f"{commands[0][:-2]} SMTPUTF8\r\n"
         return commands
     try:
@@ -152,7 +152,7 @@ def _international(transaction: Transaction, can: Capabilities, commands: list[s
             verb, _, parameters = commands[number][:-2].partition(f"<{address}>")
             commands[number] = f"{verb}<{ascii_form}>{orcpt_to_ascii(parameters)}\r\n"
     except AddressError as error:
-        transaction.local_reply = Reply(550, "5.6.7", (f"No form in ASCII: {error}",))
+        transaction.local_reply = Reply(550, "5.6.7", (f"No form in ASCII: {error}",), local=True)
     return commands
 
 

@@ -91,6 +91,7 @@ def test_connection_lost_before_the_dot_is_the_hosts_fault() -> None:
 
     assert ends(fresh) == ends(served) == [("again", "host")]
     assert fresh.host_failure is not None
+    assert str(fresh.host_failure) == "4.4.2 connection reset"
     assert served.host_failure is None
 
 
@@ -127,6 +128,7 @@ def test_lost_after_the_dot_is_unknown() -> None:
     outcome = judge(lost, True, 0)
 
     assert ends(outcome) == [("deferred", "unknown"), ("failed", "recipient")]
+    assert [result.reply.local for result in outcome.results] == [True, False]
     assert outcome.host_failure is None
 
 

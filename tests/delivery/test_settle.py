@@ -190,4 +190,4 @@ def test_trouble_of_our_own_costs_an_attempt_and_says_why() -> None:
 
     assert told(verdict) == [("deferred", ["u0@d.test", "u1@d.test"])]
     assert verdict.updates == [one]
-    assert one.history[-1].reply == "451 4.3.0 00000001.seg cannot be read: Too many open files"
+    assert one.history[-1].reply == "4.3.0 00000001.seg cannot be read: Too many open files"

@@ -87,7 +87,7 @@ def test_the_screen_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_queues_that_wait_for_the_same_reason_are_one_line() -> None:
     """Sites, countdowns and addresses differ; the reason is what is told. The group with most mail comes first."""
-    down = "{} is suspended for another {} s: 451 4.4.1 {} [127.0.0.{}:25]: connect: Connection refused"
+    down = "{} is suspended for another {} s: 4.4.1 {} [127.0.0.{}:25]: connect: Connection refused"
     rows = [QueueRow(f"d{n}.example", "", n, n, state="suspended", reason=down.format(f"mx{n}", n, f"mx{n}", n))
             for n in (1, 2, 3)]
     rows.append(QueueRow("big.example", "", 50, 50, state="ready", reason="limit of 8 connections (mx.big) is reached"))

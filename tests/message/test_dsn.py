@@ -9,6 +9,7 @@ import email.utils
 import quopri
 from dataclasses import replace
 from email.message import Message
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -137,11 +138,13 @@ def test_the_status_part_has_every_field() -> None:
 
 def test_what_is_not_known_has_no_field() -> None:
     """Original-Recipient and Original-Envelope-Id only if given (RFC 3461 6.3), no Remote-MTA for our own verdict."""
-    own = Report("bob@example.org", "5.1.10", ("556 5.1.10 The domain does not accept mail",))
+    own = Report("bob@example.org", "5.1.10", ("The domain does not accept mail",), local=True)
     read = Read(dsn.build(notice(reports=[own], original_envelope_id=None)).content)
     message, recipient = read.groups
     assert set(message) == {"Reporting-MTA", "Arrival-Date"}
     assert set(recipient) == {"Final-Recipient", "Action", "Status", "Diagnostic-Code", "Final-Log-ID"}
+    assert recipient["Diagnostic-Code"] == ["x-mta; The domain does not accept mail"]
+    assert "Our own mail system said:" in read.text
 
 
 def test_several_recipients_share_one_notification() -> None:
@@ -175,6 +178,19 @@ def test_the_text_says_what_happened_in_plain_english() -> None:
     assert max(map(len, text.split("\r\n"))) <= 78
 
 
+def test_who_said_it() -> None:
+    """A host is quoted only with what it replied; what we found out ourselves is said to be ours, about the host."""
+    def text(**fields: Any) -> str:
+        return Read(dsn.build(notice(reports=[Report("bob@example.org", "4.4.2", ("lost",), **fields)])).content).text
+
+    host = {"remote_host": "mx1.example.org", "remote_address": "192.0.2.25"}
+    assert "mx1.example.org [192.0.2.25] said at the last attempt:" in text(**host)
+    assert "Our own mail system said at the last attempt about mx1.example.org\r\n    [192.0.2.25]:" in text(
+        **host, local=True)
+    assert "The mail host of the domain said at the last attempt:" in text()
+    assert "Our own mail system said at the last attempt:" in text(local=True)
+
+
 def test_what_became_too_old_says_so() -> None:
     """A failure whose last reply was not permanent: the sender learns that it was tried, and how that ended."""
     old = Report("bob@example.org", "4.7.1", ("451 4.7.1 Greylisted",), "mx1.example.org")
@@ -186,7 +202,7 @@ def test_what_became_too_old_says_so() -> None:
 def test_a_delay_says_until_when_it_is_tried() -> None:
     """Action delayed with Will-Retry-Until (RFC 3464 2.3.9), which no other action may have."""
     until_us = ARRIVAL_US + 5 * 86_400_000_000
-    late = Report("bob@example.org", "4.4.1", ("451 4.4.1 No answer",))
+    late = Report("bob@example.org", "4.4.1", ("No answer",), local=True)
     built = dsn.build(notice(action="delayed", reports=[late], retry_until_us=until_us))
     read = Read(built.content)
     recipient = read.groups[1]

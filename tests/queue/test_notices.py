@@ -222,8 +222,31 @@ def test_a_fate_from_history_is_that_of_the_last_attempt() -> None:
     assert notices.fate_from_history(delivery, recipient) == Fate(
         recipient, Reply(451, "4.7.1", ("Greylisted, wait",)), "mx.example [192.0.2.1]:25", NOW_US
     )
-    delivery.history = [Attempt(NOW_US, "", "no route to host")]
-    assert notices.fate_from_history(delivery, recipient).reply == Reply(451, "", ("no route to host",))
+
+
+@pytest.mark.parametrize("reply", [
+    Reply(451, "4.7.1", ("Greylisted, wait",)), Reply(421, "", ("busy",)), Reply(450, "4.2.0", ("",)), Reply(450, ""),
+    Reply(451, "4.4.2", ("connection lost",), local=True), Reply(451, "", ("no route to host",), local=True),
+], ids=str)
+def test_history_keeps_whose_words_a_reply_is(reply: Reply) -> None:
+    """A host's reply comes back with its code, our own description as such: the record of an attempt tells them apart.
+    """
+    recipient = Recipient("bob@example.org")
+    delivery = Delivery(message(), 0, "example.org", "example.org", [recipient], 0)
+    delivery.history = [Attempt(NOW_US, "mx.example [192.0.2.1]:25", str(reply))]
+    assert notices.fate_from_history(delivery, recipient).reply == reply
+
+
+def test_our_own_words_are_not_put_into_the_mouth_of_a_host() -> None:
+    """A lost connection, or a message that the host could not take, was not replied by it: no Remote-MTA, no SMTP code,
+    a diagnostic type of our own (RFC 3464 2.3.5, 2.3.6). The host is named as what the words are about."""
+    reply = Reply(550, "5.6.7", ("The message needs SMTPUTF8, which the host does not offer",), local=True)
+    made = sent(message(), Fate(Recipient("bob@example.org"), reply, "mx.example [192.0.2.1]:25", NOW_US))
+    status = status_part(made)
+    assert "Remote-MTA" not in status
+    assert "\nStatus: 5.6.7\n" in status
+    assert "Diagnostic-Code: x-mta; The message needs SMTPUTF8, which the host does not offer\n" in status
+    assert b"Our own mail system said about mx.example [192.0.2.1]:\r\n" in (made.message.content or b"")
 
 
 def test_flags_follow_the_content() -> None:

@@ -99,7 +99,7 @@ def test_no_session(replies: list[bytes], phase: str) -> None:
     client = Client("client.example")
     *_, event = exchange(client, *replies)
     assert isinstance(event, Refused)
-    assert (event.phase, event.local) == (phase, False)
+    assert (event.phase, event.reply.local) == (phase, False)
     assert client.phase == "closed"
     assert not client.can_send
     client.quit()
@@ -183,7 +183,7 @@ def test_starttls_missing() -> None:
     client = Client("client.example", tls="required")
     *_, event = exchange(client, b"220 hi\r\n", EHLO)
     assert isinstance(event, Refused)
-    assert event.local
+    assert event.reply.local
     assert event.reply.code == 454
     client = Client("client.example", tls="required")
     *_, event = exchange(client, b"220 hi\r\n", b"502 no\r\n")
@@ -361,7 +361,7 @@ def test_message_above_the_size_of_the_host() -> None:
     too_big, fits = transaction(content=b"x\r\n" * 334), transaction(content=b"x\r\n" * 333)
     assert client.send(too_big) == [Finished(too_big)]
     assert too_big.local_reply is not None
-    assert (too_big.local_reply.code, too_big.local_reply.enhanced) == (552, "5.3.4")
+    assert (too_big.local_reply.code, too_big.local_reply.enhanced, too_big.local_reply.local) == (552, "5.3.4", True)
     assert wire(client) == b""
     assert client.send(fits) == []
     assert wire(client).startswith(b"MAIL FROM:<a@example.com> SIZE=999\r\n")
@@ -398,7 +398,7 @@ def test_smtputf8_where_it_is_not() -> None:
     ):
         assert client.send(sent) == [Finished(sent)]
         assert sent.local_reply is not None
-        assert sent.local_reply.enhanced == "5.6.7"
+        assert (sent.local_reply.enhanced, sent.local_reply.local) == ("5.6.7", True)
     assert client.send(smtputf8("ä@example.com", "b@example.org"))
     assert client.send(smtputf8("a@bücher.example", "b@bücher.example")) == []
     assert wire(client) == (
@@ -417,7 +417,7 @@ def test_no_command_injection(evil: str, ehlo: bytes) -> None:
             continue  # there the parameters are not sent anyway
         assert client.send(sent) == [Finished(sent)]
         assert sent.local_reply is not None
-        assert sent.local_reply.code == 553
+        assert (sent.local_reply.code, sent.local_reply.local) == (553, True)
         assert wire(client) == b""
     assert client.can_send
 
