@@ -150,10 +150,6 @@ def _other(event: Event) -> list[str]:
     return [_text(event, "text")]
 
 
-def _operator(event: Event) -> list[str]:
-    return [_text(event, "action"), _text(event, "target"), f"by {_text(event, 'operator')}", _text(event, "text")]
-
-
 _DETAILS: Final[dict[str, Callable[[Event], list[str]]]] = {
     "received": lambda event: [f"{_text(event, 'size')} bytes", _text(event, "origin")],
     "delivered": _attempt,
@@ -163,7 +159,6 @@ _DETAILS: Final[dict[str, Callable[[Event], list[str]]]] = {
     "deleted": lambda event: [f"by {_text(event, 'operator')}", _text(event, "reason")],
     "notified": lambda event: [f"{_text(event, 'action')}: notification {_text(event, 'notification')}"],
     "suspended": _suspended,
-    "operator": _operator,
 }
 
 

@@ -119,13 +119,3 @@ class Leases:
             share.want and (not share.held or share.held <= mine.held - 2)
             for other, share in self.shares.items() if other != worker
         )
-
-    def fair_share(self, worker: int) -> int:
-        """What `worker` would hold if all who hold or want leases held equally many; at least one."""
-        number = len({worker, *(other for other, share in self.shares.items() if share.held or share.want)})
-        return max(self.limit // number, 1)
-
-    def waiting(self) -> list[int]:
-        """The workers that want more, the one that is served next first."""
-        waiting = [(share.held, share.since, worker) for worker, share in self.shares.items() if share.want]
-        return [worker for _, _, worker in sorted(waiting)]

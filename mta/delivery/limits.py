@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import lmdb
 
@@ -33,15 +33,6 @@ GRANT_S: Final = 1.0
 BATCH: Final = 500  # limits looked at in one transaction when all are: others wait for its end
 
 log = logging.getLogger(__name__)
-
-
-class Usage(NamedTuple):
-    """The state of one limit, for operators."""
-
-    name: str
-    limit: int
-    held: dict[int, int]  # by worker
-    waiting: list[int]  # workers, the one that is served next first
 
 
 class Limits:
@@ -195,18 +186,6 @@ class Limits:
         self._yielding[name] = yielding + 1
         return True
 
-    def share(self, name: str, limit: int) -> int:
-        """The fair share of this worker among those who hold or want leases of `name`, at least 1."""
-        with self._env.begin(write=True) as txn:
-            state = limit_table.load(txn, name, limit)
-        state.limit = limit
-        return state.fair_share(self._worker)
-
-    def waiters(self, name: str) -> list[int]:
-        """The workers that wait for a lease of `name`, the one that is served next first."""
-        with self._env.begin(write=True) as txn:
-            return limit_table.load(txn, name, 0).waiting()
-
     # -- nudges --------------------------------------------------------------------------------------------------
 
     def fileno(self) -> int:
@@ -302,15 +281,3 @@ class Limits:
                 txn.delete(key)
             left = limit_table.nudged_workers(txn)
         self._ring(left)
-
-    def usage(self) -> list[Usage]:
-        """All limits of which anybody holds or wants a lease."""
-        found = []
-        position: bytes | None = limit_table.FIRST_LIMIT
-        while position is not None:
-            with self._env.begin(write=True) as txn:
-                states, position = limit_table.some_limits(txn, position, BATCH)
-            for state in states:
-                held = {worker: share.held for worker, share in state.shares.items() if share.held}
-                found.append(Usage(state.name, state.limit, held, state.waiting()))
-        return found

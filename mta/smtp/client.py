@@ -178,11 +178,6 @@ class Client:
         return self._current
 
     @property
-    def secured(self) -> bool:
-        """Whether TLS is established."""
-        return self._secured
-
-    @property
     def can_send(self) -> bool:
         """Whether `send` takes a transaction now."""
         if not self._open or self._closed or self._quitting or self._cut:

@@ -139,7 +139,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     """`mta ... | head` ends quietly."""
     events = tmp_path / "shards" / "000" / "events"
     events.mkdir(parents=True)
-    line = '{"time":"2026-01-01T00:00:00.000000Z","event":"operator"}\n'
+    line = '{"time":"2026-01-01T00:00:00.000000Z","event":"suspended"}\n'
     (events / "20260101-000000-000.jsonl").write_text(line * 50_000)
     with subprocess.Popen(
         [sys.executable, "-m", "mta", "events", "--spool", str(tmp_path)],

@@ -31,19 +31,25 @@ def test_record_in_the_table() -> None:
     assert leases(3, (0, 0, 1.0)).encode() is None
 
 
+def waiting(state: Leases) -> list[int]:
+    """The workers that want more, the one that is served next first."""
+    return [worker for _, _, worker in sorted(
+        (share.held, share.since, worker) for worker, share in state.shares.items() if share.want)]
+
+
 def test_a_free_lease_goes_to_the_poorest_then_to_the_longest_waiting() -> None:
     """Held first, then the time of waiting; each grant counts at once."""
     state = leases(10, (3, 1, 1.0), (1, 2, 9.0), (1, 1, 5.0), (2, 0, 0.0))
     assert state.grant() == [2, 1, 1]
     assert state.held == 10
-    assert state.waiting() == [0]
+    assert waiting(state) == [0]
 
 
 def test_nobody_passes_those_who_wait() -> None:
     """A newcomer gets what is left after all who wait have been served."""
     state = leases(3, (1, 0, 0.0), (0, 1, 5.0), (0, 1, 4.0))
     assert state.take(3, 9.0) == (False, [2, 1])
-    assert state.waiting() == [3]
+    assert waiting(state) == [3]
     state = leases(4, (1, 0, 0.0), (0, 1, 5.0), (0, 1, 4.0))
     assert state.take(3, 9.0) == (True, [2, 1])
 
@@ -55,10 +61,10 @@ def test_place_in_the_line_is_kept_while_wanting() -> None:
     state.take(2, 6.0)
     state.take(1, 7.0)
     state.want(1, 3, 8.0)
-    assert state.waiting() == [1, 2]
+    assert waiting(state) == [1, 2]
     state.want(1, 0, 9.0)
     state.want(1, 1, 9.0)
-    assert state.waiting() == [2, 1]
+    assert waiting(state) == [2, 1]
 
 
 @pytest.mark.parametrize(("limit", "shares", "resting", "yields"), [
@@ -82,13 +88,6 @@ def test_giving_way(limit: int, shares: list[tuple[int, int]], resting: bool, yi
     assert state.should_yield(0, resting) is yields
 
 
-def test_fair_share() -> None:
-    """Equal parts for all who hold or want, at least one."""
-    assert leases(10, (5, 0, 0.0), (0, 1, 0.0), (0, 0, 0.0)).fair_share(0) == 5
-    assert leases(10, (5, 0, 0.0)).fair_share(7) == 5
-    assert leases(1, (1, 0, 0.0), (0, 1, 0.0)).fair_share(1) == 1
-
-
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 8), st.lists(st.tuples(st.sampled_from(["take", "back", "want", "drop"]), st.integers(0, 4)),
                                    max_size=60))
@@ -108,7 +107,7 @@ def test_the_limit_holds_and_no_lease_lies_idle(limit: int, steps: list[tuple[st
             state.shares.pop(worker, None)
             state.grant()
         assert state.held <= limit
-        assert state.held == limit or not state.waiting()
+        assert state.held == limit or not waiting(state)
         packed = state.encode()
         state = Leases.decode(packed) if packed else Leases("x", limit)
 

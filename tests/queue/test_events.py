@@ -58,9 +58,6 @@ def one_of_each(text: str = "") -> dict[str, bytes]:
             one.message, one.queue, one.recipients, action="failed", notification=7, time_us=NOW_US
         ),
         "suspended": events.suspended(f"site{text}", text=f"refused{text}", until_us=NOW_US, time_us=NOW_US),
-        "operator": events.operator_action(
-            f"pause{text}", f"example.org{text}", text=f"why{text}", operator=f"root{text}", time_us=NOW_US
-        ),
     }
 
 
@@ -163,7 +160,7 @@ def test_text_from_outside_stays_in_its_string(text: str) -> None:
 def test_long_texts_are_cut() -> None:
     """No reply makes a line of unbounded length."""
     lines = one_of_each("x" * 5000)
-    for kind, name in [("bounced", "text"), ("expired", "last_reply"), ("deleted", "reason"), ("operator", "text")]:
+    for kind, name in [("bounced", "text"), ("expired", "last_reply"), ("deleted", "reason")]:
         assert len(json.loads(lines[kind])[name]) == events.TEXT_LIMIT
 
 
@@ -175,7 +172,7 @@ def test_ids_are_unique_also_after_a_fork() -> None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writer, one_of_each()["operator"])
+        os.write(writer, one_of_each()["suspended"])
         os._exit(0)
     os.waitpid(child, 0)
     os.close(writer)

@@ -145,7 +145,7 @@ def test_starttls() -> None:
     assert not client.capabilities.pipelining
     # STARTTLS offered once more is not used once more.
     assert client.receive(b"250-mx\r\n250-STARTTLS\r\n250 SIZE 1000\r\n") == [Ready()]
-    assert (client.capabilities.dsn, client.capabilities.size, client.secured) == (False, 1000, True)
+    assert (client.capabilities.dsn, client.capabilities.size) == (False, 1000)
 
 
 def new_client_before_tls(tls: str = "opportunistic") -> Client:
