@@ -159,7 +159,11 @@ class Pickup:
         self.configure(config)
 
     def configure(self, config: Config) -> None:
-        """Take over the options of a new configuration, for files that are claimed from now on."""
+        """Take over the options of a new configuration, for files that are claimed from now on.
+
+        The intake takes them over, too: that of a shard which is only emptied has nobody else to tell it.
+        """
+        self._intake.configure(config)
         self._limits = config.smtp
         self._hostname = config.hostname
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mta.config.schema import SmtpIn
+from mta.config.schema import Config, SmtpIn
 from mta.inject import pickup as pickup_module
 from mta.inject.claims import DirectoryError, SpoolDirectory
 from mta.inject.formats import Submission, parse_message
@@ -393,6 +393,19 @@ def test_several_workers_share_a_directory(tmp_path: Path) -> None:
     assert sorted(taken[0] + taken[1]) == [f"{number:03}@x.example" for number in range(3 * BATCH)]
     assert taken[0]
     assert taken[1]
+
+
+def test_a_reload_holds_for_all_that_is_taken_after_it(tmp_path: Path) -> None:
+    """Also what the intake decides: the name in `Received`, the number of hops."""
+    store = MemoryStore()
+    pickup = make(tmp_path, store)
+    pickup.configure(Config(hostname="new.example", smtp=SmtpIn(hops=5)))
+    drop(tmp_path, "one", message("1@x.example"))
+    drop(tmp_path, "two", message("2@x.example").replace("\n\n", "\n" + "Received: x\n" * 6 + "\n", 1))
+    finish(pickup)
+    [accepted] = store.accepted
+    assert b"by new.example" in (accepted.message.content or b"")
+    assert left(tmp_path) == ["failed/two", "failed/two.error"]
 
 
 def test_a_shard_that_is_only_emptied_takes_nothing_new(tmp_path: Path) -> None:
