@@ -362,6 +362,25 @@ def a_reload_while_a_route_is_looked_up() -> None:
     assert len(world.taken) == 1
 
 
+def nothing_is_begun_while_outcomes_cannot_be_written() -> None:
+    """When the disk is so far behind that outcomes pile up, open connections get no more mail and no new one is opened;
+    when it has caught up all goes on by itself."""
+    engine.STALL_S = 0.05
+    world = World(shaping=ShapingRules(default=Shaping(connections=2)))
+    world.slow_s = 0.1
+    for _ in range(3):
+        world.make()
+    world.until(lambda: world.connections == 2)
+    world.shelf.choked = True
+    world.until(lambda: not world.engine.connections)
+    assert (len(world.taken), world.engine.scheduler.deliveries) == (2, 1)
+    gevent.sleep(0.2)
+    assert world.connections == 2
+    world.shelf.choked = False
+    world.until(world.drained)
+    assert len(world.taken) == 3
+
+
 def why_mail_waits() -> None:
     """A queue that does not move says why: its path is suspended, the disk is full, its path waits for a lease."""
     world = World(pause=60)

@@ -15,6 +15,7 @@ SCENARIOS = (
     "a_bug_in_settling", "expired_once", "one_outage_is_one_failure", "a_poisonous_message",
     "a_reload_while_a_route_is_looked_up", "a_failed_lookup_is_believed_as_long_as_it_is_remembered",
     "a_host_that_trickles", "why_mail_waits", "a_host_that_is_slow_with_each_recipient",
+    "nothing_is_begun_while_outcomes_cannot_be_written",
 )
 
 
