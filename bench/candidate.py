@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -42,6 +43,8 @@ class Setup:
     """Connections at once to a domain, when the scenario sets them."""
     settings: dict[str, object] = field(default_factory=dict)
     """Options of our configuration by their dotted names."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """What the MTA's processes have in their environment besides."""
 
 
 @contextlib.contextmanager
@@ -71,8 +74,9 @@ class Daemon:
     def __init__(self, setup: Setup, command: Sequence[str]) -> None:
         self.log = setup.directory / "log"
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(setup.account.wrap(command), stdout=log, stderr=log, env=environment(),
-                                            stdin=subprocess.DEVNULL, cwd=setup.directory, start_new_session=True)
+            self.process = subprocess.Popen(
+                setup.account.wrap(command), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                env=environment() | setup.environment, cwd=setup.directory, start_new_session=True)
         setup.account.root(self.process.pid)
 
     def said(self) -> str:
@@ -107,3 +111,22 @@ class Daemon:
             self.process.wait()
             return [f"did not stop within {STOP_S:g} s of SIGTERM"]
         return [f"ended with exit code {code}"] if code else []
+
+
+def wait_for_greeting(daemon: Daemon, port: int) -> None:
+    """Wait until it greets on 127.0.0.1. Raises CandidateError."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and daemon.process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as probe:
+            if probe.recv(100).startswith(b"220"):
+                probe.sendall(b"QUIT\r\n")
+                return
+        time.sleep(0.05)
+    raise CandidateError(f"did not start: {daemon.tail()}")
+
+
+def check_reachable(directory: Path, user: str) -> None:
+    """Whether a program that is not root can reach `directory`. Raises CandidateError."""
+    for parent in (directory, *directory.parents):
+        if not parent.stat().st_mode & 0o001:
+            raise CandidateError(f"{parent} is closed to others; the user {user} has to reach its queue below it")

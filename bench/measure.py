@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import ours, postfix
-from bench.candidate import Candidate, CandidateError, Setup, runtime_directory
+from bench import ours, slowdisk
+from bench.candidate import CandidateError, Setup, runtime_directory
+from bench.candidates import CANDIDATES, DIRECT
 from bench.loopback import consecutive
+from bench.namespace import DNS_ADDRESS
+from bench.others import Others
 from bench.processes import Account, MemoryWatch, TreeAccount, account, find, wait_until_quiet
 from bench.profiler import ProfileError, Profiler
 from bench.programs import LoadPrograms, Program, ProgramError, free_port
 from bench.scenarios import FIRST_ADDRESS, Scenario
 from bench.syncs import NotMeasuredError, SyncCounter
 
-DIRECT = "direct"
 _QUIET_BEFORE_S = 10.0
 _QUIET_AFTER_S = 60.0
 _SINK_IDLE_S = 30.0
+_OTHERS_MOST = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,8 @@ class Run:
     most_connections: int = 0
     per_round_trip: float | None = None
     """Messages per round trip and connection."""
+    others: float = 0.0
+    """Processor cores that were used meanwhile by none of ours, or taken by the hypervisor."""
     problems: list[str] = field(default_factory=list)
     """What makes the run worthless: a message lost or twice, a program that failed."""
     notes: list[str] = field(default_factory=list)
@@ -106,29 +111,6 @@ class Run:
         return self.source_cpu_ms + self.sink_cpu_ms + self.dns_cpu_ms
 
 
-class Direct(Candidate):
-    """No MTA: the source talks to the sink, which shows what the load alone can do."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._address = f"{FIRST_ADDRESS}:{setup.sink_port}"
-
-    def start(self) -> str:
-        return self._address
-
-    def queued(self) -> int:
-        return 0
-
-    def stop(self) -> list[str]:
-        return []
-
-
-CANDIDATES: dict[str, Callable[[Setup], Candidate]] = {
-    ours.NAME: ours.Ours,
-    postfix.NAME: postfix.Postfix,
-    DIRECT: Direct,
-}
-
-
 def measure(plan: Plan, scenario: Scenario, mta: str, number: int, directory: Path) -> Run:
     """One run in `directory`, which is empty. What went wrong is in its `problems`."""
     run = Run(scenario.name, mta, number, scenario.expected)
@@ -138,15 +120,16 @@ def measure(plan: Plan, scenario: Scenario, mta: str, number: int, directory: Pa
         ends.callback(processes.close)
         try:
             _measure(plan, scenario, run, processes, directory, ends)
-        except (ProgramError, CandidateError, ProfileError, OSError) as error:
+        except (ProgramError, CandidateError, ProfileError, slowdisk.NoCompilerError, OSError) as error:
             run.problems.append(str(error))
     return run
 
 
 def _measure(plan: Plan, scenario: Scenario, run: Run, processes: Account, directory: Path,
              ends: contextlib.ExitStack) -> None:
-    port = free_port(consecutive(FIRST_ADDRESS, scenario.addresses))
-    nameserver, dns = start_nameserver(scenario, directory, postfix.DNS_ADDRESS if run.mta == postfix.NAME else None)
+    kind = CANDIDATES[run.mta]
+    port = kind.sink_port or free_port(consecutive(FIRST_ADDRESS, scenario.addresses))
+    nameserver, dns = start_nameserver(scenario, directory, DNS_ADDRESS if kind.own_resolver else None)
     ends.callback(nameserver.stop)
     sink = start_sink(plan, scenario, port, directory)
     if sink is not None:
@@ -154,8 +137,8 @@ def _measure(plan: Plan, scenario: Scenario, run: Run, processes: Account, direc
     place = directory / run.mta
     place.mkdir(mode=0o755)
     runtime = ends.enter_context(runtime_directory())
-    mta = CANDIDATES[run.mta](Setup(place, runtime, processes, dns, port, plan.workers, scenario.connections,
-                                    plan.settings))
+    mta = kind.make(Setup(place, runtime, processes, dns, port, plan.workers, scenario.connections, plan.settings,
+                          slowdisk.environment(scenario.sync_delay_ms, directory)))
     ends.callback(lambda: run.problems.extend(mta.stop()))
     address = mta.start()
     wait_until_quiet(processes, _QUIET_BEFORE_S)
@@ -210,6 +193,7 @@ def through(plan: Plan, scenario: Scenario, run: Run, processes: Account, addres
     """
     with _counting_syncs(plan, run, processes, directory):
         before_s = processes.cpu_s()
+        others = Others()
         with MemoryWatch(processes) as memory, _profiling(plan, run, processes):
             source = Program("source", [
                 *plan.load.source, "-a", address, "-s", str(scenario.sessions), "-m", str(scenario.messages),
@@ -226,6 +210,9 @@ def through(plan: Plan, scenario: Scenario, run: Run, processes: Account, addres
             run.notes.append(f"still busy {_QUIET_AFTER_S:g} s after the last message; what came later is not counted")
         memory.look()
         run.cpu_s = processes.cpu_s() - before_s
+        run.others = others.cores(run.cpu_s + source.cpu_s + (sink.cpu_s if sink is not None else 0.0))
+        if run.others > _OTHERS_MOST:
+            run.notes.append(f"others used {run.others:.1f} cores meanwhile: not to be trusted")
     worst = memory.worst()
     run.largest, run.peak, run.peak_anonymous = worst.role, worst.resident, worst.anonymous
     run.together = memory.together

@@ -14,18 +14,15 @@ import contextlib
 import grp
 import os
 import pwd
-import socket
 import subprocess
-import time
 from pathlib import Path
 
-from bench.candidate import START_S, Candidate, CandidateError, Daemon, Setup
+from bench import namespace
+from bench.candidate import Candidate, CandidateError, Daemon, Setup, check_reachable, wait_for_greeting
 from bench.processes import program
 from bench.programs import free_port
 
 NAME = "postfix"
-DNS_ADDRESS = ("127.0.0.9", 53)
-"""Where the name server has to listen for Postfix."""
 
 _QUEUE = ("active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming", "maildrop", "pid", "private",
           "public", "saved", "trace")
@@ -57,6 +54,8 @@ smtp_destination_recipient_limit = 50
 smtp_connection_cache_on_demand = yes
 qmgr_message_active_limit = 40000
 qmgr_message_recipient_limit = 40000
+import_environment = MAIL_CONFIG TZ LANG=C {environment}
+export_environment = TZ MAIL_CONFIG LANG {environment}
 """
 _MASTER = """\
 127.0.0.1:{port} inet n - n - - smtpd
@@ -92,13 +91,13 @@ class Postfix(Candidate):
     def start(self) -> str:
         port = free_port(["127.0.0.1"])
         master = self._prepare(port)
-        resolver = self._setup.directory / "resolv.conf"
-        resolver.write_text(f"nameserver {self._setup.dns[0]}\n")
-        self._daemon = Daemon(self._setup, [
-            "unshare", "--mount", "/bin/sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', str(resolver),
-            master, "-c", str(self._setup.directory / "etc"), "-s",
-        ])
-        self._wait(port)
+        self._daemon = Daemon(self._setup, namespace.with_resolver(
+            self._setup.dns[0], self._setup.directory, [master, "-c", str(self._setup.directory / "etc"), "-s"]))
+        try:
+            wait_for_greeting(self._daemon, port)
+        except CandidateError as error:
+            log = self._setup.directory / "maillog"
+            raise CandidateError(f"{error}\n{log.read_text() if log.exists() else ''}") from None
         return f"127.0.0.1:{port}"
 
     def queued(self) -> int:
@@ -119,9 +118,7 @@ class Postfix(Candidate):
         """Directories and configuration; the path of the master program."""
         directory = self._setup.directory
         owner, group = pwd.getpwnam("postfix"), grp.getgrnam("postdrop")
-        for parent in (directory, *directory.parents):
-            if not parent.stat().st_mode & 0o001:
-                raise CandidateError(f"{parent} is closed to others; the user postfix has to reach its queue below it")
+        check_reachable(directory, "postfix")
         for path in (directory / "etc", self._queue, directory / "data"):
             path.mkdir()
         os.chown(directory / "data", owner.pw_uid, owner.pw_gid)
@@ -139,45 +136,19 @@ class Postfix(Candidate):
             directory=directory, port=self._setup.sink_port,
             concurrency=100 if concurrency is None else concurrency,
             initial=20 if concurrency is None else concurrency,
+            environment=" ".join(f"{name}={value}" for name, value in self._setup.environment.items()),
         ))
         (directory / "etc" / "master.cf").write_text(_MASTER.format(port=port))
         return str(Path(_default("daemon_directory")) / "master")
-
-    def _wait(self, port: int) -> None:
-        """Wait for its greeting."""
-        assert self._daemon is not None
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            if self._daemon.process.poll() is not None:
-                break
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as probe:
-                if probe.recv(100).startswith(b"220"):
-                    probe.sendall(b"QUIT\r\n")
-                    return
-            time.sleep(0.05)
-        log = self._setup.directory / "maillog"
-        raise CandidateError(f"Postfix did not start: {self._daemon.tail()}\n{log.read_text() if log.exists() else ''}")
 
 
 def unavailable() -> str | None:
     """Why Postfix cannot run here, or None."""
     if program("postconf") is None:
         return "Postfix is not installed (Debian: apt-get install postfix)"
-    if os.geteuid() != 0:
-        return "Postfix's daemons have to be started as root"
-    if program("unshare") is None:
-        return "unshare (util-linux) is not installed: it gives Postfix a resolver of its own"
-    probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True)
-    if probe.returncode:
-        return f"no mount namespace of its own: {probe.stderr.strip()}"
     if not _default("smtp_tcp_port"):
         return f"Postfix {version()} cannot deliver to another port than 25 by MX; 3.7 and later can"
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
-            port.bind(DNS_ADDRESS)
-    except OSError as error:
-        return f"the name server cannot listen on {DNS_ADDRESS[0]}:53, the port that Postfix asks: {error}"
-    return None
+    return namespace.unavailable("Postfix")
 
 
 def version() -> str:

@@ -81,7 +81,17 @@ class CgroupAccount:
 
     def close(self) -> None:
         kill(self)
-        self._directory.rmdir()
+        deadline = time.monotonic() + _LEFTOVER_S
+        while True:
+            try:
+                self._directory.rmdir()
+            except OSError:
+                # The kernel takes its time to forget what was killed.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
 
 class TreeAccount:

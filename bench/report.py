@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.measure import DIRECT, Run
+from bench.candidates import DIRECT
+from bench.measure import Run
 
 _MB = 1e6
 

@@ -31,6 +31,8 @@ class Scenario:
     """Top-level domain of the recipients; `dead`: their MX hosts never answer, whatever the sink does."""
     connections: int | None = None
     """Connections at once to a domain, when the scenario is about them; else what the MTA does by itself."""
+    sync_delay_ms: float = 0
+    """So much longer does every sync of the MTA take: a slower disk."""
 
     @property
     def expected(self) -> int:
@@ -50,5 +52,6 @@ SCENARIOS = {
         Scenario("S8", "10 connections, replies 50 ms late", 4_000, domains=1, addresses=1, delay_ms=50,
                  connections=10),
         Scenario("S9", "5,000 domains, cold DNS", 5_000, domains=5_000),
+        Scenario("D1", "S1 on a disk whose syncs take 5 ms longer", 20_000, domains=1, addresses=1, sync_delay_ms=5),
     )
 }

@@ -25,9 +25,10 @@ if __package__ in (None, ""):
     # Run as a file: this checkout's packages, not the files beside this one, are what is imported.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench import ours, postfix, profiler, report
+from bench import ours, profiler, report
+from bench.candidates import CANDIDATES, DIRECT, OTHERS
 from bench.machine import Machine, describe, file_system
-from bench.measure import DIRECT, Plan, Run, measure
+from bench.measure import Plan, Run, measure
 from bench.programs import LoadPrograms
 from bench.scenarios import SCENARIOS, Scenario
 
@@ -59,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=positive, default=3, metavar="N", help="runs of each; medians are shown (3)")
     parser.add_argument("--messages", type=positive, metavar="N", help="messages per run instead of the scenario's")
     parser.add_argument("--sessions", type=positive, metavar="N", help="injecting sessions instead of the scenario's")
-    parser.add_argument("--against", action="append", default=[], choices=[postfix.NAME, DIRECT],
+    parser.add_argument("--against", action="append", default=[], choices=OTHERS,
                         help="measure this in turn with us; direct: the source talks to the sink, no MTA")
     parser.add_argument("--not-ours", action="store_true", help="leave our MTA out")
     parser.add_argument("--workers", type=worker_count, default="auto", metavar="N", help="our workers (auto)")
@@ -130,7 +131,7 @@ def candidates(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     names = [] if options.not_ours else [ours.NAME]
     skipped = {}
     for name in dict.fromkeys(options.against):
-        why_not = postfix.unavailable() if name == postfix.NAME else None
+        why_not = CANDIDATES[name].unavailable()
         if why_not is None:
             names.append(name)
         else:
@@ -160,7 +161,8 @@ def run_all(plan: Plan, scenarios: list[Scenario], names: list[str], runs: int, 
     for scenario in scenarios:
         for number in range(1, runs + 1):
             for name in names:
-                if name == DIRECT and not scenario.receivers_up:
+                if (name == DIRECT and not scenario.receivers_up) or (
+                        scenario.sync_delay_ms and not CANDIDATES[name].slowed):
                     continue
                 directory = place / f"{scenario.name}-{name}-{number}"
                 directory.mkdir(mode=0o755)
@@ -206,7 +208,7 @@ def main(words: list[str] | None = None) -> int:
     load = LoadPrograms()
     if options.source is not None:
         load = LoadPrograms((options.source,), (options.sink,), f"{options.source} and {options.sink}")
-    versions = {name: ours.version() if name == ours.NAME else postfix.version() for name in names if name != DIRECT}
+    versions = {name: CANDIDATES[name].version() for name in names if name != DIRECT}
 
     with workplace(options.directory, options.keep) as place:
         machine = describe(place)
