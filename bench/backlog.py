@@ -1,12 +1,14 @@
-"""What a long queue costs: start-up, listing, memory, and the speed of mail that has nothing to do with it.
+"""What a long queue costs: start-up, listing, memory, and the speed of mail that has nothing to do with it (S7).
 
-    python -m bench.backlog --queued 0,10000,200000            messages that wait for one dead domain
-    python -m bench.backlog --queued 100000 --domains 50000    the same for many
+    python -m bench.backlog                                   0, 1,000, 100,000 and 1,000,000 messages for 50 domains
+    python -m bench.backlog --domains 1,1000,50000 --runs 3   the same for one, a thousand and fifty thousand
+    python -m bench.backlog --queued 200000 --by-smtp         injected, with receivers down, instead of `bench.fill`
 
-For each length: an MTA is started with an empty queue and filled with mail for domains whose hosts refuse connections;
-it is stopped and started again, killed and started again, asked for the list of queues; then live mail for 50 other
-domains goes through it. A cost that grows with the queue shows as a column that is not flat. Nothing may be lost: the
-backlog has to be whole after each start and at the end.
+The backlog waits for domains whose hosts refuse connections; what `bench.fill` makes becomes due bit by bit within an
+hour, what is injected is due when the retry schedule says. For each length and number of domains: the MTA is started
+on it, killed and started again, asked for the list of queues. Then, in turn, round by round, each is started once more
+and live mail for 50 other domains goes through it. A cost that grows with the queue shows as a column that is not
+flat. Nothing may be lost: the backlog has to be whole after each start and at the end.
 """
 
 from __future__ import annotations
@@ -15,24 +17,28 @@ import argparse
 import contextlib
 import json
 import shutil
+import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from bench.candidate import CandidateError, Setup, runtime_directory
+from bench.fill import FillError, fill
 from bench.loopback import consecutive
 from bench.machine import describe, file_system
 from bench.measure import Plan, Run, evaluate, start_nameserver, start_sink, through
-from bench.ours import NAME, Ours, version
+from bench.ours import NAME, Ours, version, workers
 from bench.processes import Account, MemoryWatch, account, wait_until_quiet
 from bench.programs import LoadPrograms, ProgramError, free_port
 from bench.scenarios import FIRST_ADDRESS, SCENARIOS, Scenario
-from bench.throughput import executable, exit_on_sigterm, positive, setting, worker_count, workplace
+from bench.throughput import add_common, executable_pair, exit_on_sigterm, positive, workplace
 
 _MB = 1e6
 _QUIET_S = 120.0
+LENGTHS = [0, 1_000, 100_000, 1_000_000]
+LIVE = "S2"
 
 
 @dataclass(slots=True)
@@ -41,8 +47,8 @@ class Row:
 
     queued: int
     domains: int
-    fill: Run | None = None
-    """Accepting and deferring the backlog; None without one."""
+    fill_s: float = 0.0
+    """How long making the backlog took."""
     start_s: float = 0.0
     """From exec to `ready` after an orderly stop."""
     recovery_s: float = 0.0
@@ -51,101 +57,176 @@ class Row:
     """`mta queue` as a command, its own start included."""
     resting_bytes: int = 0
     """RssAnon of the largest process, after the start, when all is quiet."""
-    live: Run | None = None
-    """Mail to other domains meanwhile."""
+    resident_bytes: int = 0
+    """Its VmHWM then: pages of the index that were read count in it."""
+    lives: list[Run] = field(default_factory=list)
+    """Mail to other domains meanwhile, once for each round."""
     problems: list[str] = field(default_factory=list)
     """What makes the row worthless: a message lost or twice, a program that failed."""
     notes: list[str] = field(default_factory=list)
     """What to know when reading its figures."""
 
+    @property
+    def name(self) -> str:
+        """For people and directories."""
+        return f"{self.queued}-for-{self.domains}"
 
-def measure_row(plan: Plan, row: Row, size: int, live: Scenario, directory: Path) -> None:
-    """Fill in `row`; what went wrong is in its `problems`."""
-    processes = account(f"backlog-{row.queued}")
-    with contextlib.ExitStack() as ends:
-        ends.callback(processes.close)
+    def middle(self, value: Callable[[Run], float]) -> float:
+        """The median of `value` over the live runs; 0 without any."""
+        return statistics.median(map(value, self.lives)) if self.lives else 0.0
+
+
+class Backlog:
+    """One row's queue on disk, and what is measured with it."""
+
+    def __init__(self, plan: Plan, row: Row, directory: Path) -> None:
+        self.row = row
+        self._plan = plan
+        self._directory = directory
+        self._place = directory / "mta"
+        self._place.mkdir(parents=True)
+
+    def make(self, size: int, by_smtp: bool) -> None:
+        """Fill it, then measure start, start after a kill, listing and memory. What went wrong is in the row."""
+        with self._problems():
+            began_s = time.monotonic()
+            if self.row.queued and not by_smtp:
+                fill(self._place / "spool", self.row.queued, self.row.domains, workers(self._plan.workers), size=size)
+            with self._running("look") as (mta, processes, port):
+                address = mta.start()
+                if self.row.queued and by_smtp:
+                    self._inject(size, mta, processes, address, port)
+                self.row.fill_s = time.monotonic() - began_s
+                self._look(mta, processes)
+                self.row.problems += mta.stop()
+                self.row.start_s = _timed(mta.start)
+                self._look(mta, processes)
+                mta.kill()
+                self.row.recovery_s = _timed(mta.start)
+                with MemoryWatch(processes) as memory:
+                    self._look(mta, processes)
+                worst = memory.worst()
+                self.row.resting_bytes, self.row.resident_bytes = worst.anonymous, worst.resident
+                self.row.listing_s = _timed(lambda: mta.command("queue"))
+
+    def live(self, scenario: Scenario, number: int) -> None:
+        """Start on it and send mail to others; the run goes into the row."""
+        with self._problems(), self._running(f"live-{number}") as (mta, processes, port):
+            address = mta.start()
+            self._look(mta, processes)
+            run = self._load(scenario, number, mta, processes, address, port, before=self.row.queued)
+            self.row.lives.append(run)
+            self._take_over(run)
+
+    def _inject(self, size: int, mta: Ours, processes: Account, address: str, port: int) -> None:
+        scenario = Scenario("fill", "mail for the dead", self.row.queued, size, domains=self.row.domains,
+                            receivers_up=False, zone="dead")
+        self._take_over(self._load(scenario, 1, mta, processes, address, port, before=0))
+
+    def _load(self, scenario: Scenario, number: int, mta: Ours, processes: Account, address: str, port: int,
+              before: int) -> Run:
+        """One load through the running MTA that has `before` recipients in its queue."""
+        place = self._directory / f"{scenario.name}-{number}"
+        place.mkdir()
+        run = Run(scenario.name, NAME, number, scenario.expected, cpu_how=processes.how)
+        sink = start_sink(self._plan, scenario, port, place)
         try:
-            _measure(plan, row, size, live, directory, processes, ends)
-        except (ProgramError, CandidateError, OSError) as error:
-            row.problems.append(str(error))
-    for run in (row.fill, row.live):
-        if run is not None:
-            row.problems += run.problems
-            row.notes += [f"{run.scenario}: {note}" for note in run.notes]
+            source = through(self._plan, scenario, run, processes, address, sink, place)
+        finally:
+            if sink is not None:
+                sink.stop()
+        run.queued = mta.queued() - before
+        evaluate(scenario, run, source, sink)
+        return run
+
+    def _take_over(self, run: Run) -> None:
+        self.row.problems += run.problems
+        self.row.notes += [f"{run.scenario} {run.number}: {note}" for note in run.notes]
+
+    def _look(self, mta: Ours, processes: Account) -> None:
+        """Wait until the start is over, and see that the queue is whole."""
+        if not wait_until_quiet(processes, _QUIET_S):
+            self.row.notes.append(f"still busy with the backlog {_QUIET_S:g} s after its start")
+        queued = mta.queued()
+        if queued != self.row.queued:
+            self.row.problems.append(f"{queued} in the queue after a start instead of {self.row.queued}")
+
+    @contextlib.contextmanager
+    def _running(self, what: str) -> Iterator[tuple[Ours, Account, int]]:
+        """An MTA on the spool, to be started; stopped at the end."""
+        addresses = consecutive(FIRST_ADDRESS, SCENARIOS[LIVE].addresses)
+        port = free_port(addresses)
+        place = self._directory / what
+        place.mkdir()
+        with contextlib.ExitStack() as ends:
+            processes = account(f"backlog-{self.row.name}-{what}")
+            ends.callback(processes.close)
+            nameserver, dns = start_nameserver(SCENARIOS[LIVE], place)
+            ends.callback(nameserver.stop)
+            runtime = ends.enter_context(runtime_directory())
+            mta = Ours(Setup(self._place, runtime, processes, dns, port, self._plan.workers, None,
+                             self._plan.settings))
+            ends.callback(lambda: self.row.problems.extend(mta.stop()))
+            yield mta, processes, port
+
+    @contextlib.contextmanager
+    def _problems(self) -> Iterator[None]:
+        try:
+            yield
+        except (ProgramError, CandidateError, FillError, OSError) as error:
+            self.row.problems.append(str(error))
 
 
-def _measure(plan: Plan, row: Row, size: int, live: Scenario, directory: Path, processes: Account,
-             ends: contextlib.ExitStack) -> None:
-    port = free_port(consecutive(FIRST_ADDRESS, live.addresses))
-    nameserver, dns = start_nameserver(live, directory)
-    ends.callback(nameserver.stop)
-    runtime = ends.enter_context(runtime_directory())
-    mta = Ours(Setup(directory, runtime, processes, dns, port, plan.workers, None, plan.settings))
-    ends.callback(lambda: row.problems.extend(mta.stop()))
-    address = mta.start()
-    if row.queued:
-        fill = Scenario("fill", "mail for the dead", row.queued, size, domains=row.domains, receivers_up=False,
-                        zone="dead")
-        row.fill = _load(plan, fill, mta, processes, address, port, directory, before=0)
-
-    row.problems += mta.stop()
-    row.start_s, address = _timed(mta.start)
-    _look(row, mta, processes)
-
-    mta.kill()
-    row.recovery_s, address = _timed(mta.start)
-    with MemoryWatch(processes) as memory:
-        _look(row, mta, processes)
-    row.resting_bytes = memory.worst().anonymous
-    row.listing_s, _ = _timed(lambda: mta.command("queue"))
-
-    row.live = _load(plan, live, mta, processes, address, port, directory, before=row.queued)
+def measure_rows(plan: Plan, rows: Sequence[Row], size: int, live: Scenario, rounds: int, place: Path,
+                 by_smtp: bool = False) -> None:
+    """Fill in `rows`; their spools are on disk together, below `place`, so that the live runs take turns."""
+    backlogs = []
+    for row in rows:
+        backlog = Backlog(plan, row, place / row.name)
+        backlog.make(size, by_smtp)
+        backlogs.append(backlog)
+        print(f"{row.queued:,} for {row.domains:,} domains: made in {row.fill_s:.0f} s, ready in {row.start_s:.2f} s",
+              *row.problems, sep="\n  ", file=sys.stderr, flush=True)
+    for number in range(1, rounds + 1):
+        for backlog in backlogs:
+            if backlog.row.problems:
+                continue
+            backlog.live(live, number)
+            if backlog.row.lives:
+                run = backlog.row.lives[-1]
+                print(f"{backlog.row.queued:,} for {backlog.row.domains:,} domains, live mail {number}/{rounds}: "
+                      f"{run.rate:,.0f}/s, {run.cpu_ms:.3f} ms CPU", *run.problems, *run.notes, sep="\n  ",
+                      file=sys.stderr, flush=True)
+    for row in rows:
+        shutil.rmtree(place / row.name, ignore_errors=True)
 
 
-def _load(plan: Plan, scenario: Scenario, mta: Ours, processes: Account, address: str, port: int, directory: Path,
-          before: int) -> Run:
-    """One load through the running MTA that has `before` recipients in its queue."""
-    place = directory / scenario.name
-    place.mkdir()
-    run = Run(scenario.name, NAME, 1, scenario.expected, cpu_how=processes.how)
-    sink = start_sink(plan, scenario, port, place)
-    try:
-        source = through(plan, scenario, run, processes, address, sink, place)
-    finally:
-        if sink is not None:
-            sink.stop()
-    run.queued = mta.queued() - before
-    evaluate(scenario, run, source, sink)
-    return run
+def make_rows(lengths: Sequence[int], domains: Sequence[int]) -> list[Row]:
+    """A row for each length and number of domains that makes sense: no more domains than messages, 0 once."""
+    return [Row(queued, number) for queued in lengths for position, number in enumerate(domains)
+            if (number <= queued or (not queued and position == 0))]
 
 
-def _look(row: Row, mta: Ours, processes: Account) -> None:
-    """Wait until the start is over, and see that the queue is whole."""
-    if not wait_until_quiet(processes, _QUIET_S):
-        row.notes.append(f"still busy with the backlog {_QUIET_S:g} s after its start")
-    queued = mta.queued()
-    if queued != row.queued:
-        row.problems.append(f"{queued} in the queue after a start instead of {row.queued}")
-
-
-def _timed(action: Callable[[], str]) -> tuple[float, str]:
+def _timed(action: Callable[[], str]) -> float:
     began = time.monotonic()
-    result = action()
-    return time.monotonic() - began, result
+    action()
+    return time.monotonic() - began
 
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("queued", lambda row: f"{row.queued:,}"),
     ("domains", lambda row: f"{row.domains:,}" if row.queued else ""),
-    ("fill/s", lambda row: f"{row.fill.rate:,.0f}" if row.fill else ""),
+    ("made s", lambda row: f"{row.fill_s:.0f}" if row.queued else ""),
     ("start s", lambda row: f"{row.start_s:.2f}"),
     ("after kill s", lambda row: f"{row.recovery_s:.2f}"),
     ("mta queue s", lambda row: f"{row.listing_s:.2f}"),
     ("own MB at rest", lambda row: f"{row.resting_bytes / _MB:.0f}"),
-    ("live rcpt/s", lambda row: f"{row.live.rate:,.0f}" if row.live else ""),
-    ("CPU ms", lambda row: f"{row.live.cpu_ms:.3f}" if row.live else ""),
-    ("peak MB", lambda row: f"{row.live.peak / _MB:.0f}" if row.live else ""),
-    ("own MB", lambda row: f"{row.live.peak_anonymous / _MB:.0f}" if row.live else ""),
+    ("live rcpt/s", lambda row: f"{row.middle(lambda run: run.rate):,.0f}" if row.lives else ""),
+    ("CPU ms", lambda row: f"{row.middle(lambda run: run.cpu_ms):.3f}" if row.lives else ""),
+    ("least-most", lambda row: f"{min(run.cpu_ms for run in row.lives):.3f}-"
+                               f"{max(run.cpu_ms for run in row.lives):.3f}" if row.lives else ""),
+    ("peak MB", lambda row: f"{max(run.peak for run in row.lives) / _MB:.0f}" if row.lives else ""),
+    ("own MB", lambda row: f"{max(run.peak_anonymous for run in row.lives) / _MB:.0f}" if row.lives else ""),
     ("sound", lambda row: "NO" if row.problems else "yes"),
 )
 
@@ -161,24 +242,20 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bench.backlog", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queued", type=_lengths, default=[0, 10_000, 200_000], metavar="N[,N...]",
-                        help="messages that wait (0,10000,200000)")
-    parser.add_argument("--domains", type=positive, default=1, metavar="N", help="dead domains they wait for (1)")
+    parser.add_argument("--queued", type=numbers, default=LENGTHS, metavar="N[,N...]",
+                        help="messages that wait (0,1000,100000,1000000)")
+    parser.add_argument("--domains", type=numbers, default=[50], metavar="N[,N...]",
+                        help="dead domains they wait for (50)")
     parser.add_argument("--size", type=positive, default=5000, metavar="BYTES", help="size of a waiting message (5000)")
+    parser.add_argument("--by-smtp", action="store_true", help="inject the backlog instead of filling the store")
     parser.add_argument("--messages", type=positive, default=20_000, metavar="N", help="live messages (20000)")
-    parser.add_argument("--workers", type=worker_count, default="auto", metavar="N", help="workers (auto)")
-    parser.add_argument("--set", action="append", default=[], type=setting, dest="settings", metavar="OPTION=VALUE",
-                        help="an option of our configuration by its dotted name, as it is written in YAML")
-    parser.add_argument("--source", type=executable, metavar="PATH", help="a source with bench.source's command line")
-    parser.add_argument("--sink", type=executable, metavar="PATH", help="a sink with bench.sink's command line")
-    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), metavar="DIR",
-                        help="the disk to measure (%(default)s)")
-    parser.add_argument("--timeout", type=positive, default=1800, metavar="S", help="longest time for one load (1800)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
+    parser.add_argument("--runs", type=positive, default=1, metavar="N", help="rounds of live mail (1)")
+    add_common(parser, limit_s=1800)
     return parser
 
 
-def _lengths(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
+    """Numbers between commas on the command line."""
     parts = text.split(",")
     if not all(part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"expected numbers, not {text!r}")
@@ -189,13 +266,10 @@ def main(words: list[str] | None = None) -> int:
     """Run the benchmark with this command line; 0 if nothing was lost in any row."""
     parser = arguments()
     options = parser.parse_args(words)
-    if (options.source is None) != (options.sink is None):
-        parser.error("--source and --sink belong together: one counts what the other numbers")
-    load = LoadPrograms()
-    if options.source is not None:
-        load = LoadPrograms((options.source,), (options.sink,), f"{options.source} and {options.sink}")
-    live = replace(SCENARIOS["S2"], messages=options.messages)
-    rows: list[Row] = []
+    load: LoadPrograms = executable_pair(parser, options)
+    rows = make_rows(options.queued, options.domains)
+    if not rows:
+        parser.error("nothing to measure: fewer messages than domains")
     with workplace(options.directory, keep=False) as place:
         machine = describe(place)
         plan = Plan(load, False, options.workers, dict(options.settings), options.timeout, True, file_system(place),
@@ -203,14 +277,8 @@ def main(words: list[str] | None = None) -> int:
         for line in [*machine.lines(), f"{NAME}: {version()}", f"load:    {load.name}",
                      *(f"warning: {text}" for text in machine.warnings())]:
             print(line, flush=True)
-        for queued in options.queued:
-            row = Row(queued, options.domains)
-            rows.append(row)
-            directory = place / f"queued-{queued}"
-            directory.mkdir()
-            measure_row(plan, row, options.size, live, directory)
-            print("\n".join([f"{queued:,} queued: done", *row.problems]), file=sys.stderr, flush=True)
-            shutil.rmtree(directory, ignore_errors=True)
+        measure_rows(plan, rows, options.size, replace(SCENARIOS[LIVE], messages=options.messages), options.runs,
+                     place, options.by_smtp)
     print("", *table(rows), sep="\n")
     for row in rows:
         for word, texts in (("note", row.notes), ("PROBLEM", row.problems)):

@@ -83,6 +83,11 @@ def configuration(setup: Setup) -> dict[str, object]:
     return config
 
 
+def workers(text: str) -> int:
+    """How many workers `auto` or a number on the command line are."""
+    return len(os.sched_getaffinity(0)) if text == "auto" else int(text)
+
+
 def place(config: dict[str, object], name: str, value: object) -> None:
     """Set the option with the dotted `name`."""
     *sections, last = name.split(".")

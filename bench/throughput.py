@@ -63,21 +63,36 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--against", action="append", default=[], choices=OTHERS,
                         help="measure this in turn with us; direct: the source talks to the sink, no MTA")
     parser.add_argument("--not-ours", action="store_true", help="leave our MTA out")
+    add_common(parser)
+    parser.add_argument("--pipelining", action="store_true", help="the source pipelines its envelopes")
+    parser.add_argument("--no-syncs", action="store_true", help="do not count syncs")
+    parser.add_argument("--profile", choices=profiler.KINDS, help="profile our first worker during each run")
+    parser.add_argument("--profiles", type=Path, default=Path(), metavar="DIR", help="where profiles go (here)")
+    parser.add_argument("--keep", action="store_true", help="keep the directories of the runs")
+    return parser
+
+
+def add_common(parser: argparse.ArgumentParser, limit_s: int = 300) -> None:
+    """Options that all benchmarks have that start our MTA."""
     parser.add_argument("--workers", type=worker_count, default="auto", metavar="N", help="our workers (auto)")
     parser.add_argument("--set", action="append", default=[], type=setting, dest="settings", metavar="OPTION=VALUE",
                         help="an option of our configuration by its dotted name, as it is written in YAML")
-    parser.add_argument("--pipelining", action="store_true", help="the source pipelines its envelopes")
     parser.add_argument("--source", type=executable, metavar="PATH", help="a source with bench.source's command line")
     parser.add_argument("--sink", type=executable, metavar="PATH", help="a sink with bench.sink's command line")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), metavar="DIR",
                         help="the disk to measure: spools are made below it (%(default)s)")
-    parser.add_argument("--timeout", type=positive, default=300, metavar="S", help="longest time for one run (300)")
-    parser.add_argument("--no-syncs", action="store_true", help="do not count syncs")
-    parser.add_argument("--profile", choices=profiler.KINDS, help="profile our first worker during each run")
-    parser.add_argument("--profiles", type=Path, default=Path(), metavar="DIR", help="where profiles go (here)")
+    parser.add_argument("--timeout", type=positive, default=limit_s, metavar="S",
+                        help="longest time for one run (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
-    parser.add_argument("--keep", action="store_true", help="keep the directories of the runs")
-    return parser
+
+
+def executable_pair(parser: argparse.ArgumentParser, options: argparse.Namespace) -> LoadPrograms:
+    """Source and sink as the command line names them; ends the program when only one of them is."""
+    if (options.source is None) != (options.sink is None):
+        parser.error("--source and --sink belong together: one counts what the other numbers")
+    if options.source is None:
+        return LoadPrograms()
+    return LoadPrograms((options.source,), (options.sink,), f"{options.source} and {options.sink}")
 
 
 def positive(text: str) -> int:
@@ -196,8 +211,7 @@ def main(words: list[str] | None = None) -> int:
     parser = arguments()
     options = parser.parse_args(words)
     scenarios = chosen(parser, options)
-    if (options.source is None) != (options.sink is None):
-        parser.error("--source and --sink belong together: one counts what the other numbers")
+    load = executable_pair(parser, options)
     if not options.directory.is_dir():
         parser.error(f"--directory: {options.directory} is no directory")
     if options.profile is not None and (why_not := profiler.missing(options.profile)) is not None:
@@ -205,9 +219,6 @@ def main(words: list[str] | None = None) -> int:
     names, skipped = candidates(parser, options)
     if options.profile is not None:
         options.profiles.mkdir(parents=True, exist_ok=True)
-    load = LoadPrograms()
-    if options.source is not None:
-        load = LoadPrograms((options.source,), (options.sink,), f"{options.source} and {options.sink}")
     versions = {name: CANDIDATES[name].version() for name in names if name != DIRECT}
 
     with workplace(options.directory, options.keep) as place:

@@ -7,17 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from bench.backlog import main
+from bench.backlog import main, make_rows
 
 
-def test_a_backlog_is_kept_and_lived_with(tmp_path: Path) -> None:
-    """Nothing of the backlog is lost by a stop, a kill and live mail, and every column has its figure."""
+@pytest.mark.parametrize("way", [(), ("--by-smtp",)])
+def test_a_backlog_is_kept_and_lived_with(tmp_path: Path, way: tuple[str, ...]) -> None:
+    """Nothing of the backlog is lost by a stop, a kill and live mail, and every column has its figure.
+
+    However the backlog was made: by the store itself, or injected.
+    """
     result = tmp_path / "result.json"
-    words = ["--queued", "100", "--domains", "10", "--messages", "100", "--workers", "1", "--directory", str(tmp_path)]
-    assert main([*words, "--json", str(result)]) == 0
+    words = ["--queued", "100", "--domains", "10", "--messages", "100", "--workers", "2", "--directory", str(tmp_path)]
+    assert main([*words, *way, "--json", str(result)]) == 0
     row, = json.loads(result.read_text())["rows"]
     assert row["problems"] == []
-    assert (row["fill"]["queued"], row["live"]["arrived"], row["live"]["queued"]) == (100, 100, 0)
+    live, = row["lives"]
+    assert (live["arrived"], live["queued"]) == (100, 0)
     assert 0.0 < row["start_s"] < 60.0
     assert 0.0 < row["recovery_s"] < 60.0
     assert 0.0 < row["listing_s"] < 60.0
@@ -31,3 +36,9 @@ def test_lengths_are_numbers(lengths: str, capsys: pytest.CaptureFixture[str]) -
         main([f"--queued={lengths}"])
     assert ended.value.code == 2
     assert "expected numbers" in capsys.readouterr().err
+
+
+def test_rows_make_sense() -> None:
+    """No row has more domains than messages, and the empty queue comes once."""
+    assert [(row.queued, row.domains) for row in make_rows([0, 10, 1000], [1, 100])] == [
+        (0, 1), (10, 1), (1000, 1), (1000, 100)]
