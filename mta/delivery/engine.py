@@ -499,11 +499,10 @@ class Engine:
     # -- failing sites -------------------------------------------------------------------------------------------
 
     def _site_failed(self, path: Path, reason: str, *, refused: bool) -> None:
-        wait_s = self._pause_s(path)
         if path.suspended_until_us > self.clock_us():
             return  # one outage, however many connections it ends
-        if path.failed(reason, time.monotonic(), wait_s, self.clock_us(), refused=refused):
-            self._suspend(path, wait_s)
+        if path.failed(reason, time.monotonic(), refused=refused):
+            self._suspend(path, self._pause_s(path))
 
     def _pause_s(self, path: Path) -> float:
         retry = self.config.retry
@@ -511,8 +510,7 @@ class Engine:
 
     def _suspend(self, path: Path, wait_s: float) -> None:
         """Stop a path: its mail leaves memory and comes back when the pause is over; a probe then goes first."""
-        path.failures += 1
-        path.suspended_until_us = self.clock_us() + int(wait_s * 1_000_000)
+        path.suspend(self.clock_us() + int(wait_s * 1_000_000))
         # Once is news; while it stays so the events tell.
         level = logging.INFO if path.failures == 1 else logging.DEBUG
         log.log(level, "%s: suspended for %.0f s: %s", path.name, wait_s, path.reason)

@@ -2,7 +2,7 @@
 
 Pure state, no I/O and no clock of its own: the engine tells it what happened and asks it what may be done. A path
 decides three things: whose delivery goes next (`turns`), whether one more connection is worth opening
-(`wants_connection`), and when to stand still (`failed`, `suspended`).
+(`wants_connection`), and when to stand still (`failed`, `suspend`).
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Path:
         self.failures = 0
         self.doubted = False
 
-    def failed(self, reason: str, now_s: float, wait_s: float, now_us: int, *, refused: bool) -> bool:
-        """The site refused a connection (`refused`) or broke one before it served. Whether the path is now suspended.
+    def failed(self, reason: str, now_s: float, *, refused: bool) -> bool:
+        """The site refused a connection (`refused`) or broke one before it served. Whether the path has to stand still.
 
         While it serves other connections, or they are still being opened, this is only a sign that it wants no more of
         them, or that it disliked what it was told. A refusal forbids more connections than it has taken; repeated, for
@@ -114,5 +114,9 @@ class Path:
             self.doubted = not taken
             return False
         self.doubted = False
-        self.suspended_until_us = now_us + int(wait_s * 1_000_000)
         return True
+
+    def suspend(self, until_us: int) -> None:
+        """Stand still: nothing goes over it before `until_us`, and then one connection as a probe."""
+        self.failures += 1
+        self.suspended_until_us = until_us

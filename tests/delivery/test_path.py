@@ -68,8 +68,9 @@ def test_after_a_failure_one_probe_goes_first() -> None:
     """Until a transaction succeeds a failed site sees a single connection."""
     one = path()
     one.turns.add(waiting(10))
-    assert one.failed("refused", now_s=0.0, wait_s=60, now_us=0, refused=True)
-    one.failures = 1
+    assert one.failed("refused", now_s=0.0, refused=True)
+    one.suspend(60 * SECOND)
+    assert (one.probing, one.suspended_until_us) == (True, 60 * SECOND)
     connect(one, 1)
 
     assert not one.wants_connection(61.0)
@@ -85,10 +86,10 @@ def test_a_refused_connection_beside_working_ones_only_holds_back() -> None:
     one.opening = 1
     one.succeeded(100.0)
 
-    assert not one.failed("421 too many", now_s=100.0, wait_s=60, now_us=0, refused=True)
+    assert not one.failed("421 too many", now_s=100.0, refused=True)
     assert not one.wants_connection(100.9)
     assert one.wants_connection(101.1)
-    one.failed("421 too many", now_s=100.2, wait_s=60, now_us=0, refused=True)
+    one.failed("421 too many", now_s=100.2, refused=True)
     assert one.hold_until_s > 101.5
 
 
@@ -99,7 +100,7 @@ def test_a_refusal_never_forbids_the_connections_that_were_taken() -> None:
     connect(one, 3)
     one.opening = 1
     one.succeeded(100.0)
-    one.failed("421 too many", now_s=100.0, wait_s=60, now_us=0, refused=True)
+    one.failed("421 too many", now_s=100.0, refused=True)
 
     one.connections.pop()
     one.opening = 0
@@ -115,11 +116,11 @@ def test_of_a_burst_the_last_refusal_decides() -> None:
     connect(one, 3)
     for opening in (3, 2):
         one.opening = opening
-        assert not one.failed("connect: refused", now_s=0.0, wait_s=60, now_us=0, refused=True)
+        assert not one.failed("connect: refused", now_s=0.0, refused=True)
         one.connections.pop()
     one.opening = 1
 
-    assert one.failed("connect: refused", now_s=0.0, wait_s=60, now_us=0, refused=True)
+    assert one.failed("connect: refused", now_s=0.0, refused=True)
 
 
 def test_nothing_joins_a_burst_that_has_begun_to_fail() -> None:
@@ -128,7 +129,7 @@ def test_nothing_joins_a_burst_that_has_begun_to_fail() -> None:
     one.turns.add(waiting(10))
     connect(one, 2)
     one.opening = 2
-    one.failed("timeout", now_s=0.0, wait_s=60, now_us=0, refused=True)
+    one.failed("timeout", now_s=0.0, refused=True)
     one.connections.pop()
     one.opening = 1
 
@@ -145,7 +146,7 @@ def test_a_session_that_breaks_beside_working_ones_holds_back_for_a_moment_only(
     one.succeeded(100.0)
 
     for now_s in (100.0, 100.1, 100.2):
-        assert not one.failed("connection lost", now_s=now_s, wait_s=60, now_us=0, refused=False)
+        assert not one.failed("connection lost", now_s=now_s, refused=False)
     assert one.wants_connection(101.3)
 
 
@@ -156,5 +157,4 @@ def test_a_failure_long_after_the_last_success_suspends() -> None:
     one.opening = 1
     one.succeeded(0.0)
 
-    assert one.failed("timeout", now_s=1000.0, wait_s=60, now_us=5 * SECOND, refused=False)
-    assert one.suspended_until_us == 65 * SECOND
+    assert one.failed("timeout", now_s=1000.0, refused=False)
