@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 import gevent
@@ -34,7 +34,7 @@ from mta.queue.scheduler import FOREVER_US, Queue, Scheduler
 from mta.queue.store import BodyDamaged, BodyUnreadable, Store, Transaction
 from mta.smtp.reply import Reply
 
-TOTAL = "total"  # name of the limit on outgoing connections in all
+TOTAL = "*"  # name of the limit on outgoing connections in all; no site has it
 ROUTES_KEPT = 50_000
 PATHS_KEPT = 20_000  # of those that have nothing to do but remember that their site failed
 STALL_S = 1.0  # a delivery that waited this long behind busy connections gets one of its own
@@ -70,7 +70,10 @@ class Engine:
         self._read_body = read_body
         self._routes: OrderedDict[str, Path] = OrderedDict()  # by domain
         self.routing: dict[str, list[Queue]] = {}  # queues that wait for the route of a domain
-        self._waiting: dict[str, set[Path]] = {}  # paths that wait for a lease, by the name of the limit
+        self._forget_above = PATHS_KEPT  # number of paths
+        self._waiting: dict[str, OrderedDict[Path, None]] = {}  # paths that wait for a lease, by the name of the limit
+        self._resting: OrderedDict[Connection, None] = OrderedDict()  # connections without work, the longest first
+        self._contended = False  # more connections in all are wanted than may be
         self.opening: Line[Path] = Line(AT_ONCE)
         self.probing: Line[Path] = Line(AT_ONCE_TO_FAILING)
         self._alarm = Event()
@@ -214,18 +217,19 @@ class Engine:
         shaping = self.config.shaping.for_domain(domain)
         path = self.paths.get(name)
         if path is None:
-            path = self.paths[name] = Path(name, route, shaping)
-            if len(self.paths) > PATHS_KEPT:
+            if len(self.paths) >= self._forget_above:
                 self._forget_paths()
+            path = self.paths[name] = Path(name, route, shaping)
         path.route = route
         path.shaping = shaping
         return path
 
     def _forget_paths(self) -> None:
-        """Drop the memory of the sites that failed longest ago."""
+        """Drop the memory of the sites that failed longest ago. Looks at all, so only after many have been added."""
         idle = [path for path in self.paths.values() if not path.connections and not path.turns]
-        for path in idle[: len(self.paths) - PATHS_KEPT * 9 // 10]:
+        for path in idle[: max(len(self.paths) - PATHS_KEPT * 9 // 10, 0)]:
             del self.paths[path.name]
+        self._forget_above = max(PATHS_KEPT, len(self.paths) + PATHS_KEPT // 10)
 
     def _unroutable(self, queues: list[Queue], reply: Reply) -> None:
         """No route will ever lead there: give the mail up, a little at a time."""
@@ -257,7 +261,9 @@ class Engine:
     def kick(self, path: Path) -> None:
         """There is work on `path`: wake a connection that rests, or open one. Hot path."""
         if path.idle:
-            path.idle.pop().wake()
+            connection = path.idle.pop()
+            del self._resting[connection]
+            connection.wake()
             return
         now_s = time.monotonic()
         while path.wants_connection(now_s):
@@ -287,7 +293,7 @@ class Engine:
             if path.waiting_for != lacking:
                 self._stop_waiting(path)
                 path.waiting_for = lacking
-                self._waiting.setdefault(lacking, set()).add(path)
+                self._waiting.setdefault(lacking, OrderedDict())[path] = None
             return False
         self._stop_waiting(path)
         connection = Connection(self, path)
@@ -301,25 +307,48 @@ class Engine:
 
     def _stop_waiting(self, path: Path) -> None:
         if path.waiting_for:
-            paths = self._waiting.get(path.waiting_for, set())
-            paths.discard(path)
+            paths = self._waiting[path.waiting_for]
+            del paths[path]
             if not paths:
-                self._waiting.pop(path.waiting_for, None)
+                del self._waiting[path.waiting_for]
                 self.limits.want(path.waiting_for, 0)
             path.waiting_for = ""
 
     def nudged(self, names: Iterable[str]) -> None:
         """Leases of these limits became free, or another worker wants some of ours."""
         for name in names:
-            for path in list(self._waiting.get(name, ())):
-                self.kick(path)
-                if not path.turns:
-                    self._stop_waiting(path)
-            path_held = self.paths.get(name)
-            for path in [path_held] if path_held is not None else list(self.paths.values()) if name == TOTAL else []:
+            self._serve_waiting(name)
+            path = self.paths.get(name)
+            if path is not None:
                 path.contended = True
-                for connection in list(path.idle):
-                    connection.wake()
+                self._end_rest(name, path.shaping.connections, path.idle)
+            if name == TOTAL:
+                self._contended = True
+                self._end_rest(TOTAL, self.config.delivery.connections, self._resting)
+
+    def _serve_waiting(self, name: str) -> None:
+        """Leases of `name` may be free: the paths that wait for one try again in turn, until one is refused."""
+        waiting = self._waiting.get(name)
+        while waiting:
+            path, _ = waiting.popitem(last=False)
+            path.waiting_for = ""
+            had = len(path.connections)
+            self.kick(path)
+            if path.waiting_for == name:
+                if len(path.connections) == had:
+                    waiting.move_to_end(path, last=False)
+                return
+        if waiting is not None:
+            del self._waiting[name]
+            self.limits.want(name, 0)
+
+    def _end_rest(self, name: str, limit: int, resting: Collection[Connection]) -> None:
+        """Close as many connections at rest as others have need for their leases, the longest at rest first."""
+        while resting and self.limits.should_yield(name, limit, resting=True):
+            connection = next(iter(resting))
+            connection.stopping = True
+            self.rested(connection)
+            connection.wake()
 
     def established(self, connection: Connection) -> None:
         """The peer took our EHLO."""
@@ -328,9 +357,10 @@ class Engine:
     def _opened(self, connection: Connection) -> None:
         """It is no longer being opened, whatever came of it: the next one in line may."""
         connection.path.opening -= 1
-        assert connection.line is not None
-        successor = connection.line.end()
-        if successor is not None:
+        line = connection.line
+        assert line is not None
+        line.end()
+        while (successor := line.next()) is not None:
             self.kick(successor)
 
     def connection_failed(self, connection: Connection, reply: Reply) -> None:
@@ -365,12 +395,14 @@ class Engine:
             return False
         connection.idle = True
         path.idle.append(connection)
+        self._resting[connection] = None
         return True
 
     def rested(self, connection: Connection) -> None:
-        """The rest is over: work, the peer, or time."""
+        """The rest is over: work, the peer, time, or somebody else who needs the lease."""
         connection.idle = False
-        if connection in connection.path.idle:
+        if connection in self._resting:  # else it was taken out to be given work
+            del self._resting[connection]
             connection.path.idle.remove(connection)
 
     def choked(self) -> bool:
@@ -385,15 +417,22 @@ class Engine:
                 or time.monotonic() - connection.opened_s >= shaping.connection_age)
 
     def _gives_way(self, connection: Connection, resting: bool) -> bool:
-        """Whether another worker should have this connection's lease now."""
+        """Whether another worker should have this connection's lease now. One at work is asked once in its turn."""
         path = connection.path
-        if not path.contended or (not resting and time.monotonic() - connection.opened_s < TURN_S):
+        if not path.contended and not self._contended:
             return False
-        if (self.limits.should_yield(path.lease, path.shaping.connections, resting)
-                or self.limits.should_yield(TOTAL, self.config.delivery.connections, resting)):
+        if not resting:
+            now_s = time.monotonic()
+            if now_s - connection.turn_s < TURN_S:
+                return False
+            connection.turn_s = now_s
+        limits, total = self.limits, self.config.delivery.connections
+        if ((path.contended and limits.should_yield(path.lease, path.shaping.connections, resting))
+                or (self._contended and limits.should_yield(TOTAL, total, resting))):
             connection.stopping = True
             return True
-        path.contended = False
+        if resting:  # not even one at rest is wanted
+            path.contended = self._contended = False
         return False
 
     # -- deliveries ----------------------------------------------------------------------------------------------

@@ -44,7 +44,10 @@ class Line(Generic[T]):
         """A connection is being opened."""
         self._open += 1
 
-    def end(self) -> T | None:
-        """It is open, or failed to. Returns who is next."""
+    def end(self) -> None:
+        """It is open, or failed to."""
         self._open -= 1
-        return self._waiting.popitem(last=False)[0] if self._waiting else None
+
+    def next(self) -> T | None:
+        """Take the first one out of the line if there is room for it. Ask again: it may have no use for it any more."""
+        return self._waiting.popitem(last=False)[0] if self._waiting and self._open < self._limit else None

@@ -74,9 +74,9 @@ def _why(engine: Engine, path: Path) -> str:
     if path.hold_until_s > time.monotonic():
         return f"no further connection for a while: {path.reason}"
     if path.waiting_for:
-        total = path.waiting_for != path.lease
-        limit = engine.config.delivery.connections if total else path.shaping.connections
-        return f"limit of {limit} connections ({path.waiting_for}) is reached"
+        if path.waiting_for != path.lease:
+            return f"limit of {engine.config.delivery.connections} connections in all is reached"
+        return f"limit of {path.shaping.connections} connections to {path.name} is reached, over all workers"
     if len(path.connections) >= path.shaping.connections:
         return f"limit of {path.shaping.connections} connections to {path.name} is reached"
     return "its turn comes"

@@ -110,7 +110,7 @@ def why_it_waits(row: QueueRow) -> str:
     if row.state == "suspended":
         return f"site paused: {essence(row.reason.partition(': ')[2] or row.last_reply)}"
     if row.reason.startswith("limit of"):
-        return f"{row.reason.partition(' (')[0].partition(' to ')[0]} at once"
+        return f"{row.reason.partition(' connections')[0]} connections at once"
     return essence(row.reason) or row.last_reply or row.state
 
 

@@ -12,6 +12,7 @@ monkey.patch_all()
 import errno  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
+import tempfile  # noqa: E402
 import time  # noqa: E402
 from collections import Counter  # noqa: E402
 from collections.abc import Callable  # noqa: E402
@@ -19,12 +20,14 @@ from copy import deepcopy  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
+import gevent.select  # noqa: E402
 from gevent.server import StreamServer  # noqa: E402
 
 from mta.config.schema import Config, DeliveryTimeouts, Retry, Shaping, ShapingRules  # noqa: E402
 from mta.config.schema import Delivery as DeliverySettings  # noqa: E402
 from mta.config.units import Duration  # noqa: E402
 from mta.delivery import connection, engine, wire  # noqa: E402
+from mta.delivery.limits import Limits  # noqa: E402
 from mta.delivery.routing import Addresses, Host, Route, RouteFailure  # noqa: E402
 from mta.delivery.settle import Settler, Verdict  # noqa: E402
 from mta.delivery.waiting import standing, why_not_now  # noqa: E402
@@ -90,7 +93,7 @@ class Shelf:
         return sum(len(event.get("recipients", [1])) for event in self.events if event["event"] == kind)
 
 
-class Limits:
+class Unlimited:
     """There are none, unless one is said to be full."""
 
     lacking: str | None = None
@@ -110,6 +113,7 @@ class World:
     """An engine, and a host that behaves as `data` says: whether the client gets an answer to DATA."""
 
     def __init__(self, **options: Any) -> None:
+        limits = options.pop("limits", None) or Unlimited()
         retry = Retry(first=Duration(0.05), site_first=Duration(options.pop("pause", 0.05)), site_cap=Duration(3600),
                       jitter=0.0)
         self.config = Config(hostname="mta.test", retry=retry, **options)
@@ -126,7 +130,7 @@ class World:
         self.addresses_found: list[tuple[int, str]] = [(2, "127.0.0.1")]
         self.asked: Counter[str] = Counter()
         self.settler = Settler(self.config, RetryClock(retry), lambda shard: clock_us() << 10, self.original, clock_us)
-        self.engine = engine.Engine(self.config, {0: self.shelf}, self, Limits(), self.settler,  # type: ignore
+        self.engine = engine.Engine(self.config, {0: self.shelf}, self, limits, self.settler,  # type: ignore
                                     lambda store, message: self.original(message), clock_us)
         self.engine.start()
 
@@ -136,7 +140,7 @@ class World:
 
     def route(self, domain: str) -> Route:
         self.asked["route"] += 1
-        return Route("mx.d.test", (Host("mx.d.test", self.port, 0),), FOREVER, False)
+        return Route(f"mx.{domain}", (Host(f"mx.{domain}", self.port, 0),), FOREVER, False)
 
     def addresses(self, host: Host) -> Addresses:
         self.asked["addresses"] += 1
@@ -164,12 +168,13 @@ class World:
                 self.taken.append(sender)
             sock.sendall(b"250 ok\r\n")
 
-    def make(self, sender: str = "a@x.test", age_s: float = 0.0, fresh: bool = True) -> Delivery:
+    def make(self, sender: str = "a@x.test", age_s: float = 0.0, fresh: bool = True,
+             domain: str = "d.test") -> Delivery:
         self.number += 1
         now_us = clock_us()
         message = Message(self.number << 10, sender, now_us - int(age_s * 1e6), CONTENT, header_size=30,
                           size=len(CONTENT))
-        one = Delivery(message, 0, "d.test", "d.test", [Recipient("u@d.test")], now_us)
+        one = Delivery(message, 0, domain, domain, [Recipient(f"u@{domain}")], now_us)
         self.shelf.stored[one.key] = deepcopy(one)
         if fresh:
             self.engine.scheduler.add(0, one)
@@ -381,6 +386,85 @@ def nothing_is_begun_while_outcomes_cannot_be_written() -> None:
     assert len(world.taken) == 3
 
 
+def a_free_place_is_taken_by_one_who_can_use_it() -> None:
+    """Connections are opened one at a time here. One that waits in line has no mail any more when its turn comes: the
+    next one gets it, nobody waits for ever."""
+    engine.AT_ONCE = 1
+    engine.STALL_S = 3600.0
+    world = World()
+    world.trickle_s = 0.01
+    for domain in ("a.test", "b.test", "c.test"):
+        world.make(domain=domain)
+        world.until(lambda domain=domain: f"mx.{domain}" in world.engine.paths)
+    path = world.engine.paths["mx.b.test"]
+    world.until(lambda: path in world.engine.opening)
+    for queue in list(path.turns):
+        world.engine.scheduler.park(queue, clock_us() + 10**12)
+    world.until(lambda: len(world.taken) == 2)
+
+
+def many_sites_share_a_small_total() -> None:
+    """Two connections in all for a hundred sites: what rests makes room for who waits, in turn, and each lease that
+    becomes free is offered to the next in line only: the work does not grow with the number of those who wait."""
+    sites = 100
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = World(delivery=DeliverySettings(connections=2), limits=limits)
+        gevent.spawn(listen, world, limits)
+        kicks = Counter[str]()
+        kick = world.engine.kick
+        world.engine.kick = lambda path: kicks.update([path.name]) or kick(path)  # type: ignore
+        for number in range(sites):
+            world.make(domain=f"d{number}.test")
+        most = 0
+        while not world.drained():
+            gevent.sleep(0.001)
+            most = max(most, len(world.engine.connections))
+        assert (most, world.shelf.told("delivered")) == (2, sites)
+        assert kicks.total() < 10 * sites, kicks.total()
+
+
+def what_rests_makes_room() -> None:
+    """All connections that may be are at rest, each to its site. Mail to another site gets the lease of the one that
+    has rested longest, at once, and only that."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = World(delivery=DeliverySettings(connections=3, idle=Duration(3600)), limits=limits)
+        gevent.spawn(listen, world, limits)
+        for domain in ("a.test", "b.test", "c.test", "d.test"):
+            world.make(domain=domain)
+            world.until(lambda domain=domain: any(one.idle for one in world.engine.connections
+                                                  if one.path.name == f"mx.{domain}"))
+        assert sorted(world.engine.paths) == ["mx.b.test", "mx.c.test", "mx.d.test"]
+        assert len(world.engine.connections) == 3
+
+
+def listen(world: World, limits: Limits) -> None:
+    """As a worker does."""
+    while True:
+        gevent.select.select([limits.fileno()], [], [])
+        world.engine.nudged(limits.recv_nudges())
+
+
+def sites_that_failed_are_forgotten_in_time() -> None:
+    """The memory of failed sites is bounded, and looking through it is rare also when all are busy."""
+    engine.PATHS_KEPT = 100
+    world = World(pause=3600)
+    looks: list[int] = []
+    forget = world.engine._forget_paths
+    world.engine._forget_paths = lambda: looks.append(len(world.engine.paths)) or forget()  # type: ignore
+    world.engine._forget_above = 100
+    for number in range(1000):
+        world.engine._path(f"idle{number}", None, "d.test")
+        assert len(world.engine.paths) <= 100
+    assert len(looks) <= 1000 / 10 + 1
+    looks.clear()
+    for number in range(1000):
+        world.engine._path(f"busy{number}", None, "d.test").connections.add(object())  # type: ignore
+    assert len(looks) <= 1000 / 10 + 1
+    assert sum(name.startswith("busy") for name in world.engine.paths) == 1000
+
+
 def why_mail_waits() -> None:
     """A queue that does not move says why: its path is suspended, the disk is full, its path waits for a lease."""
     world = World(pause=60)
@@ -401,11 +485,11 @@ def why_mail_waits() -> None:
     assert standing(world.engine, 0, "d.test", clock_us() + 10**9)[:2] == ("waiting", "for its retry time")
     shelf.problem = None
 
-    Limits.lacking = "total"
+    Unlimited.lacking = engine.TOTAL
     scheduler._parked.clear()
     world.make()
     assert path.turns
-    assert standing(world.engine, 0, "d.test", 1)[:2] == ("ready", "limit of 5000 connections (total) is reached")
+    assert standing(world.engine, 0, "d.test", 1)[:2] == ("ready", "limit of 5000 connections in all is reached")
     assert standing(world.engine, 0, "other.test", 1)[:2] == ("ready", "it is being read from disk")
     scheduler.starved = True
     assert standing(world.engine, 0, "other.test", 1)[:2] == ("ready", "waits for room in memory")

@@ -6,7 +6,7 @@ from mta.delivery.openings import Line
 
 
 def test_the_bound_holds_and_places_go_on_in_order() -> None:
-    """Above the limit one stands in line; each end calls the next, first come first served."""
+    """Above the limit one stands in line; each free place calls the next, first come first served."""
     line: Line[str] = Line(2)
     for who in ("a", "b"):
         assert line.has_room(who)
@@ -15,11 +15,25 @@ def test_the_bound_holds_and_places_go_on_in_order() -> None:
     assert not line.has_room("c")
     assert not line.has_room("d")
     assert not line.has_room("c"), "asking twice gives no second place"
-    assert line.end() == "c"
+    assert line.next() is None
+    line.end()
+    assert line.next() == "c"
     assert line.has_room("c")
     line.begin()
-    assert line.end() == "d"
-    assert line.end() is None
+    assert line.next() is None
+    line.end()
+    assert line.next() == "d"
+    assert line.next() is None
+
+
+def test_a_place_that_the_next_one_has_no_use_for_goes_on() -> None:
+    """Whoever is called may have nothing to open a connection for any more: the one behind is called as well."""
+    line: Line[str] = Line(1)
+    line.begin()
+    assert not line.has_room("a")
+    assert not line.has_room("b")
+    line.end()
+    assert [line.next(), line.next(), line.next()] == ["a", "b", None]
 
 
 def test_who_comes_at_a_free_moment_leaves_the_line() -> None:
@@ -28,8 +42,10 @@ def test_who_comes_at_a_free_moment_leaves_the_line() -> None:
     line.begin()
     assert not line.has_room("a")
     assert not line.has_room("b")
-    assert line.end() == "a"
+    line.end()
+    assert line.next() == "a"
     assert line.has_room("b")
     line.begin()
     assert "b" not in line
-    assert line.end() is None
+    line.end()
+    assert line.next() is None

@@ -90,7 +90,8 @@ def test_queues_that_wait_for_the_same_reason_are_one_line() -> None:
     down = "{} is suspended for another {} s: 4.4.1 {} [127.0.0.{}:25]: connect: Connection refused"
     rows = [QueueRow(f"d{n}.example", "", n, n, state="suspended", reason=down.format(f"mx{n}", n, f"mx{n}", n))
             for n in (1, 2, 3)]
-    rows.append(QueueRow("big.example", "", 50, 50, state="ready", reason="limit of 8 connections (mx.big) is reached"))
+    rows.append(QueueRow("big.example", "", 50, 50, state="ready",
+                         reason="limit of 8 connections to mx.big is reached, over all workers"))
 
     groups = view.grouped(rows)
 
