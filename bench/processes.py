@@ -241,7 +241,7 @@ class MemoryWatch:
         """Look once."""
         together = 0
         for pid in self._processes.pids():
-            resident, anonymous = _memory(pid)
+            resident, anonymous = memory(pid)
             if not resident:
                 continue
             peak = self.peaks.get(pid)
@@ -260,7 +260,7 @@ class MemoryWatch:
         return Peak(largest.role, largest.resident, max(peak.anonymous for peak in self.peaks.values()))
 
 
-def _memory(pid: int) -> tuple[int, int]:
+def memory(pid: int) -> tuple[int, int]:
     """VmHWM and RssAnon in bytes; zeros when the process is gone."""
     resident = anonymous = 0
     try:

@@ -59,7 +59,7 @@ class Program:
             for line in self._said().splitlines():
                 if "ready" in line:
                     return line
-            if self._has_ended():
+            if self.ended():
                 break
             time.sleep(_LOOK_S)
         raise ProgramError(f"{self.name} did not start: {self._said().strip() or 'no word of it'}")
@@ -67,7 +67,7 @@ class Program:
     def wait(self, limit_s: float) -> None:
         """Wait until it ends. Raises ProgramError when it does not, or with an exit code that is not 0."""
         deadline = time.monotonic() + limit_s
-        while not self._has_ended():
+        while not self.ended():
             if time.monotonic() > deadline:
                 self.stop()
                 raise ProgramError(f"{self.name} did not end in {limit_s:g} s: {self._said().strip()}")
@@ -83,9 +83,9 @@ class Program:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + START_S
-        while not self._has_ended() and time.monotonic() < deadline:
+        while not self.ended() and time.monotonic() < deadline:
             time.sleep(_LOOK_S)
-        if not self._has_ended():
+        if not self.ended():
             self._process.kill()
         self._reap()
 
@@ -104,7 +104,7 @@ class Program:
     def _said(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def _has_ended(self) -> bool:
+    def ended(self) -> bool:
         """Whether it has; unlike poll(), leaves the zombie whose CPU time is to be read."""
         if self._process.returncode is not None:
             return True

@@ -31,7 +31,8 @@ _END = b"\r\n.\r\n"
 class Session:
     """One connection."""
 
-    __slots__ = ("closing", "in_content", "recipients", "replies", "rest", "socket", "unsent", "waiting")
+    __slots__ = ("closing", "content_done", "in_content", "recipients", "replies", "rest", "socket", "unsent",
+                 "waiting")
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
@@ -40,6 +41,8 @@ class Session:
         self.unsent = b""
         self.recipients: list[int] = []
         self.in_content = False
+        self.content_done = False
+        """Among the replies to come is one to content."""
         self.closing = False
         self.waiting = False
 
@@ -87,15 +90,18 @@ class Counts:
 class Sink:
     """The loop."""
 
-    def __init__(self, addresses: list[str], port: int, delay_s: float, refuse: bool) -> None:
+    def __init__(self, addresses: list[str], port: int, delay_s: float, content_delay_s: float, refuse: bool) -> None:
         self.counts = Counts()
         self._delay_s = delay_s
+        self._content_delay_s = content_delay_s
         self._refuse = refuse
         self._poll = select.epoll()
         self._stop = Stop(self._poll)
         self._listeners: dict[int, socket.socket] = {}
         self._sessions: dict[int, Session] = {}
+        # Each in the order of time, as each has one delay.
         self._delayed: deque[tuple[float, Session]] = deque()
+        self._contents: deque[tuple[float, Session]] = deque()
         for address in addresses:
             listener = socket.create_server((address, port), backlog=4096)
             listener.setblocking(False)
@@ -108,8 +114,9 @@ class Sink:
         counts, seen, sessions = self.counts, self.counts.seen, self._sessions
         while not self._stop.asked:
             wait_s = 0.2
-            if self._delayed:
-                wait_s = min(max(self._delayed[0][0] - now_s, 0.0), wait_s)
+            for line in (self._delayed, self._contents):
+                if line:
+                    wait_s = min(max(line[0][0] - now_s, 0.0), wait_s)
             for fd, mask in self._poll.poll(wait_s):
                 session = sessions.get(fd)
                 if session is not None:
@@ -123,11 +130,14 @@ class Sink:
                     continue
                 heard_s = now_s
             now_s = time.monotonic()
-            while self._delayed and self._delayed[0][0] <= now_s:
-                session = self._delayed.popleft()[1]
-                session.waiting = False
-                self._write(session)
-            if expected and len(seen) >= expected and now_s - counts.last_s > GRACE_S:
+            for line in (self._delayed, self._contents):
+                while line and line[0][0] <= now_s:
+                    session = line.popleft()[1]
+                    session.waiting = session.content_done = False
+                    self._write(session)
+                    heard_s = now_s
+            answered = not (self._delayed or self._contents)
+            if expected and answered and len(seen) >= expected and now_s - counts.last_s > GRACE_S:
                 break
             if now_s - heard_s > idle_s or now_s - started_s > limit_s:
                 break
@@ -181,6 +191,7 @@ class Sink:
                 self.counts.message(session.recipients, time.monotonic())
                 session.recipients = []
                 session.replies.append(b"250 2.0.0 ok\r\n")
+                session.content_done = True
                 continue
             end = data.find(b"\n", position) + 1
             if not end:
@@ -219,11 +230,17 @@ class Sink:
 
     def _answer(self, session: Session) -> None:
         """The replies so far, now or after the delay; one burst of replies is delayed once."""
-        if self._delay_s <= 0:
-            self._write(session)
-        elif not session.waiting:
+        if session.waiting:
+            return
+        if session.content_done and self._content_delay_s > 0:
+            session.waiting = True
+            self._contents.append((time.monotonic() + self._content_delay_s, session))
+        elif self._delay_s > 0:
             session.waiting = True
             self._delayed.append((time.monotonic() + self._delay_s, session))
+        else:
+            session.content_done = False
+            self._write(session)
 
     def _write(self, session: Session) -> None:
         if session.waiting:
@@ -267,6 +284,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("-k", dest="addresses", type=int, default=1, metavar="N", help="consecutive addresses")
     parser.add_argument("-p", dest="port", type=int, required=True, metavar="PORT", help="port on all of them")
     parser.add_argument("-w", dest="delay_ms", type=float, default=0, metavar="MS", help="delay of each reply burst")
+    parser.add_argument("-W", dest="content_delay_ms", type=float, default=0, metavar="MS",
+                        help="delay of replies to content instead")
     parser.add_argument("-n", dest="expected", type=int, default=0, metavar="N", help="recipients expected")
     parser.add_argument("-i", dest="idle_s", type=float, default=60, metavar="S", help="end when nothing comes for S")
     parser.add_argument("-X", dest="limit_s", type=float, default=900, metavar="S", help="end after S in any case")
@@ -281,7 +300,8 @@ def main() -> int:
     raise_descriptor_limit()
     try:
         addresses = consecutive(options.first, options.addresses)
-        sink = Sink(addresses, options.port, options.delay_ms / 1000, options.refuse)
+        sink = Sink(addresses, options.port, options.delay_ms / 1000,
+                    options.content_delay_ms / 1000, options.refuse)
     except (ValueError, OSError) as error:
         print(f"bench.sink: {error}", file=sys.stderr)
         return 2
