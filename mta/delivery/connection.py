@@ -188,7 +188,7 @@ class Connection:
         try:
             wire.connect(target.family, target.address, target.host.port, engine.source_address(target.family))
             while True:
-                self._send(timeouts.block)
+                self._send(client.output(), timeouts.block)
                 phase = client.phase
                 self._set_deadline(phase)
                 data = wire.read()
@@ -264,8 +264,8 @@ class Connection:
 
     def _fill(self) -> None:
         """Give the machine what it can take, and the wire what the machine has to say."""
-        client, engine = self.client, self.engine
-        while client.can_send:
+        client, engine, turns = self.client, self.engine, self.path.turns
+        while turns.count and client.can_send:
             job = engine.next_job(self)
             if job is None:
                 break
@@ -287,14 +287,15 @@ class Connection:
 
     def _write(self) -> None:
         """Send what the machine has to say; before the end of a message leaves, the mark that it may have arrived."""
-        for job in self.jobs:
-            if job.transaction.dot_sent and not job.marked:
-                job.marked = True
-                self.engine.mark_in_flight(job)
-        self._send(self.engine.config.delivery.timeouts.block)
-
-    def _send(self, block_s: float) -> None:
         output = self.client.output()
+        if output:
+            for job in self.jobs:
+                if job.transaction.dot_sent and not job.marked:
+                    job.marked = True
+                    self.engine.mark_in_flight(job)
+            self._send(output, self.engine.config.delivery.timeouts.block)
+
+    def _send(self, output: list[bytes], block_s: float) -> None:
         if output:
             self._waited_for = None
             self.wire.write(output, block_s)
@@ -320,9 +321,9 @@ class Connection:
     def _handle(self, happened: list[ClientEvent]) -> None:
         for event in happened:
             if isinstance(event, Finished):
-                for job in self.jobs:
+                for position, job in enumerate(self.jobs):
                     if job.transaction is event.transaction:
-                        self.jobs.remove(job)
+                        del self.jobs[position]
                         self.engine.settle(self, job)
                         break
 

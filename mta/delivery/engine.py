@@ -21,7 +21,7 @@ from mta.config.schema import Config
 from mta.delivery.connection import Connection, Job, patience, transaction_for
 from mta.delivery.limits import Limits
 from mta.delivery.openings import AT_ONCE, AT_ONCE_TO_FAILING, Line
-from mta.delivery.outcome import judge
+from mta.delivery.outcome import delivered_to_all, judge
 from mta.delivery.path import Path
 from mta.delivery.routing import Route, RouteFailure, Router
 from mta.delivery.settle import Settler, Verdict
@@ -250,7 +250,7 @@ class Engine:
         if known is not path:  # it was forgotten while it had nothing to do, and made anew for another domain
             known.route = path.route
             queue.path = self._routes[queue.domain] = path = known
-        if path.suspended_until_us > self.clock_us():
+        if path.suspended_until_us and path.suspended_until_us > self.clock_us():
             self.scheduler.park(queue, path.suspended_until_us)
             return
         path.turns.add(queue)
@@ -391,7 +391,9 @@ class Engine:
         path = connection.path
         if self.stopping or connection.stopping or self._spent(connection) or path.turns:
             return False
-        if path.suspended_until_us > self.clock_us() or self._gives_way(connection, resting=True):
+        if path.suspended_until_us and path.suspended_until_us > self.clock_us():
+            return False
+        if self._gives_way(connection, resting=True):
             return False
         connection.idle = True
         path.idle.append(connection)
@@ -407,7 +409,10 @@ class Engine:
 
     def choked(self) -> bool:
         """Whether outcomes cannot be written down: what is delivered now would be delivered again after a crash."""
-        return any(store.choked for store in self.stores.values())
+        for store in self.stores.values():  # noqa: SIM110 - asked for every message, and a generator costs
+            if store.choked:
+                return True
+        return False
 
     def _spent(self, connection: Connection) -> bool:
         shaping = connection.path.shaping
@@ -456,8 +461,9 @@ class Engine:
                 self._conclude(queue, delivery, partial(self.settler.expire, delivery, path.reason))
                 continue
             at_most = path.shaping.recipients_per_message
-            if connection.client.capabilities.rcpt_max:
-                at_most = min(at_most, connection.client.capabilities.rcpt_max)
+            rcpt_max = connection.client.capabilities.rcpt_max
+            if rcpt_max and rcpt_max < at_most:
+                at_most = rcpt_max
             transaction = transaction_for(delivery, at_most)
             return Job(queue, delivery, transaction, time.monotonic(), delivery.message.content is None)
         return None
@@ -495,16 +501,24 @@ class Engine:
     def settle(self, connection: Connection, job: Job) -> None:
         """A transaction has ended. Hot path (bench S1, S2)."""
         transaction, delivery, path = job.transaction, job.delivery, connection.path
+        now_s = time.monotonic()
+        reply = delivered_to_all(transaction)
+        if reply is not None and transaction.recipients is delivery.recipients:
+            connection.completed += 1
+            path.succeeded(now_s)
+            self._conclude(job.queue, delivery, partial(
+                self.settler.deliver, delivery, reply, connection.peer, now_s - job.started_s))
+            return
         outcome = judge(transaction, connection.completed > 0, delivery.losses)
         if not transaction.lost and outcome.host_failure is None:
             connection.completed += 1
-            path.succeeded(time.monotonic())
+            path.succeeded(now_s)
         elif transaction.mail is not None or transaction.lost_phase:
             delivery.losses += 1
         if outcome.host_failure is not None:  # first, so that what goes back to its queue opens no connection
             self._site_failed(path, str(outcome.host_failure), refused=False)
         self._conclude(job.queue, delivery, partial(
-            self.settler.settle, delivery, outcome, connection.peer, time.monotonic() - job.started_s), job.marked)
+            self.settler.settle, delivery, outcome, connection.peer, now_s - job.started_s), job.marked)
 
     def _conclude(self, queue: Queue, delivery: Delivery, judged: Callable[[], Verdict], marked: bool = False) -> None:
         """Commit the verdict on a delivery in flight. What it says becomes true when it is durable; until then a crash

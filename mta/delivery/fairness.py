@@ -33,17 +33,15 @@ class _Tenant(Generic[T]):
 class Turns(Generic[T]):
     """A set of queues that take turns. The caller takes a queue out when it is empty."""
 
-    __slots__ = ("_tenants", "_weights")
+    __slots__ = ("_tenants", "_weights", "count")
 
     def __init__(self, weights: dict[str, int] | None = None) -> None:
+        self.count = 0  # queues in the set
         self._weights = weights or {}
         self._tenants: OrderedDict[str, _Tenant[T]] = OrderedDict()
 
     def __len__(self) -> int:
-        return sum(len(tenant.queues) for tenant in self._tenants.values())
-
-    def __bool__(self) -> bool:
-        return bool(self._tenants)
+        return self.count
 
     def __iter__(self) -> Iterator[T]:
         for tenant in self._tenants.values():
@@ -54,13 +52,16 @@ class Turns(Generic[T]):
         tenant = self._tenants.get(queue.tenant)
         if tenant is None:
             tenant = self._tenants[queue.tenant] = _Tenant(self._weights.get(queue.tenant, 1))
-        tenant.queues.setdefault(queue)
+        if queue not in tenant.queues:
+            tenant.queues[queue] = None
+            self.count += 1
 
     def discard(self, queue: T) -> None:
         """Take `queue` out, if it is in."""
         tenant = self._tenants.get(queue.tenant)
         if tenant is not None and queue in tenant.queues:
             del tenant.queues[queue]
+            self.count -= 1
             if not tenant.queues:
                 del self._tenants[queue.tenant]
 

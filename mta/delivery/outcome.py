@@ -47,6 +47,17 @@ class Outcome:
     host_failure: Reply | None = None
 
 
+def delivered_to_all(transaction: Transaction) -> Reply | None:
+    """The reply that took the message for every recipient of `transaction`, as most do; None when it went otherwise."""
+    final = transaction.final
+    if final is None or final.code >= 300:
+        return None
+    for reply in transaction.rcpts:
+        if reply is None or reply.code >= 300:
+            return None
+    return final
+
+
 def judge(transaction: Transaction, peer_is_good: bool, losses: int) -> Outcome:
     """Class the outcome of `transaction`.
 

@@ -50,13 +50,15 @@ class WireTimeoutError(WireError):
 class Wire:
     """One connection. Used by one greenlet; `wake` and `expire` may be called by any."""
 
-    __slots__ = ("_early", "_greenlet", "_incoming", "_io", "_outgoing", "_sock", "_sweeper", "_tls", "_token",
-                 "deadline", "unsent", "waiting_for")
+    __slots__ = ("_early", "_greenlet", "_hub", "_incoming", "_io", "_outgoing", "_sock", "_sweeper", "_tls", "_token",
+                 "_watched", "deadline", "unsent", "waiting_for")
 
     def __init__(self, sweeper: Sweeper) -> None:
         self._sock: Any = None
+        self._hub = get_hub()
         self._io: Any = None
-        self._greenlet: Any = None
+        self._watched = 0  # what the watcher runs for
+        self._greenlet: Any = None  # while it waits
         self._token = 0  # counts waits, so that a late wake cannot end the wrong one
         self._early = b""  # read while writing
         self._tls: ssl.SSLObject | None = None
@@ -97,7 +99,6 @@ class Wire:
         """Close now; bytes that were written still go out."""
         self._sweeper.discard(self)
         if self._io is not None:
-            self._io.stop()
             self._io.close()
             self._io = None
         if self._sock is not None:
@@ -119,24 +120,39 @@ class Wire:
     # -- waiting ------------------------------------------------------------------------------------------------
 
     def _wait(self, events: int) -> object:
-        """Give way to others until the socket is ready for `events`, or `wake`, or the deadline."""
-        io = self._io
-        if io is None:
-            io = self._io = get_hub().loop.io(self._sock.fileno(), events)
-        elif io.events != events:
-            io.events = events
+        """Give way to others until the socket is ready for `events`, or `wake`, or the deadline. Hot path.
+
+        The watcher goes on between waits, as the next one is mostly for the same.
+        """
+        if self._watched != events:
+            self._watch(events)
         self._greenlet = gevent.getcurrent()
         self._token += 1
-        io.start(self._greenlet.switch, None)
         try:
-            why: object = get_hub().switch()
+            why: object = self._hub.switch()
         finally:
             self._greenlet = None
-            if self._io is not None:
-                io.stop()
         if why is _EXPIRED:
             raise WireTimeoutError(f"timeout while waiting for {self.waiting_for}")
         return why
+
+    def _watch(self, events: int) -> None:
+        io = self._io
+        if io is None:
+            io = self._io = self._hub.loop.io(self._sock.fileno(), events)
+        else:
+            io.stop()
+            io.events = events
+        io.start(self._ready)
+        self._watched = events
+
+    def _ready(self) -> None:
+        greenlet = self._greenlet
+        if greenlet is not None:
+            greenlet.switch(None)
+        else:  # the greenlet is about something else: once it waits for the socket, it will be told
+            self._io.stop()
+            self._watched = 0
 
     def _resume(self, token: int, why: object) -> None:
         greenlet = self._greenlet
@@ -146,12 +162,12 @@ class Wire:
     def wake(self) -> None:
         """End the peer's `read` with WOKEN, if it is waiting."""
         if self._greenlet is not None:
-            get_hub().loop.run_callback(self._resume, self._token, WOKEN)
+            self._hub.loop.run_callback(self._resume, self._token, WOKEN)
 
     def expire(self) -> None:
         """End the current wait with WireTimeoutError, if there is one."""
         if self._greenlet is not None:
-            get_hub().loop.run_callback(self._resume, self._token, _EXPIRED)
+            self._hub.loop.run_callback(self._resume, self._token, _EXPIRED)
 
     # -- bytes --------------------------------------------------------------------------------------------------
 
@@ -175,8 +191,10 @@ class Wire:
             return None
         except OSError as error:
             raise WireError(f"connection lost: {error.strerror or error}") from None
-        if self._tls is None or not data:
-            return data
+        return self._decrypted(data) if self._tls is not None and data else data
+
+    def _decrypted(self, data: bytes) -> bytes | None:
+        assert self._tls is not None
         self._incoming.write(data)
         plain: list[bytes] = []
         try:
