@@ -30,6 +30,8 @@ class HubStore(Store):
     """A `Store` that flushes and collects by itself. Its callbacks run on the hub: they must not wait."""
 
     patient = True
+    _hurries = False  # a flush is due soon
+    _gathers = False  # or at all
     _watcher: Any = None
     _idle: Any = None
     _hurry: Any = None
@@ -52,17 +54,20 @@ class HubStore(Store):
     def submit(self, tx: Transaction, done: Callable[[StoreError | None], None] | None = None) -> None:
         """As `Store.submit`; flushed when the hub has nothing better to do, or before long. Hot path."""
         super().submit(tx, done)
-        self._schedule()
+        if not (self._gathers if done is None else self._hurries):
+            self._schedule()
 
     def _schedule(self) -> None:
         if self.awaited:
-            if not self._hurry.active:
-                self._idle.start(self._flush)
-                self._hurry.again(self._flush)
-        elif not self._patience.active:
+            self._hurries = self._gathers = True
+            self._idle.start(self._flush)
+            self._hurry.again(self._flush)
+        else:
+            self._gathers = True
             self._patience.again(self._flush)
 
     def _flush(self) -> None:
+        self._hurries = self._gathers = False
         self._idle.stop()
         self._hurry.stop()
         self._patience.stop()
@@ -73,7 +78,7 @@ class HubStore(Store):
             self.collect()
         except Exception:
             log.exception("bug: the completion of a commit was not carried out")
-        if self.pending:
+        if self.pending and not self._hurries:
             self._schedule()
 
     def close(self) -> None:

@@ -94,7 +94,7 @@ class Intake:
             done(prepared)
             return
         assert self._commit is not None
-        taken = Reply(250, "2.0.0", (f"Ok: queued as {format_id(prepared.message.id)}",))
+        taken = Reply(250, "2.0.0", (f"Ok: queued as {prepared.message.text_id}",))
         self._commit(prepared, lambda error: done(taken if error is None else store_reply(error)))
 
     def prepare(self, envelope: Envelope, content: bytes, source: Source) -> Accepted | Reply:
@@ -158,6 +158,7 @@ class Intake:
             source.origin,
             size=size,
             deliveries=len(groups),
+            id_text=queue_id,
         )
         deliveries = [
             Delivery(message, index, queue_name(domain), domain, group, now_us)

@@ -382,7 +382,7 @@ class _Session:
             self._listen(anew=False)
 
     def _say(self, data: bytes) -> None:
-        """Send `data`. Hot path."""
+        """Send `data`, then listen again. Hot path."""
         if self._unsent:
             self._unsent += data
             return
@@ -390,10 +390,16 @@ class _Session:
             sent = self._sock.send(data)
         except BlockingIOError:
             sent = 0
-        if sent == len(data):
-            self._said()
-            return
-        self._unsent = data[sent:]
+        if sent < len(data):
+            self._say_rest(data[sent:])
+        elif self.machine.state != CLOSED:
+            self._listen(anew=True)
+        else:
+            self._said_last()
+
+    def _say_rest(self, data: bytes) -> None:
+        """The client has to take more of our output before anything else is done."""
+        self._unsent = data
         now_s = time.monotonic()
         self._deadline_s = now_s + (CLOSING_S if self.machine.state == CLOSED else self._limits.timeouts.command)
         self._start_timer(now_s)
@@ -410,7 +416,10 @@ class _Session:
             if not self._unsent:
                 self._io.stop()
                 self._io.events = _READ
-                self._said()
+                if self.machine.state != CLOSED:
+                    self._listen(anew=True)
+                else:
+                    self._said_last()
         except BlockingIOError:
             pass
         except OSError:
@@ -418,17 +427,9 @@ class _Session:
         except Exception:
             self._failed()
 
-    def _said(self) -> None:
-        if self.machine.state != CLOSED:
-            self._listen(anew=True)
-        elif self._by_client:
-            self._end()
-        else:
-            self._part()
-
     def _listen(self, *, anew: bool) -> None:
         """Wait for input: each block of content has its time, and so has each command as a whole. Hot path."""
-        if not self._reading and not self._unsent:
+        if not (self._reading or self._unsent):
             self._reading = True
             self._io.start(self._readable)
         now_s = time.monotonic()
@@ -452,8 +453,11 @@ class _Session:
 
     # -- the end ------------------------------------------------------------------------------------------------
 
-    def _part(self) -> None:
-        """See that our last reply is not lost by a reset."""
+    def _said_last(self) -> None:
+        """Close; but see that our last reply is not lost by a reset, if the client may still be sending."""
+        if self._by_client:
+            self._end()
+            return
         self._parting = True
         self._sock.shutdown(_SHUT_WR)
         now_s = time.monotonic()

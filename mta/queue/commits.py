@@ -76,7 +76,7 @@ class Commits:
 
     def changed(self) -> set[Key]:
         """The deliveries that have been submitted for a change, and whose change is not durable."""
-        return {key for encoded in (*(self._writing or ()), *self._pending) for key in encoded.changed()}
+        return {key for encoded in (*(self._writing or ()), *self._pending) for key in encoded.changed}
 
     @property
     def choked(self) -> bool:
@@ -132,7 +132,7 @@ class Commits:
         self._refused = (now, str(error))
         kept = [encoded for encoded in failed if encoded.must]
         self._pending[:0] = kept
-        self.held_back = frozenset(key for encoded in kept for key in encoded.changed())
+        self.held_back = frozenset(key for encoded in kept for key in encoded.changed)
         if kept:
             self._again_at = now + RETRY_S
         for encoded in failed:

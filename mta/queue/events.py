@@ -249,7 +249,7 @@ def _start(kind: str, time_us: int) -> str:
 
 def _head(kind: str, time_us: int, message: Message, queue: str, addresses: str) -> str:
     return (
-        f'{_start(kind, time_us)},"message":"{format_id(message.id)}","queue":{_quoted(queue)},'
+        f'{_start(kind, time_us)},"message":"{message.text_id}","queue":{_quoted(queue)},'
         f'"sender":{_quoted(message.sender)},"recipients":{addresses}'
     )
 
@@ -280,7 +280,8 @@ def _addresses(recipients: Sequence[Recipient]) -> str:
 
 
 def _age(delivery: Delivery, time_us: int) -> str:
-    return f"{max(time_us - delivery.message.arrival_us, 0) / 1e6:.3f}"
+    age_us = time_us - delivery.message.arrival_us
+    return f"{age_us / 1e6:.3f}" if age_us > 0 else "0.000"
 
 
 def kinds_of(field: Field) -> tuple[str, ...]:

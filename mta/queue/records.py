@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from mta.queue.ids import format_id
+
 # Message.flags
 EIGHT_BIT = 1  # MAIL BODY=8BITMIME, or content with bytes above 127
 SMTPUTF8 = 2  # MAIL SMTPUTF8
@@ -69,6 +71,14 @@ class Message:
     size: int = 0
     deliveries: int = 0  # how many there were at acceptance
     held: int = 0  # the scheduler's: deliveries in memory that share `content`
+    id_text: str = ""  # what `text_id` gives, once it is known
+
+    @property
+    def text_id(self) -> str:
+        """The id as people see it."""
+        if not self.id_text:
+            self.id_text = format_id(self.id)
+        return self.id_text
 
 
 @dataclass(slots=True)

@@ -194,7 +194,7 @@ class Store:
         if self._released:
             raise StoreError(f"{self._shard.directory} is closed")
         encoded = encode(tx, done)
-        for key in encoded.changed():
+        for key in encoded.changed:
             self._inflight.changing(key)
         self._commits.add(encoded)
         self._room.take(encoded.size)
@@ -429,7 +429,7 @@ class Store:
             encoded.apply(effects, blobs)
         inflight = self._inflight
         for encoded in group.committed:
-            for key in encoded.changed():
+            for key in encoded.changed:
                 inflight.changed(key)
         self._position = group.end
         self._journal_bytes += group.size

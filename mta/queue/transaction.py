@@ -6,8 +6,8 @@ bring content (`ACCEPT`, `MOVE`) use up the blobs of their frame in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from mta.queue.effects import DeliveryState, Effects, Key, NewMessage
@@ -66,12 +66,13 @@ class Encoded:
     size: int
     events: bytes  # each line with its newline
     must: bool  # it settles something: no failure may drop it
-    accepts: list[tuple[Message, NewMessage, list[DeliveryState]]]
-    updates: list[DeliveryState]
-    removes: list[Delivery]
-    marks: dict[bytes, bytes | None]
-    moves: list[Move] = field(default_factory=list)
+    changed: Sequence[Key]  # the deliveries that were there before and change by this
     done: Done | None = None
+    accepts: Sequence[tuple[Message, NewMessage, list[DeliveryState]]] = ()
+    updates: Sequence[DeliveryState] = ()
+    removes: Sequence[Key] = ()
+    marks: Sequence[tuple[bytes, bytes | None]] = ()
+    moves: Sequence[Move] = ()
 
     def apply(self, effects: Effects, places: Iterator[BodyRef]) -> None:
         """Enter what is durable now into `effects`; `places` goes on with where the blobs are.
@@ -83,19 +84,12 @@ class Encoded:
             effects.accept(new, states)
         for state in self.updates:
             effects.update(state)
-        for delivery in self.removes:
-            effects.remove((delivery.message.id, delivery.index))
-        for key, value in self.marks.items():
-            effects.mark(key, value)
+        for key in self.removes:
+            effects.remove(key)
+        for name, value in self.marks:
+            effects.mark(name, value)
         for move in self.moves:
             effects.move(move.message_id, move.old, next(places))
-
-    def changed(self) -> Iterable[Key]:
-        """The deliveries that were there before and change by this."""
-        for state in self.updates:
-            yield state.key
-        for delivery in self.removes:
-            yield delivery.key
 
 
 def encode(tx: Transaction, done: Done | None = None) -> Encoded:
@@ -105,43 +99,53 @@ def encode(tx: Transaction, done: Done | None = None) -> Encoded:
     """
     parts: list[bytes] = []
     blobs: list[bytes] = []
-    accepts: list[tuple[Message, NewMessage, list[DeliveryState]]] = []
-    size = 0
-    for message, deliveries in tx.accepts:
-        content = message.content
-        if content is None or not deliveries:
-            raise ValueError("a message is accepted with its content and at least one delivery")
-        record = pack_message(message)
-        states = [_state(delivery, True) for delivery in deliveries]
-        indexes = [delivery.index for delivery in deliveries]
-        if len(indexes) > 1 and len(set(indexes)) < len(indexes):
-            raise ValueError("two deliveries of one message have the same index")
-        parts.append(pack((ACCEPT, message.id, indexes)))
-        parts.append(record)
-        parts.extend([state.record for state in states])
-        blobs.append(content)
-        size += len(content)
-        accepts.append((message, NewMessage(message.id, record, len(states), NOWHERE), states))
+    changed: list[Key] = []
+    accepts = [_encode_accept(message, deliveries, parts, blobs) for message, deliveries in tx.accepts]
     updates = []
     for delivery in tx.updates:
         state = _state(delivery, False)
-        parts.append(pack((UPDATE, delivery.message.id, delivery.index)))
+        parts.append(pack((UPDATE, *state.key)))
         parts.append(state.record)
         updates.append(state)
-    parts.extend([pack((REMOVE, delivery.message.id, delivery.index)) for delivery in tx.removes])
-    marks: dict[bytes, bytes | None] = {}
-    for key, value in tx.marks:
-        parts.append(pack((MARK, _mark_key(key), value)))
-        marks[key] = value
-    for key in tx.unmarks:
-        parts.append(pack((UNMARK, _mark_key(key))))
-        marks[key] = None
+        changed.append(state.key)
+    removes = []
+    for delivery in tx.removes:
+        key = delivery.key
+        parts.append(pack((REMOVE, *key)))
+        removes.append(key)
+        changed.append(key)
+    marks = _encode_marks(tx, parts) if tx.marks or tx.unmarks else ()
     lines = tx.events
     events = b"" if not lines else lines[0] + b"\n" if len(lines) == 1 else b"\n".join((*lines, b""))
     operations = b"".join(parts)
-    must = bool(tx.removes or tx.updates or tx.unmarks or not accepts)
-    return Encoded(operations, blobs, size + len(operations) + len(events), events, must, accepts, updates,
-                   list(tx.removes), marks, [], done)
+    size = len(operations) + len(events)
+    for content in blobs:
+        size += len(content)
+    must = bool(changed or tx.unmarks or not accepts)
+    return Encoded(operations, blobs, size, events, must, changed, done, accepts, updates, removes, marks)
+
+
+def _encode_accept(message: Message, deliveries: Sequence[Delivery], parts: list[bytes], blobs: list[bytes]
+                   ) -> tuple[Message, NewMessage, list[DeliveryState]]:
+    content = message.content
+    if content is None or not deliveries:
+        raise ValueError("a message is accepted with its content and at least one delivery")
+    record = pack_message(message)
+    states = [_state(delivery, True) for delivery in deliveries]
+    indexes = [delivery.index for delivery in deliveries]
+    if len(indexes) > 1 and len(set(indexes)) < len(indexes):
+        raise ValueError("two deliveries of one message have the same index")
+    parts.append(pack((ACCEPT, message.id, indexes)))
+    parts.append(record)
+    parts.extend([state.record for state in states])
+    blobs.append(content)
+    return message, NewMessage(message.id, record, len(states), NOWHERE), states
+
+
+def _encode_marks(tx: Transaction, parts: list[bytes]) -> list[tuple[bytes, bytes | None]]:
+    parts.extend([pack((MARK, _mark_key(key), value)) for key, value in tx.marks])
+    parts.extend([pack((UNMARK, _mark_key(key))) for key in tx.unmarks])
+    return [*tx.marks, *((key, None) for key in tx.unmarks)]
 
 
 def encode_events(lines: bytes) -> bytes:
@@ -154,7 +158,7 @@ def encode_moves(moves: list[Move], done: Done | None = None) -> Encoded:
     operations = b"".join(pack((MOVE, move.message_id, *move.old)) for move in moves)
     blobs = [move.content for move in moves]
     size = len(operations) + sum(map(len, blobs))
-    return Encoded(operations, blobs, size, b"", False, [], [], [], {}, moves, done)
+    return Encoded(operations, blobs, size, b"", False, (), done, moves=moves)
 
 
 def _state(delivery: Delivery, born: bool) -> DeliveryState:

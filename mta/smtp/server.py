@@ -308,7 +308,10 @@ class Server:
                 return
             end = data.find(b"\r\n", position)
             if end < 0:
-                self._line_begun(data[position:])
+                if position == len(data):
+                    self._rest = b""
+                else:
+                    self._line_begun(data[position:])
                 return
             line = data[position:end]
             position = end + 2
