@@ -30,6 +30,7 @@ from mta.control.hubstore import HubStore  # noqa: E402
 from mta.control.lag import LoopLag  # noqa: E402
 from mta.control.protocol import worker_socket  # noqa: E402
 from mta.control.service import RequestService  # noqa: E402
+from mta.delivery.clock import ClockWatch  # noqa: E402
 from mta.delivery.dns import Resolver  # noqa: E402
 from mta.delivery.engine import Engine  # noqa: E402
 from mta.delivery.limits import Limits  # noqa: E402
@@ -70,8 +71,9 @@ class Worker:
         self.ids = {shard: IdSource(shard, store.last_id, clock_us) for shard, store in self.stores.items()}
         self.store = self.stores[self.number]
         self.limits = Limits(config.run, self.number)
+        watch = ClockWatch(clock_us, lambda: {shard: ids.last for shard, ids in self.ids.items()})
         self.settler = Settler(config, RetryClock(config.retry), lambda shard: self.ids[shard].next(), self.original,
-                               clock_us)
+                               clock_us, watch)
         self.resolver = Resolver(config.dns)
         self.engine = Engine(config, dict(self.stores), Router(config, self.resolver),
                              self.limits, self.settler, self.read_body, clock_us)

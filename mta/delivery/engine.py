@@ -28,7 +28,7 @@ from mta.delivery.settle import Settler, Verdict
 from mta.delivery.tls import HostMemory, opportunistic_context
 from mta.delivery.wire import AF_INET6, Sweeper
 from mta.queue import events
-from mta.queue.ids import format_id
+from mta.queue.ids import SHARD_BITS, format_id
 from mta.queue.records import Delivery, Message
 from mta.queue.scheduler import FOREVER_US, Queue, Scheduler
 from mta.queue.store import BodyDamaged, BodyUnreadable, Store, Transaction
@@ -41,6 +41,8 @@ STALL_S = 1.0  # a delivery that waited this long behind busy connections gets o
 TURN_S = 1.0  # what a connection may do before it gives way to another worker
 SWEEP_S = 60.0  # how often mail that nobody tries is checked for its age
 SWEEP_BATCH = 500
+LOOK_S = 1.0  # how often it is asked whether the clock was set
+LOOKS_FOR_LATE_S = (0.0, 5.0, 60.0)  # after it was set back; the later ones find what was not on disk yet
 GIVE_UP_BATCH = 100
 PUT_OFF_S = 300.0
 
@@ -76,6 +78,7 @@ class Engine:
         self._contended = False  # more connections in all are wanted than may be
         self.opening: Line[Path] = Line(AT_ONCE)
         self.probing: Line[Path] = Line(AT_ONCE_TO_FAILING)
+        self._bringing: set[int] = set()  # shards that are being looked through for what is due too late
         self._alarm = Event()
         self._empty = Event()
         self.configure(config)
@@ -99,6 +102,9 @@ class Engine:
         """Begin: find what is due in the stores, and keep time."""
         for shard, store in self.stores.items():
             store.on_checkpoint = partial(self.scheduler.checkpoint, shard)
+            if store.last_id >> SHARD_BITS > self.clock_us():  # it was set back while nobody watched
+                self._bring_forward(shard)
+        self.settler.watch.on_step = self._clock_was_set
         gevent.spawn(self._keep_time)
         gevent.spawn(self._sweep)
         self._alarm.set()
@@ -126,7 +132,12 @@ class Engine:
 
     def scan(self, shard: int, after: bytes, limit: int) -> None:
         """Scheduler: read the next queues in the order of their due time."""
-        self.stores[shard].due_queues(after, limit, lambda found, last: self.scheduler.scanned(shard, found, last))
+        self.stores[shard].due_queues(after, limit, partial(self._scanned, shard))
+
+    def _scanned(self, shard: int, found: list[tuple[int, str]], last: bytes | None) -> None:
+        if found and found[-1][0] > self._latest_due_us():
+            self._bring_forward(shard)
+        self.scheduler.scanned(shard, found, last)
 
     def alarm(self) -> None:
         """Scheduler: something is due sooner than was known."""
@@ -149,14 +160,42 @@ class Engine:
         while True:
             soonest_us = self.scheduler.next_wake_us()
             wait_s = None if soonest_us == FOREVER_US else max((soonest_us - self.clock_us()) / 1e6, 0.0)
-            # Never sleep on a wall clock for long: it may be set while we do.
-            self._alarm.wait(None if wait_s is None else min(wait_s, 60.0))
+            self._alarm.wait(LOOK_S if wait_s is None else min(wait_s, LOOK_S))
             self._alarm.clear()
             try:
+                self.settler.watch.look()
                 self.scheduler.run()
             except Exception:
                 log.exception("bug: queues whose time has come")
                 gevent.sleep(1.0)
+
+    def _clock_was_set(self, step_us: int) -> None:
+        """The wall clock is another one now (`mta.delivery.clock` has the rules)."""
+        log.warning("the clock was set %s by %.0f s", "forward" if step_us > 0 else "back", abs(step_us) / 1e6)
+        for path in self.paths.values():
+            if path.suspended_until_us:
+                path.suspended_until_us += step_us
+        self.scheduler.repark(lambda name, until_us: until_us + step_us)
+        if step_us < 0:
+            for wait_s in LOOKS_FOR_LATE_S:
+                for shard in self.stores:
+                    gevent.spawn_later(wait_s, self._bring_forward, shard)
+
+    def _latest_due_us(self) -> int:
+        return self.clock_us() + int(self.settler.retry.longest_s * 1_000_000)
+
+    def _bring_forward(self, shard: int, start: bytes = b"") -> None:
+        """Find the deliveries that are due later than the retry schedule can say, and let them wait less long."""
+        if start or shard not in self._bringing:
+            self._bringing.add(shard)
+            self.stores[shard].due_after(self._latest_due_us(), start, SWEEP_BATCH, partial(self._found_late, shard))
+
+    def _found_late(self, shard: int, deliveries: list[Delivery], go_on: bytes | None) -> None:
+        for queue, delivery in self.scheduler.take(shard, deliveries):
+            self._conclude(queue, delivery, partial(self.settler.bring_forward, delivery))
+        self._bringing.discard(shard)
+        if go_on is not None:
+            self._bring_forward(shard, go_on)
 
     # -- routes and paths ----------------------------------------------------------------------------------------
 
@@ -563,6 +602,7 @@ class Engine:
 
     def _suspend(self, path: Path, wait_s: float) -> None:
         """Stop a path: its mail leaves memory and comes back when the pause is over; a probe then goes first."""
+        self.settler.watch.look()
         path.suspend(self.clock_us() + int(wait_s * 1_000_000))
         # Once is news; while it stays so the events tell.
         level = logging.INFO if path.failures == 1 else logging.DEBUG

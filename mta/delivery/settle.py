@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mta.config.schema import Config
+from mta.delivery.clock import ClockWatch
 from mta.delivery.outcome import End, Outcome, Result
 from mta.message.dsn import Action
 from mta.queue import events, notices
@@ -69,11 +70,12 @@ class Settler:
     """Turns outcomes into verdicts."""
 
     def __init__(self, config: Config, retry: RetryClock, next_id: Callable[[int], int],
-                 original: Callable[[Message], bytes], clock_us: Callable[[], int]) -> None:
+                 original: Callable[[Message], bytes], clock_us: Callable[[], int], watch: ClockWatch) -> None:
         """`next_id` gives message ids of a shard; `original` reads a message, which may make the caller wait."""
         self.config = config
         self.retry = retry
         self.counters = Counters()
+        self.watch = watch
         self._next_id = next_id
         self._original = original
         self._clock_us = clock_us
@@ -161,7 +163,7 @@ class Settler:
         delivery.history = [*delivery.history[1 - HISTORY:], Attempt(now_us, peer.name, str(deferred[-1].reply))]
         message = delivery.message
         warn_s = self.config.bounces.delay_warning
-        if warn_s is not None and not delivery.warned and now_us - message.arrival_us >= warn_s * 1_000_000:
+        if warn_s is not None and not delivery.warned and self._is_older(message, warn_s, now_us):
             delivery.warned = True
             until_us = message.arrival_us + int(self.config.expires * 1_000_000)
             self._notify(verdict, "delayed", delivery, _fates(deferred, peer, now_us), until_us)
@@ -173,7 +175,20 @@ class Settler:
 
     def expired(self, delivery: Delivery, now_us: int) -> bool:
         """Whether the time of `delivery` is over."""
-        return delivery.message.arrival_us + self.config.expires * 1_000_000 <= now_us
+        return self._is_older(delivery.message, self.config.expires, now_us)
+
+    def _is_older(self, message: Message, limit_s: float, now_us: int) -> bool:
+        """Whether `message` is that old, whatever was done to the clock. Hot path: no by a look at the clock alone."""
+        if 0 <= now_us - message.arrival_us < limit_s * 1_000_000:
+            return False
+        self.watch.look()  # it may have been set just now
+        return self.watch.age_us(message, now_us) >= limit_s * 1_000_000
+
+    def bring_forward(self, delivery: Delivery) -> Verdict:
+        """`delivery` is due later than can be: let it wait as if it had failed now."""
+        now_us = self._clock_us()
+        delivery.due_us = self.retry.next_us(delivery.attempts, now_us) if delivery.attempts else now_us
+        return Verdict(updates=[delivery])
 
     def expire(self, delivery: Delivery, reason: str) -> Verdict:
         """Give up `delivery` for its age. `reason` is why it waited, when no attempt of its own says so."""

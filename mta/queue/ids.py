@@ -69,6 +69,11 @@ class IdSource:
         self._last_sequence = last >> SHARD_BITS
         self._clock_us = clock_us
 
+    @property
+    def last(self) -> int:
+        """The largest id so far."""
+        return self._last_sequence << SHARD_BITS | self._shard
+
     def next(self) -> int:
         """A new id."""
         sequence = self._clock_us()

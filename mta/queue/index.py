@@ -176,6 +176,34 @@ class Index:
                 more = cursor.next()
         return found
 
+    def due_after(self, after_us: int, start: bytes, limit: int,
+                  hidden: Hidden) -> tuple[list[Delivery], bytes | None]:
+        """Up to `limit` deliveries of any queue due after `after_us`, from the key `start` on (b"": the first).
+
+        Also returns the key to go on from; None at the end. It costs two seeks for every queue.
+        """
+        found: list[Delivery] = []
+        with self.env.begin() as txn:
+            messages: dict[int, Message | None] = {}
+            cursor = txn.cursor(self.db["schedule"])
+            more = cursor.set_range(start) if start else cursor.first()
+            looked_at = 0
+            while more:
+                key = cursor.key()
+                if len(found) >= limit or looked_at >= _SLICE:
+                    return found, key
+                looked_at += 1
+                queue_id, due_us, message_id, index = SCHEDULE_KEY.unpack(key)
+                if due_us <= after_us:
+                    more = cursor.set_range(SCHEDULE_KEY.pack(queue_id, after_us + 1, 0, 0))
+                    continue
+                if not hidden((message_id, index)):
+                    delivery = self._delivery(txn, message_id, index, messages)
+                    if delivery is not None:
+                        found.append(delivery)
+                more = cursor.next()
+        return found, None
+
     # -- for the store -------------------------------------------------------------------------------------------------
 
     def place(self, message_id: int) -> BodyRef | None:

@@ -22,6 +22,7 @@ from mta.queue.encoding import Position
 from mta.queue.errors import StoreUnusable
 from mta.queue.eventlog import EventLog
 from mta.queue.fileops import FileOps
+from mta.queue.ids import SHARD_BITS
 from mta.queue.index import Index
 from mta.queue.journal import PAGE, Frame, Segment, segment_numbers, segment_path
 from mta.queue.transaction import replay
@@ -70,7 +71,8 @@ def begin_life(index: Index, boot_id: str, now_us: int) -> None:
     """
     state = replace(index.state, clean=False, boot_id=boot_id)
     if not index.state.clean and index.state.boot_id != boot_id:
-        state.dup_before_us = now_us
+        # The battery of the clock may have failed, too: it was at least as late as when the last message came.
+        state.dup_before_us = max(now_us, state.last_id >> SHARD_BITS)
     write_checkpoint(index, Effects(), state)
 
 

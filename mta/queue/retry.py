@@ -27,6 +27,12 @@ class RetryClock:
             base = min(retry.first * retry.factor ** min(attempts - 1, 64), retry.cap)
         return base * (1.0 + retry.jitter * self._random.uniform(-1.0, 1.0))
 
+    @property
+    def longest_s(self) -> float:
+        """The longest wait that there can be."""
+        retry = self._retry
+        return float(max(retry.schedule) if retry.schedule else retry.cap) * (1.0 + retry.jitter)
+
     def next_us(self, attempts: int, now_us: int) -> int:
         """When the attempt after number `attempts` is due."""
         return now_us + int(self.wait_s(attempts) * 1_000_000)

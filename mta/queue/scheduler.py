@@ -238,6 +238,20 @@ class Scheduler:
         soonest = self._wakes[0][0] if self._wakes and not self.starved else FOREVER_US
         return min(soonest, self._rescan_us)
 
+    def repark(self, until_us: Callable[[str, int], int]) -> None:
+        """Have parked queues wait until another time: `until_us` gives it for a name and the time so far."""
+        wakes = []
+        for due_us, shard, name in self._wakes:
+            key = (shard, name)
+            if key in self._parked and self._wake_at.get(key) == due_us:
+                due_us = self._wake_at[key] = until_us(name, due_us)
+            wakes.append((due_us, shard, name))
+        heapq.heapify(wakes)
+        self._wakes = wakes
+        if self._rescan_us < FOREVER_US:
+            self._rescan_us = self._clock_us()  # some have fallen out of the heap
+        self._io.alarm()
+
     def run(self) -> None:
         """Bring back the queues whose time has come, as far as there is room in memory."""
         now_us = self._clock_us()

@@ -296,6 +296,15 @@ class Store:
         self._read(lambda: self._index.arrived_before(before_us, limit, self._is_dirty),
                    lambda found: done(self._still_there(found)))
 
+    def due_after(self, after_us: int, start: bytes, limit: int,
+                  done: Callable[[list[Delivery], bytes | None], None]) -> None:
+        """Read up to `limit` deliveries of any queue that are due after `after_us`, as of a new checkpoint.
+
+        `done` gets them, and the key to go on from as `start` (at first b""); None at the end. Looks at every queue.
+        """
+        self._after_checkpoint(lambda: self._index.due_after(after_us, start, limit, self._is_dirty),
+                               lambda found: done(self._still_there(found[0]), found[1]))
+
     def body(self, message: Message) -> bytes:
         """The content of a message. Blocks; from any thread.
 

@@ -23,10 +23,11 @@ import gevent  # noqa: E402
 import gevent.select  # noqa: E402
 from gevent.server import StreamServer  # noqa: E402
 
-from mta.config.schema import Config, DeliveryTimeouts, Retry, Shaping, ShapingRules  # noqa: E402
+from mta.config.schema import Bounces, Config, DeliveryTimeouts, Retry, Shaping, ShapingRules  # noqa: E402
 from mta.config.schema import Delivery as DeliverySettings  # noqa: E402
 from mta.config.units import Duration  # noqa: E402
 from mta.delivery import connection, engine, wire  # noqa: E402
+from mta.delivery.clock import ClockWatch  # noqa: E402
 from mta.delivery.limits import Limits  # noqa: E402
 from mta.delivery.routing import Addresses, Host, Route, RouteFailure  # noqa: E402
 from mta.delivery.settle import Settler, Verdict  # noqa: E402
@@ -52,6 +53,7 @@ class Shelf:
         self.events: list[dict[str, Any]] = []
         self.choked = False
         self.problem: str | None = None
+        self.last_id = 0
         self.on_checkpoint: Callable[..., None] = print
 
     def submit(self, tx: Transaction, done: Callable[[None], None] | None = None) -> None:
@@ -79,6 +81,9 @@ class Shelf:
 
     def arrived_before(self, before_us: int, limit: int, done: Any) -> None:
         gevent.spawn(lambda: done(self._copies(lambda one: one.message.arrival_us < before_us)))
+
+    def due_after(self, after_us: int, start: bytes, limit: int, done: Any) -> None:
+        gevent.spawn(lambda: done(self._copies(lambda one: one.due_us > after_us), None))
 
     def mark_inflight(self, delivery: Delivery) -> None:
         """Nothing."""
@@ -119,6 +124,7 @@ class World:
         self.config = Config(hostname="mta.test", retry=retry, **options)
         self.shelf = Shelf()
         self.number = 0
+        self.clock_off_us = 0
         self.taken: list[bytes] = []
         self.hates = b"nothing"
         self.connections = 0
@@ -129,10 +135,15 @@ class World:
         self.port = self.server.server_port
         self.addresses_found: list[tuple[int, str]] = [(2, "127.0.0.1")]
         self.asked: Counter[str] = Counter()
-        self.settler = Settler(self.config, RetryClock(retry), lambda shard: clock_us() << 10, self.original, clock_us)
+        self.watch = ClockWatch(self.clock_us, lambda: {0: self.number << 10})
+        self.settler = Settler(self.config, RetryClock(retry), lambda shard: clock_us() << 10, self.original,
+                               self.clock_us, self.watch)
         self.engine = engine.Engine(self.config, {0: self.shelf}, self, limits, self.settler,  # type: ignore
-                                    lambda store, message: self.original(message), clock_us)
+                                    lambda store, message: self.original(message), self.clock_us)
         self.engine.start()
+
+    def clock_us(self) -> int:
+        return clock_us() + self.clock_off_us
 
     def original(self, message: Message) -> bytes:
         gevent.sleep(0.01)
@@ -171,7 +182,7 @@ class World:
     def make(self, sender: str = "a@x.test", age_s: float = 0.0, fresh: bool = True,
              domain: str = "d.test") -> Delivery:
         self.number += 1
-        now_us = clock_us()
+        now_us = self.clock_us()
         message = Message(self.number << 10, sender, now_us - int(age_s * 1e6), CONTENT, header_size=30,
                           size=len(CONTENT))
         one = Delivery(message, 0, domain, domain, [Recipient(f"u@{domain}")], now_us)
@@ -299,6 +310,27 @@ def one_outage_is_one_failure() -> None:
     world.until(lambda: world.shelf.told("suspended") and not world.engine.connections)
     assert world.shelf.told("suspended") == 1
     assert world.engine.paths["mx.d.test"].failures == 1
+
+
+def a_clock_that_is_set() -> None:
+    """Forward: what waits is due, nothing expires, no warning is sent. Back: no pause of a path and no retry is longer
+    for it than it would have been, also when both happen in the pause."""
+    day_s = 86_400
+    engine.LOOK_S = 0.02
+    world = World(pause=0.3, expires=Duration(day_s), bounces=Bounces(delay_warning=Duration(3600)))
+    world.server.stop()
+    world.make()
+    world.until(lambda: world.shelf.told("suspended"))
+    late = world.make(fresh=False)
+    late.due_us = world.shelf.stored[late.key].due_us = world.clock_us() + 3600 * 1_000_000
+    for step_s in (2 * day_s, -2 * day_s, -2 * day_s):
+        world.clock_off_us += step_s * 1_000_000
+        world.make()
+        gevent.sleep(0.1)
+    StreamServer(("127.0.0.1", world.port), world.serve).start()
+    world.until(world.drained)
+    assert (world.shelf.told("delivered"), world.shelf.told("expired")) == (5, 0)
+    assert world.shelf.told("notified") == 0
 
 
 def a_poisonous_message() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mta.config.schema import Bounces, Config, Retry
 from mta.config.units import Duration
+from mta.delivery.clock import ClockWatch
 from mta.delivery.outcome import End, Outcome, Result
 from mta.delivery.settle import HISTORY, Peer, Settler, Verdict
 from mta.queue import events
@@ -29,7 +30,7 @@ def settler(**options: Any) -> Settler:
     config = Config(hostname="mta.test", retry=retry, **options)
     numbers = iter(range(5000 << 10, 6000 << 10, 1 << 10))
     return Settler(config, RetryClock(retry, random.Random(1)), lambda shard: next(numbers), lambda message: CONTENT,
-                   lambda: NOW_US)
+                   lambda: NOW_US, ClockWatch(lambda: NOW_US, dict, lambda: NOW_US))
 
 
 def delivery(count: int = 1, sender: str = "a@x.test", notify: int = 0, age_s: int = 10) -> Delivery:

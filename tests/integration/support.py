@@ -53,6 +53,8 @@ class Mta:
         }, changes)
         if os.getuid() == 0:
             self.config.setdefault("user", "root")
+        self.environment: dict[str, str] = {}  # beside ours
+        self.prefix: list[str] = []  # what the command is run by
         self.process: subprocess.Popen[str] | None = None
         self.smtp = ("127.0.0.1", 0)
         self.log: list[str] = []
@@ -69,8 +71,9 @@ class Mta:
         path = self.write_config()
         ready = threading.Event()  # one each: children of a killed supervisor write to its pipe for a while
         self.smtp = ("127.0.0.1", 0)
-        self.process = subprocess.Popen([sys.executable, "-m", "mta", "run", "-c", str(path)], stderr=subprocess.PIPE,
-                                        text=True, start_new_session=True)
+        self.process = subprocess.Popen([*self.prefix, sys.executable, "-m", "mta", "run", "-c", str(path)],
+                                        env={**os.environ, **self.environment}, stderr=subprocess.PIPE, text=True,
+                                        start_new_session=True)
         self._reader = threading.Thread(target=self._read, args=(self.process, ready), daemon=True)
         self._reader.start()
         if wait and (not ready.wait(START_S) or self.smtp[1] == 0):

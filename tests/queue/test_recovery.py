@@ -308,6 +308,16 @@ def test_a_power_failure_makes_all_due_deliveries_suspect(tmp_path: Path) -> Non
     bench.close()
 
 
+def test_a_clock_that_fails_with_the_power_hides_no_suspect(tmp_path: Path) -> None:
+    """What was due when the power failed is so by the time of the last message, whatever the clock says now."""
+    bench = Bench(tmp_path / "000")
+    bench.clock.now_us += 10**12
+    bench.accept("due.test")
+    bench = bench.crash(boot_id="boot 2")
+    assert [d.maybe_duplicate for d in bench.queue()] == [True]
+    bench.close()
+
+
 # -- kills and power failures at every step ---------------------------------------------------------------------------
 
 

@@ -22,6 +22,13 @@ def test_waits_grow_by_the_factor_up_to_the_cap() -> None:
     assert waits == [300, 600, 1000, 1000, 1000]
 
 
+def test_no_wait_is_longer_than_the_longest() -> None:
+    """By this bound a due time is known that no right clock can have given."""
+    for retry in (Retry(), Retry(schedule=(Duration(7), Duration(300), Duration(60))), Retry(first=Duration(99_999))):
+        waits = [clock(retry).wait_s(attempts) for attempts in range(1, 1000)]
+        assert max(waits) <= clock(retry).longest_s < 2 * max(waits)
+
+
 def test_a_written_schedule_replaces_the_formula_and_its_last_wait_repeats() -> None:
     """`schedule` lists the waits in order."""
     retry = Retry(schedule=(Duration(60), Duration(600)), jitter=0.0)

@@ -237,6 +237,27 @@ def test_old_mail_is_found_by_its_age(bench: Bench) -> None:
     bench.close()
 
 
+def test_what_is_due_after_a_time_is_found_in_all_queues(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces, behind whatever else is in a queue, and not what was settled since."""
+    monkeypatch.setattr("mta.queue.index._SLICE", 4)
+    late = set()
+    for number in range(20):
+        for due_us in range(START_US, START_US + 1 + number % 3):
+            one, = bench.accept(f"d{number}.org", due_us=due_us)
+            if due_us > START_US:
+                late.add(one.key)
+    bench.commit(removal([one]))
+    late.remove(one.key)
+
+    found, start = [], b""
+    while start is not None:
+        some, start = bench.answer(bench.store.due_after, START_US, start, 3)
+        assert len(some) <= 3
+        found += [one.key for one in some]
+
+    assert sorted(found) == sorted(late)
+
+
 def test_counts_are_those_of_the_queue(bench: Bench) -> None:
     """Messages, deliveries and recipients, over accepts, partial outcomes and removals."""
     one, two = bench.accept("a.test", "b.test", recipients=3)
