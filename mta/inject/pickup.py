@@ -390,10 +390,10 @@ class Pickup:
     def _wait_for_room(self) -> None:
         while True:
             reason = self._store.room() or ""
-            if reason != self.statistics.waiting:
-                self.statistics.waiting = reason
-                if reason:
-                    log.warning("%s: files wait: %s", shown(self.directory.directory), reason)
+            # The reason may have figures in it that change all the time: what is logged is that there is one.
+            if reason and not self.statistics.waiting:
+                log.warning("%s: files wait: %s", shown(self.directory.directory), reason)
+            self.statistics.waiting = reason
             if not reason:
                 return
             self._pause(ROOM_S)
