@@ -241,12 +241,19 @@ class Soak:
 
         def is_empty() -> bool:
             self._look()
-            return self.mta.queued() == 0 and not self._waiting_files() and self._sandbox.stats()["open"] == 0
+            return self._queued() == 0 and not self._waiting_files() and self._sandbox.stats()["open"] == 0
 
         try:
             self.mta.wait_until(is_empty, "an empty queue", DRAIN_S)
         except AssertionError:
             self.problems.append("the queue did not drain: " + self.mta.command("queue", check=False)[:4000])
+
+    def _queued(self) -> int:
+        """Recipients in the queue; -1 while not every process answers."""
+        try:
+            return self.mta.queued()
+        except ValueError:
+            return -1  # the control process was just killed
 
     def _waiting_files(self) -> int:
         return sum(1 for path in self._pickup.iterdir() if path.is_file())
@@ -257,7 +264,7 @@ class Soak:
         while (now := time.monotonic()) < until:
             if now >= self._next_look:
                 self._look()
-                queued = self.mta.queued()
+                queued = self._queued()
                 if queued > self._backlog:
                     self._gate.open.clear()
                 else:
@@ -393,10 +400,17 @@ class Soak:
         for role, pids in {**self.mta.children(), "supervisor": [self.mta.process.pid]}.items():
             for pid in pids:
                 proc = Path("/proc", str(pid))
+                try:
+                    status = (proc / "status").read_text()
+                    descriptors = len(os.listdir(proc / "fd"))
+                except OSError:
+                    continue  # it was just killed
+                found = {name: int(value) for name, value in re.findall(r"(\w+):\s+(\d+)", status)}
+                if "RssAnon" not in found:
+                    continue  # it is about to be reaped
                 # Not what is mapped of files: pages of the index are the kernel's to keep or to drop.
-                memory = int(re.search(r"RssAnon:\s+(\d+)", (proc / "status").read_text())[1]) * 1024
-                for values, value in ((figures.memory, memory), (figures.descriptors, len(os.listdir(proc / "fd"))),
-                                      (figures.threads, len(os.listdir(proc / "task")))):
+                for values, value in ((figures.memory, found["RssAnon"] * 1024), (figures.descriptors, descriptors),
+                                      (figures.threads, found["Threads"])):
                     values[role] = max(values.get(role, 0), value)
         figures.segments = sum(1 for path in self._spool.glob("shards/*/journal/*") if path.is_file())
         return figures
