@@ -19,7 +19,7 @@ from mta.config.schema import DeliveryTimeouts
 from mta.delivery.settle import Peer
 from mta.delivery.wire import AF_INET6, Wire, WireError
 from mta.queue import events
-from mta.queue.records import EIGHT_BIT, SMTPUTF8, Delivery
+from mta.queue.records import DOTLESS, EIGHT_BIT, SMTPUTF8, Delivery
 from mta.queue.scheduler import Queue
 from mta.smtp.client import Client, ClientEvent, Finished, Greeted, Ready, Refused, StartTls, Transaction
 from mta.smtp.errors import RemoteProtocolError
@@ -360,6 +360,7 @@ def transaction_for(delivery: Delivery, at_most: int) -> Transaction:
         smtputf8=bool(message.flags & SMTPUTF8),
         ret=message.ret,
         envid=message.envid,
+        dotless=bool(message.flags & DOTLESS),
     )
 
 

@@ -30,7 +30,7 @@ from mta.message import headers, trace
 from mta.queue import events
 from mta.queue.errors import StoreError, StoreFull
 from mta.queue.ids import format_id
-from mta.queue.records import EIGHT_BIT, SMTPUTF8, Delivery, Message, Recipient, queue_name
+from mta.queue.records import DOTLESS, EIGHT_BIT, SMTPUTF8, Delivery, Message, Recipient, queue_name
 from mta.smtp.address import domain_to_ascii
 from mta.smtp.reply import Reply
 
@@ -143,6 +143,8 @@ class Intake:
 
         size = len(content)
         flags = SMTPUTF8 if smtputf8 else 0
+        if envelope.dotless:
+            flags |= DOTLESS
         if envelope.eight_bit or not content.isascii():
             flags |= EIGHT_BIT
         message = Message(

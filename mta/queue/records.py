@@ -16,6 +16,7 @@ from mta.queue.ids import format_id
 EIGHT_BIT = 1  # MAIL BODY=8BITMIME, or content with bytes above 127
 SMTPUTF8 = 2  # MAIL SMTPUTF8
 NOTIFICATION = 4  # a DSN that we made
+DOTLESS = 8  # no line of the content begins with a dot: it goes over the wire as it is
 
 # Recipient.notify, the NOTIFY parameter of RFC 3461 4.1; 0 when it was not given
 NOTIFY_NEVER = 1

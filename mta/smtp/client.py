@@ -427,7 +427,7 @@ class Client:
             transaction.data = reply
             self._asked.append("dot")
             if self._taken:
-                self._output += (stuff(transaction.content), _DOT)
+                self._output += (transaction.content if transaction.dotless else stuff(transaction.content), _DOT)
                 self._dot_at = len(self._output)
                 self._content_waits = True
                 transaction.dot_sent = True

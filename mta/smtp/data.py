@@ -11,8 +11,13 @@ All of it runs at the speed of the C functions of `bytes`; nothing here looks at
 
 from __future__ import annotations
 
+import re
+
 END = b"\r\n.\r\n"
 _ORDINARY = bytes(byte for byte in range(256) if byte not in b"\0\r\n")
+# Searches that begin with one literal octet are as fast as memchr(3): half the time of counting CR LF.
+_BARE_CR = re.compile(rb"\r(?!\n)")
+_ODD = re.compile(rb"\r(?!\n(?!\.))")  # a bare CR, or the end of a line before one that begins with a dot
 
 
 def stuff(content: bytes) -> bytes:
@@ -33,18 +38,20 @@ def unstuff(content: bytes) -> bytes:
     return content[1:] if content.startswith(b".") else content
 
 
-def fault(content: bytes, line_length: int) -> str:
+def fault(content: bytes, line_length: int, *, no_bare_cr: bool = False) -> str:
     """What is wrong with content that was received, in words for the sender; empty when nothing is.
 
-    `line_length` is the longest line allowed, without its CRLF. Hot path: 7 µs for 5 KB (tests/smtp/timing.py).
+    `line_length` is the longest line allowed, without its CRLF. `no_bare_cr`: that there is none is known. Hot path: 4
+    to 6 µs for 5 KB (tests/smtp/timing.py).
     """
-    # As many CR, LF and NUL in all as there are in pairs of CR LF: then each of them is in a pair.
-    if len(content.translate(None, _ORDINARY)) != 2 * content.count(b"\r\n"):
-        if 0 in content:
-            return "NUL in the message"
-        rest = content.replace(b"\r\n", b"")
-        bare = "carriage return" if b"\r" in rest else "line feed"
-        return f"Bare {bare} in the message; lines end with CR LF"
+    ends = content.translate(None, _ORDINARY)
+    if 0 in ends:
+        return "NUL in the message"
+    if not no_bare_cr and _BARE_CR.search(content) is not None:
+        return "Bare carriage return in the message; lines end with CR LF"
+    # Every CR is followed by an LF; so if there are as many of both, every LF follows a CR.
+    if 2 * ends.count(b"\n") != len(ends):
+        return "Bare line feed in the message; lines end with CR LF"
     # From the start of a line, the last line end within reach: if there is none, this line is too long.
     start, reach = 0, line_length + 2
     while len(content) - start > reach:
@@ -57,12 +64,12 @@ def fault(content: bytes, line_length: int) -> str:
 class DataReader:
     """Finds the end of the content of one message in a stream, and keeps and examines the content.
 
-    Content that comes in one piece, as most does, is handled as a whole; else whole lines are, as they come, so that no
-    piece costs more than its size (a large message must not hold up the hub at its end). Memory is bounded: of content
-    that will be refused nothing is kept, but it is read to its end, so that the session stays in step.
+    Whole lines are handled as they come, so that no piece costs more than its size (a large message must not hold up
+    the hub at its end); most content comes in one piece. Memory is bounded: of content that will be refused nothing is
+    kept, but it is read to its end, so that the session stays in step.
     """
 
-    __slots__ = ("_blocks", "_limit", "_line", "_line_length", "_size", "fault")
+    __slots__ = ("_blocks", "_limit", "_line", "_line_length", "_size", "dotless", "fault")
 
     def __init__(self, limit: int, line_length: int) -> None:
         """`limit`: octets of content, as RFC 1870 counts them, without stuffing. `line_length`: see `fault`."""
@@ -72,6 +79,7 @@ class DataReader:
         self._size = 0  # of all blocks there were
         self._line = b""  # the line that is not complete, stuffed
         self.fault = ""  # what is wrong with the content
+        self.dotless = True  # no line was found that begins with a dot: content that needs no stuffing
 
     @property
     def too_big(self) -> bool:
@@ -85,32 +93,38 @@ class DataReader:
     def feed(self, data: bytes, start: int = 0) -> int:
         """Take `data[start:]`. The offset behind the end of data when it is there, else -1 (and all is taken).
 
-        Hot path: 9 µs for 5 KB with all that is to be found out about it (tests/smtp/timing.py).
+        Hot path: 7 µs for 5 KB with all that is to be found out about it (tests/smtp/timing.py).
         """
-        if self._size == 0 and not self._line:
-            last = data.rfind(END, start)
-            if last >= 0 and data.rfind(b"\r\n.", start, last) < 0 and data[start] != 46:  # a dot
-                # All of it in one piece, and no line begins with a dot but the last.
-                self._keep(data[start : last + 2])
-                return last + len(END)
         begun = len(self._line)
         block = self._line + data[start:]  # it begins at the start of a line
-        last = -2 if block.startswith(b".\r\n") else block.find(END)  # -2: the CRLF before it was an earlier one
-        if last != -1:
-            self._keep(unstuff(block[: last + 2]))
-            return start + last + len(END) - begun
+        odd = _ODD.search(block) if not block.startswith(b".") else None
+        if odd is not None and block.startswith(END, odd.start()):
+            # All lines of it are there, and none begins with a dot but the last.
+            end = odd.end() + 1
+            self._keep(block[:end], plain=True)
+            return start + end + 3 - begun
+        if odd is not None or block.startswith(b"."):
+            last = -2 if block.startswith(b".\r\n") else block.find(END)  # -2: the CRLF before it was an earlier one
+            if last != -1:
+                self._keep(block[: last + 2])
+                return start + last + len(END) - begun
         whole = block.rfind(b"\r\n") + 2
         if whole > 1:
-            self._keep(unstuff(block[:whole]))
+            self._keep(block[:whole], plain=odd is None and not block.startswith(b"."))
             block = block[whole:]
         self._line = self._cut_short(block)
         return -1
 
-    def _keep(self, block: bytes) -> None:
-        """Take whole lines."""
+    def _keep(self, block: bytes, *, plain: bool = False) -> None:
+        """Take whole lines. `plain`: there is no bare CR in them, and none begins with a dot."""
+        if not plain:
+            stuffed = len(block)
+            block = unstuff(block)
+            if len(block) != stuffed:
+                self.dotless = False
         self._size += len(block)
         if not self.fault and self._size <= self._limit:
-            self.fault = fault(block, self._line_length)
+            self.fault = fault(block, self._line_length, no_bare_cr=plain)
             self._blocks.append(block)
         if self.fault or self._size > self._limit:
             self._blocks.clear()

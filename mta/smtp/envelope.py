@@ -31,6 +31,7 @@ class Envelope:
     envid: str | None = None  # as received, in xtext
     helo: str = ""
     esmtp: bool = False
+    dotless: bool = field(default=False, compare=False)  # no line of the content begins with a dot, as was seen
 
 
 class ParameterError(Exception):

@@ -291,20 +291,15 @@ class Server:
         """Use as much of the input as the state allows, keep the rest. Hot path."""
         position = 0
         while True:
-            state = self.state
-            if state == CONTENT:
-                assert self._reader is not None
-                position = self._reader.feed(data, position)
-                if position < 0:
-                    self._rest = b""
-                    return
-                self._content_ended(self._reader)
-                continue
-            if state == PAUSED:
-                self._rest = data[position:]
-                return
-            if state == CLOSED:
-                self._rest = b""
+            handlers = self._handlers
+            if not handlers:  # no command is expected
+                if self.state == CONTENT:
+                    assert self._reader is not None
+                    position = self._reader.feed(data, position)
+                    if position >= 0:
+                        self._content_ended(self._reader)
+                        continue
+                self._rest = data[position:] if self.state == PAUSED else b""
                 return
             end = data.find(b"\r\n", position)
             if end < 0:
@@ -324,7 +319,7 @@ class Server:
                 continue
             self._more = position < len(data)
             verb, _, argument = line.partition(b" ")
-            handler = self._handlers.get(verb.upper())
+            handler = handlers.get(verb.upper())
             if handler is not None:
                 handler(self, argument)
             else:
@@ -350,6 +345,7 @@ class Server:
         elif reader.fault:
             self._reject(_reply(550, "5.6.0", reader.fault))
         else:
+            envelope.dotless = reader.dotless
             self._enter(PAUSED)
             self._events.append(MessageReceived(envelope, reader.content()))
 

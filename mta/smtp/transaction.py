@@ -74,6 +74,7 @@ class Transaction:
     smtputf8: bool = False
     ret: str = ""
     envid: str | None = None
+    dotless: bool = False  # no line of the content begins with a dot, and it ends with CRLF: it needs no stuffing
     token: object = None  # the caller's
 
     # Results. Replies are None where the machine did not get to ask, or the peer to answer.

@@ -12,7 +12,7 @@ from mta.inject.intake import Accepted, Intake, Source, store_reply
 from mta.message.headers import HEADER_LIMIT
 from mta.queue.errors import StoreError, StoreFull
 from mta.queue.ids import format_id, parse_id
-from mta.queue.records import EIGHT_BIT, SMTPUTF8, Recipient
+from mta.queue.records import DOTLESS, EIGHT_BIT, SMTPUTF8, Recipient
 from mta.smtp.envelope import Envelope
 from mta.smtp.reply import Reply
 
@@ -258,3 +258,9 @@ def test_a_new_configuration_holds_for_the_next_message() -> None:
     assert isinstance(prepared, Accepted)
     assert prepared.message.content is not None
     assert b"by new.example" in prepared.message.content
+
+
+def test_what_is_known_of_dots_is_kept_with_the_message() -> None:
+    """Content that was seen to have no line with a dot at its beginning is not searched for one when it is sent."""
+    assert accept(WHOLE, envelope(dotless=True)).message.flags & DOTLESS
+    assert not accept(WHOLE).message.flags & DOTLESS

@@ -189,3 +189,17 @@ def test_memory_is_bounded(piece: bytes) -> None:
         assert sum(map(len, reader._blocks)) + len(reader._line) <= 2000
     assert reader.feed(b"\r\n.\r\n") == 5
     assert reader.too_big
+
+
+@given(st.lists(st.sampled_from([b"a", b".", b"\r\n", b"..", b"x" * 10]), max_size=40), st.integers(1, 60))
+def test_dotless_content_needs_no_stuffing(parts: list[bytes], size: int) -> None:
+    """Whatever the pieces it comes in; and content that would need it is never called so."""
+    content = b"".join(parts) + b"\r\n"
+    wire = stuff(content) + b".\r\n"
+    reader = DataReader(10_000, 998)
+    for at in range(0, len(wire), size):
+        end = reader.feed(wire[at:at + size])
+    assert end > 0
+    assert reader.content() == content
+    assert not reader.dotless or stuff(content) == content
+    assert reader.dotless or b"." in content
