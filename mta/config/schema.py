@@ -231,6 +231,9 @@ class Events:
 
     size: Size = option(Size(100_000_000), "Size at which an event file is closed and the next one begun.")
     keep: int = option(50, "Closed event files kept per shard; older ones are removed.", min=1)
+    group_readable: bool = option(
+        False, "New event files may be read by the group of the MTA's user, and by whom an access list on their "
+        "directory names (mode 0640 instead of 0600): for log shippers.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,8 @@ def stderr_is_journal() -> bool:
 def announce(line: str) -> None:
     """Write a line that programs wait for to stderr as it is, whatever the level."""
     try:
-        print(line, file=sys.stderr, flush=True)
+        # One write: print() makes two of it when stderr is not buffered, and others write there as well.
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
     except OSError:
         pass  # nobody listens any more; mail goes on

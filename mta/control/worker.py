@@ -87,6 +87,7 @@ class Worker:
         self.doors: list[SmtpListener | PickupService] = [*self.listeners, *self.pickups]
         self.lag = LoopLag()
         self.service = RequestService(worker_socket(config.run, self.number), Answers(self).answer)
+        self._listening: gevent.Greenlet[Any] | None = None
 
     def _open_stores(self, config: Config) -> dict[int, HubStore]:
         stores = {}
@@ -154,7 +155,7 @@ class Worker:
         self.service.start()
         self.lag.start()
         self.engine.start()
-        gevent.spawn(self._listen_to_nudges)
+        self._listening = gevent.spawn(self._listen_to_nudges)
         for listener in self.listeners:
             listener.start()
         for pickup in self.pickups:
@@ -200,6 +201,8 @@ class Worker:
                 store.close()
             except StoreError as error:
                 log.error("%s", error)
+        if self._listening is not None:
+            self._listening.kill()  # it waits on a descriptor that is closed now
         self.limits.close()
 
     def _listen_to_nudges(self) -> None:

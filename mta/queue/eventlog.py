@@ -46,12 +46,14 @@ def next_name(time_us: int, last: str) -> str:
 class EventLog:
     """Writes the event files. All of it belongs to the disk thread, but `mark` and `sync` and `prune`."""
 
-    def __init__(self, directory: Path, size: int, files: FileOps, mark: EventMark) -> None:
+    def __init__(self, directory: Path, size: int, files: FileOps, mark: EventMark, *,
+                 group_readable: bool = False) -> None:
         """Go on after `mark`; what lies beyond it is removed, to be written again. Raises OSError."""
         self.mark = mark
         self.error: OSError | None = None  # why the files are behind the journal, while they are
         self._directory = directory
         self.size = size  # at which a file is closed
+        self.group_readable = group_readable  # files that are begun from now on
         self._files = files
         self._fd = -1
         self._backlog: deque[tuple[bytes, int, Position]] = deque()
@@ -111,6 +113,9 @@ class EventLog:
         name = next_name(time_us, self.mark.file)
         fd = self._files.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
+            if self.group_readable:
+                self._files.set_mode(self._directory, 0o750)
+                self._files.set_mode(fd, 0o640)
             self._files.fsync_directory(self._directory)
         except OSError:
             self._files.close(fd)

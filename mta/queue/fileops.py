@@ -23,6 +23,10 @@ class FileOps:
         """Open, or create with O_CREAT, for the owner alone: queued mail is private."""
         return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
+    def set_mode(self, path: Path | int, mode: int) -> None:
+        """Change who may read a file or a directory."""
+        os.chmod(path, mode)
+
     def close(self, fd: int) -> None:
         """Close; the kernel may have closed it even if this raises."""
         os.close(fd)

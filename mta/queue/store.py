@@ -135,7 +135,8 @@ class Store:
             self._index = Index(shard.index, config.store.map_size, files)
             undo.callback(self._index.close)
             files.fsync_directory(shard.index)
-            self._events = EventLog(shard.events, config.events.size, files, self._index.state.events)
+            self._events = EventLog(shard.events, config.events.size, files, self._index.state.events,
+                                    group_readable=config.events.group_readable)
             undo.callback(self._events.close)
             end = recover(self._index, self._events, JournalReader(shard.journal, shard.quarantine, files, _log.error))
             begin_life(self._index, boot_id, clock_us())
@@ -389,6 +390,7 @@ class Store:
         self._config = config
         self._room.reserve = config.store.reserve
         self._events.size = config.events.size
+        self._events.group_readable = config.events.group_readable
         self._indexer.keep = config.events.keep
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import configparser
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,18 @@ def unit() -> configparser.SectionProxy:
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # keep the case
     parser.read(ROOT / "systemd" / "mta.service")
     return parser["Service"]
+
+
+def test_the_unit_names_documentation_that_is_installed() -> None:
+    """Installed as the page says, the file is there: the wheel brings it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    brought = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+    assert "python3 -m venv /opt/mta" in PAGE
+    name = re.search(r"^Documentation=file:///opt/mta/(.*)$", (ROOT / "systemd" / "mta.service").read_text(), re.M)
+    assert name is not None
+    directory, _, file = name[1].rpartition("/")
+    [source] = [there for there, target in brought.items() if target == directory]
+    assert (ROOT / source / file).is_file()
 
 
 def test_the_unit_fits_the_code() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,21 @@ def test_files_are_rotated_and_old_ones_go(tmp_path: Path) -> None:
     assert 2 <= len(files) <= 5
     lines = b"".join((bench.directory / "events" / name).read_bytes() for name in files).splitlines()
     assert [int(line) for line in lines] == list(range(10))[-len(lines):]
+
+
+@pytest.mark.parametrize(("group_readable", "modes"), [(False, (0o700, 0o600)), (True, (0o750, 0o640))])
+def test_who_may_read_them(tmp_path: Path, group_readable: bool, modes: tuple[int, int]) -> None:
+    """The owner alone; with `events.group_readable` the group, whatever the umask."""
+    before = os.umask(0o077)
+    try:
+        bench = Bench(tmp_path / "000", replace(config(), events=schema.Events(group_readable=group_readable)))
+        bench.commit(Transaction(events=[b"1"]))
+        bench.close()
+    finally:
+        os.umask(before)
+    events = bench.directory / "events"
+    [name] = event_files(events)
+    assert tuple(path.stat().st_mode & 0o777 for path in (events, events / name)) == modes
 
 
 def test_recovery_writes_the_same_bytes_into_the_same_files(tmp_path: Path) -> None:
