@@ -19,7 +19,7 @@ from bench.candidates import CANDIDATES, DIRECT
 from bench.loopback import consecutive
 from bench.namespace import DNS_ADDRESS
 from bench.others import Others
-from bench.processes import Account, MemoryWatch, TreeAccount, account, find, wait_until_quiet
+from bench.processes import IDLE_S, Account, MemoryWatch, TreeAccount, account, find, wait_until_quiet
 from bench.profiler import ProfileError, Profiler
 from bench.programs import LoadPrograms, Program, ProgramError, free_port
 from bench.scenarios import FIRST_ADDRESS, Scenario
@@ -46,6 +46,8 @@ class Plan:
     profile: str | None
     profiles: Path
     """Where profiles go."""
+    idle_s: float = IDLE_S
+    """CPU time in half a second up to which the MTA counts as quiet."""
 
 
 @dataclass(slots=True)
@@ -206,7 +208,7 @@ def through(plan: Plan, scenario: Scenario, run: Run, processes: Account, addres
                 source.stop()
             if sink is not None:
                 sink.wait(plan.limit_s + _SINK_IDLE_S)
-        if run.mta != DIRECT and not wait_until_quiet(processes, _QUIET_AFTER_S):
+        if run.mta != DIRECT and not wait_until_quiet(processes, _QUIET_AFTER_S, plan.idle_s):
             run.notes.append(f"still busy {_QUIET_AFTER_S:g} s after the last message; what came later is not counted")
         memory.look()
         run.cpu_s = processes.cpu_s() - before_s

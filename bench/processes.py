@@ -23,6 +23,8 @@ from typing import Protocol
 _PROC = Path("/proc")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _LEFTOVER_S = 10.0
+IDLE_S = 0.02
+"""CPU time in half a second of an MTA that has nothing to do."""
 
 
 class Account(Protocol):
@@ -183,9 +185,9 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-def wait_until_quiet(processes: Account, limit_s: float) -> bool:
-    """Wait until the MTA has nothing left to do: in two half seconds it used at most 20 ms each. False: never."""
-    step_s, idle_s = 0.5, 0.02
+def wait_until_quiet(processes: Account, limit_s: float, idle_s: float = IDLE_S) -> bool:
+    """Wait until the MTA has nothing left to do: in two half seconds it used at most `idle_s` each. False: never."""
+    step_s = 0.5
     deadline = time.monotonic() + limit_s
     used = processes.cpu_s()
     quiet = 0

@@ -35,6 +35,8 @@ class Line:
     load_cpu_ms: float
     dns_queries: float
     per_round_trip: float | None
+    others: float
+    """Cores that others used in the worst of the runs."""
     arrived_once: bool
     """Whether every recipient of every run arrived exactly once."""
 
@@ -62,6 +64,7 @@ def _line(runs: list[Run]) -> Line:
         peak_anonymous=max(run.peak_anonymous for run in runs), together=max(run.together for run in runs),
         load_cpu_ms=median(lambda run: run.load_cpu_ms), dns_queries=median(lambda run: run.dns_queries),
         per_round_trip=_median(run.per_round_trip for run in runs),
+        others=max(run.others for run in runs),
         arrived_once=not any(run.problems for run in runs),
     )
 
@@ -69,7 +72,6 @@ def _line(runs: list[Run]) -> Line:
 def _median(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
-
 
 
 def _megabytes(size: float) -> str:
@@ -98,8 +100,13 @@ def table(lines: Sequence[Line]) -> list[str]:
     """The table as text."""
     rows = [[title for title, _ in _COLUMNS]]
     rows += [[cell(line) for _, cell in _COLUMNS] for line in lines]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    return ["  ".join(cell.ljust(width) if column < 2 else cell.rjust(width)
+    return aligned(rows, left=2)
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Rows of equal length in columns, the first `left` of them to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) if column < left else cell.rjust(width)
                       for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
 
 

@@ -92,7 +92,8 @@ def executable_pair(parser: argparse.ArgumentParser, options: argparse.Namespace
         parser.error("--source and --sink belong together: one counts what the other numbers")
     if options.source is None:
         return LoadPrograms()
-    return LoadPrograms((options.source,), (options.sink,), f"{options.source} and {options.sink}")
+    return LoadPrograms((options.source,), (options.sink,),
+                        f"{Path(options.source).name} and {Path(options.sink).name}")
 
 
 def positive(text: str) -> int:

@@ -1,0 +1,316 @@
+"""Tables and plots from a result of `bench.compare`, and docs/performance.md brought up to date with them.
+
+    python -m bench.figures result.json                                              the tables as text
+    python -m bench.figures result.json --plots docs/performance                     PNG files (needs matplotlib)
+    python -m bench.figures result.json --plots docs/performance --docs docs/performance.md
+
+In a document everything between `<!-- figures: NAME -->` and `<!-- end -->` is replaced by the table of that name:
+`machine`, `goals`, `scenarios`, `latency`, `connections`, `queue`. Tables of what was not measured say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import goals
+from bench.candidates import DIRECT
+from bench.report import aligned
+
+Result = Mapping[str, Any]
+Table = list[list[str]]
+
+_NOT_MEASURED = "Not measured."
+_MARK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_COLOURS = {"ours": "#1b6ca8", "postfix": "#c0392b", "haraka": "#e0a030", "exim": "#7f8c8d", "opensmtpd": "#27ae60"}
+_OTHERS_MOST = 0.3
+
+
+class FiguresError(Exception):
+    """The document or the result is not what it should be."""
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def goals_table(result: Result) -> Table:
+    """What we want, what there is."""
+    rows = [["scenario", "what", "goal", "measured", "reached"]]
+    for goal in goals.goals(result):
+        unit = f" {goal.unit}" if goal.unit not in ("", "x") else ""
+        sign = "≥" if goal.at_least else "≤"
+        measured = "" if goal.measured is None else f"{_number(goal.measured)}{unit}"
+        word = {None: "not measured", True: "yes", False: "NO"}[goal.holds]
+        rows.append([goal.scenario, goal.what, f"{sign} {_number(goal.bound)}{unit}", measured, word])
+    return rows
+
+
+def scenarios_table(result: Result) -> Table:
+    """Every scenario and MTA, medians over the runs."""
+    rows = [["scenario", "MTA", "recipients/s", "least-most", "CPU ms each", "syncs each", "`250` p50 / p99 ms",
+             "largest process MB", "all once"]]
+    for line in result.get("summary", ()):
+        if line["mta"] == DIRECT:
+            continue
+        syncs = line["syncs_per_message"]
+        spread = f"{line['rate_least']:,.0f}-{line['rate_most']:,.0f}"
+        rows.append([
+            line["scenario"], line["mta"], f"{line['rate']:,.0f}", spread, f"{line['cpu_ms']:.3f}",
+            "" if syncs is None else f"{syncs:.2f}", f"{line['ack_p50_ms']:.1f} / {line['ack_p99_ms']:.1f}",
+            f"{line['peak'] / 1e6:.0f}", "yes" if line["arrived_once"] else "NO",
+        ])
+    return rows if len(rows) > 1 else []
+
+
+def latency_table(result: Result) -> Table:
+    """L1."""
+    groups: dict[tuple[float, str], list[Result]] = {}
+    for run in result.get("latency") or ():
+        groups.setdefault((run["sync_delay_ms"], run["mta"]), []).append(run)
+    rows = [["syncs", "MTA", "`250` p50 ms", "p99 ms", "one fdatasync ms", "times", "least-most"]]
+    for (delay_ms, mta), runs in groups.items():
+        ratios = sorted(run["ratio"] for run in runs)
+        rows.append([f"{delay_ms:g} ms longer" if delay_ms else "as they are", mta,
+                     *(f"{_median([run[name] for run in runs]):.3f}"
+                       for name in ("dot_p50_ms", "dot_p99_ms", "sync_p50_ms")),
+                     f"{_median(ratios):.2f}", f"{ratios[0]:.2f}-{ratios[-1]:.2f}"])
+    return rows if len(rows) > 1 else []
+
+
+def connections_table(result: Result) -> Table:
+    """S10."""
+    found = result.get("connections")
+    if not found or not found["open_when_measured"]:
+        return []
+    return [
+        ["open at once", "own memory before", "with all open", "each", "event loop late p99", "at most"],
+        [f"{found['opened']:,}", f"{found['resting_bytes'] / 1e6:.0f} MB", f"{found['open_bytes'] / 1e6:.0f} MB",
+         f"{found['bytes_each'] / 1000:.1f} KB", f"{found['lag_p99_ms']:.1f} ms", f"{found['lag_max_ms']:.0f} ms"],
+    ]
+
+
+def queue_table(result: Result) -> Table:
+    """S7."""
+    rows = [["queued", "domains", "ready s", "after kill -9 s", "`mta queue` s", "own MB at rest", "live recipients/s",
+             "CPU ms each", "least-most", "own MB"]]
+    for row in result.get("rows") or ():
+        lives = row["lives"]
+        costs = [run["cpu_ms"] for run in lives]
+        rows.append([
+            f"{row['queued']:,}", f"{row['domains']:,}" if row["queued"] else "", f"{row['start_s']:.2f}",
+            f"{row['recovery_s']:.2f}", f"{row['listing_s']:.2f}", f"{row['resting_bytes'] / 1e6:.0f}",
+            *([f"{_median([run['rate'] for run in lives]):,.0f}", f"{_median(costs):.3f}",
+               f"{min(costs):.3f}-{max(costs):.3f}", f"{max(run['peak_anonymous'] for run in lives) / 1e6:.0f}"]
+              if lives else [""] * 4),
+        ])
+    return rows if len(rows) > 1 else []
+
+
+def machine_lines(result: Result) -> list[str]:
+    """Where, when and by what command it was measured, and what is to be known when reading it."""
+    machine = result.get("machine")
+    if not machine:
+        return []
+    versions = ", ".join(f"{name} {text}" for name, text in result["versions"].items())
+    where = (
+        f"{machine['cores']} x {machine['processor']}, {machine['memory'] / 2**30:.0f} GiB, Linux {machine['kernel']}, "
+        f"CPython {machine['python']}; spool on {machine['file_system']}, where appending 5 KB with `fdatasync` took "
+        f"{machine['sync_ms']:.2f} ms. {result['time'][:10]}. {versions}; load by {result['load']}."
+    )
+    lines = [where]
+    if result.get("scale", 1.0) != 1.0:
+        lines.append(f"Only {result['scale']:g} of the messages of each scenario: a rehearsal.")
+    everything = [*result.get("runs", ()), *(run for row in result.get("rows") or () for run in row["lives"])]
+    busy = sum(run["others"] > _OTHERS_MOST for run in everything)
+    if busy:
+        lines.append(f"**The machine was not idle**: in {busy} of {len(everything)} runs others used more than "
+                     f"{_OTHERS_MOST:g} of its cores.")
+    lines += [f"Not compared: {name}: {reason}." for name, reason in result.get("skipped", {}).items()]
+    names = result.get("dns")
+    if names:
+        lines.append(f"S9's names alone, asked for by a worker's resolver without any mail: "
+                     f"{names['cold_cpu_us'] / 1000:.3f} ms CPU for each domain that is in no cache, and "
+                     f"{names['questions'] / names['domains']:.0f} questions.")
+    return lines
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Result], Table]]] = {
+    "goals": ("Goals", goals_table),
+    "scenarios": ("Scenarios", scenarios_table),
+    "latency": ("One message at a time (L1)", latency_table),
+    "connections": ("Open connections (S10)", connections_table),
+    "queue": ("A long queue (S7)", queue_table),
+}
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3f}".rstrip("0").rstrip(".") if value < 1 else f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return float(ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2)
+
+
+def text(result: Result) -> list[str]:
+    """All tables for a terminal."""
+    lines = [*machine_lines(result), ""]
+    for title, make in SECTIONS.values():
+        rows = make(result)
+        lines += [f"{title}:", *(aligned(rows, left=2) if rows else [_NOT_MEASURED]), ""]
+    return lines
+
+
+def section(result: Result, name: str) -> str:
+    """One section as Markdown. Raises FiguresError for a name that there is not."""
+    if name == "machine":
+        lines = machine_lines(result)
+        if not lines:
+            return _NOT_MEASURED + "\n"
+        commands = "".join(f"    {command}\n" for command in result["commands"])
+        return "\n\n".join(lines) + f"\n\n{commands}"
+    if name not in SECTIONS:
+        raise FiguresError(f"no table {name!r}: there are machine, {', '.join(SECTIONS)}")
+    rows = SECTIONS[name][1](result)
+    if not rows:
+        return _NOT_MEASURED + "\n"
+    head, *body = rows
+    written = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(row)} |\n" for row in written)
+
+
+def markdown(result: Result) -> str:
+    """All of it as a document."""
+    parts = [f"# Measured\n\n{section(result, 'machine')}"]
+    parts += [f"## {title}\n\n{section(result, name)}" for name, (title, _) in SECTIONS.items()]
+    return "\n".join(parts)
+
+
+def rewritten(document: str, result: Result) -> str:
+    """`document` with its tables replaced. Raises FiguresError when it has no place for any."""
+    new, count = _MARK.subn(lambda found: f"{found[1]}\n{section(result, found[2])}\n{found[3]}", document)
+    if not count:
+        raise FiguresError("there is no <!-- figures: NAME --> in it")
+    return new
+
+
+# -- plots -----------------------------------------------------------------------------------------------------------
+
+
+def plots(result: Result, directory: Path) -> list[str]:
+    """Draw what was measured into `directory`; a line for each file, or why there is none."""
+    try:
+        import matplotlib
+    except ImportError:
+        return ["no plots: matplotlib is not installed (pip install 'outbound-mta[bench]')"]
+    matplotlib.use("Agg")
+    directory.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    if result.get("summary"):
+        drawn.append(_bars(result, "rate", "recipients per second", directory / "rates.png"))
+        drawn.append(_bars(result, "cpu_ms", "CPU ms per recipient", directory / "cpu.png"))
+    if any(row["lives"] for row in result.get("rows") or ()):
+        drawn.append(_flat(result, directory / "queue.png"))
+    return [f"plot: {path}" for path in drawn]
+
+
+def _bars(result: Result, value: str, title: str, path: Path) -> Path:
+    """Every scenario and MTA, on a logarithmic scale."""
+    from matplotlib.figure import Figure
+
+    lines = {(line["scenario"], line["mta"]): line for line in result["summary"] if line["mta"] != DIRECT}
+    scenarios = list(dict.fromkeys(scenario for scenario, _ in lines))
+    names = [name for name in _COLOURS if any(mta == name for _, mta in lines)]
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / max(len(names), 1)
+    for number, name in enumerate(names):
+        found = [(place, lines[scenario, name]) for place, scenario in enumerate(scenarios)
+                 if (scenario, name) in lines and lines[scenario, name][value] > 0]
+        at = [place + (number - (len(names) - 1) / 2) * width for place, _ in found]
+        heights = [line[value] for _, line in found]
+        errors = None
+        if value == "rate":
+            errors = [[line["rate"] - line["rate_least"] for _, line in found],
+                      [line["rate_most"] - line["rate"] for _, line in found]]
+        bars = axes.bar(at, heights, width, yerr=errors, label=name, color=_COLOURS[name], ecolor="#444444")
+        axes.bar_label(bars, [f"{height:,.0f}" if height >= 10 else f"{height:.2g}" for height in heights], fontsize=6,
+                       padding=2)
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(scenarios)), scenarios)
+    axes.set_title(f"{title} (logarithmic; median{', least and most' if value == 'rate' else ''})", fontsize=10)
+    axes.legend(fontsize=8, ncols=len(names))
+    axes.margins(y=0.15)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _flat(result: Result, path: Path) -> Path:
+    """Cost and rate of live mail against the length of the queue, one line for each number of domains."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in result["rows"] if row["lives"]]
+    queued = sorted({row["queued"] for row in rows})
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, value, title in zip(figure.subplots(1, 2), ("cpu_ms", "rate"),
+                                  ("CPU ms per live message", "live messages per second"), strict=True):
+        for domains in sorted({row["domains"] for row in rows if row["queued"]}):
+            # The empty queue has no domains: all lines begin there.
+            line = [row for row in rows if row["domains"] == domains or not row["queued"]]
+            line.sort(key=lambda row: row["queued"])
+            values = [[run[value] for run in row["lives"]] for row in line]
+            middle = [_median(found) for found in values]
+            axes.errorbar(
+                [queued.index(row["queued"]) for row in line], middle, label=f"{domains:,} domains", marker="o",
+                capsize=3, yerr=[[at - min(found) for at, found in zip(middle, values, strict=True)],
+                                 [max(found) - at for at, found in zip(middle, values, strict=True)]])
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(range(len(queued)), [f"{number:,}" for number in queued])
+        axes.set_xlabel("messages that wait for other domains")
+        axes.set_title(title, fontsize=10)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="bench.figures", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path, help="what bench.compare --json wrote")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into this directory")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="rewrite the tables in this document")
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    """Do it; 0, or 2 for a result or document that cannot be used."""
+    options = arguments().parse_args(words)
+    try:
+        result = json.loads(options.result.read_text())
+        if not isinstance(result, dict) or not ({"summary", "rows", "latency", "connections"} & result.keys()):
+            raise FiguresError(f"{options.result} is no result of bench.compare")
+        print(*text(result), sep="\n")
+        if options.markdown is not None:
+            options.markdown.write_text(markdown(result))
+        if options.plots is not None:
+            print(*plots(result, options.plots), sep="\n")
+        if options.docs is not None:
+            options.docs.write_text(rewritten(options.docs.read_text(), result))
+    except (OSError, ValueError, FiguresError) as error:
+        print(f"bench.figures: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
