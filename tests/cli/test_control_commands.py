@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -287,7 +286,7 @@ def test_it_says_that_the_mta_is_not_running(mta: MTA, tmp_path: Path) -> None:
                 dead.bind(str(tmp_path / "control.sock"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may")
+@pytest.mark.ordinary_user
 def test_it_says_who_may_ask(mta: MTA, control: CONTROL, tmp_path: Path) -> None:
     """A socket of others: exit code 77 and the group that one has to be in."""
     control(lambda *_: STATUS)

@@ -194,7 +194,7 @@ def test_what_cannot_be_read_is_said(mta: MTA, tmp_path: Path) -> None:
         assert "mta" in result.err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may")
+@pytest.mark.ordinary_user
 def test_events_of_another_user(mta: MTA, spool: Path) -> None:
     """Exit code 77 and who may."""
     write(spool, 0, FIRST, received(0, 1)).parent.chmod(0)

@@ -19,6 +19,8 @@ from mta.control.exits import StartError
 from tests.control.helpers import Fixture
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
+
+
 def _nobody_can_run_python() -> bool:
     try:
         return not subprocess.run([sys.executable, "-c", "import mta.control.spool"], user="nobody", check=False,
@@ -57,7 +59,7 @@ def test_the_own_user_needs_no_change() -> None:
     assert privileges.identity(pwd.getpwuid(os.geteuid()).pw_name) is None
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may")
+@pytest.mark.ordinary_user
 def test_an_ordinary_user_cannot_become_another() -> None:
     """It is said, and who we are."""
     with pytest.raises(StartError, match="cannot become user 'root'"):
@@ -65,13 +67,20 @@ def test_an_ordinary_user_cannot_become_another() -> None:
     assert privileges.identity(None) is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or _nobody_can_run_python(), reason="needs a Python that nobody may run")
-def test_a_user_who_cannot_run_python_is_said(open_mta: Fixture) -> None:
+@needs_root
+def test_a_user_who_cannot_run_python_is_said(open_mta: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """No child could be started; that is said before one is tried."""
+    private = open_mta.directory / "private"
+    private.mkdir(mode=0o700)
+    python = private / "python"
+    python.symlink_to(sys.executable)
+    # By its new name it does not know where its packages are.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr(sys, "executable", str(python))
     open_mta.write_config(user="nobody")
     running = open_mta.start()
     assert running.exit_code() == exits.NO_PERMISSION
-    assert f"user 'nobody' may not execute {sys.executable}" in running.stderr()
+    assert f"user 'nobody' may not execute {python}" in running.stderr()
 
 
 @needs_root

@@ -70,7 +70,7 @@ def test_what_cannot_be_a_directory_is_said(tmp_path: Path) -> None:
     assert "cannot make spool /proc/x: " in refusal(spool.make_directory, "/proc/x", "spool", None)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.ordinary_user
 def test_a_spool_that_is_not_writable_is_said(tmp_path: Path) -> None:
     """As the user that we are."""
     tmp_path.chmod(0o500)
