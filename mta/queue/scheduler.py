@@ -47,7 +47,7 @@ class SchedulerIO(Protocol):
 class Queue:
     """The part of one queue, in one shard, that is in memory."""
 
-    __slots__ = ("domain", "in_flight", "loading", "more", "name", "path", "ready", "shard", "tenant")
+    __slots__ = ("behind", "domain", "in_flight", "loading", "more", "name", "path", "ready", "shard", "tenant")
 
     def __init__(self, shard: int, name: str, domain: str, tenant: str) -> None:
         self.shard = shard
@@ -57,6 +57,7 @@ class Queue:
         self.ready: deque[Delivery] = deque()
         self.in_flight: dict[tuple[int, int], Delivery] = {}
         self.more = False  # the index may hold due deliveries that are not in memory
+        self.behind = False  # it certainly does: fresh mail goes to the end of that line
         self.loading = 0  # how many deliveries the load under way may bring
         self.path: object | None = None  # the delivery engine's
 
@@ -115,9 +116,8 @@ class Scheduler:
             if self.deliveries >= self._memory.deliveries:
                 return  # it is found by the report of the next checkpoint
             queue = self._open(shard, delivery.queue, delivery.domain)
-        # Behind mail that waits on disk there is no jumping the line.
-        if queue.more or len(queue.ready) >= self._memory.window or self.deliveries >= self._memory.deliveries:
-            queue.more = True
+        if queue.behind or len(queue.ready) >= self._memory.window or self.deliveries >= self._memory.deliveries:
+            queue.more = queue.behind = True  # it is found by the report of the next checkpoint
             return
         self._hold(delivery)
         queue.ready.append(delivery)
@@ -132,16 +132,17 @@ class Scheduler:
             self._io.alarm()  # the load may have brought less than room was kept for
         if self.queues.get((queue.shard, queue.name)) is not queue:
             return  # parked meanwhile; they are still on disk
+        queue.behind = False
         for delivery in deliveries:
             if self.deliveries >= self._memory.deliveries:
-                queue.more = True  # fresh mail has taken the room
+                queue.more = queue.behind = True  # fresh mail has taken the room
                 break
             if delivery.key not in queue.in_flight:  # else `take` was faster
                 self._hold(delivery)
                 queue.ready.append(delivery)
         # `more` may have become true while the index was read: a checkpoint came in between.
         if next_us is not None and next_us <= self._clock_us():
-            queue.more = True
+            queue.more = queue.behind = True
         elif next_us is not None:
             self._wake(queue.shard, queue.name, next_us)
         if queue.ready:
@@ -223,7 +224,7 @@ class Scheduler:
         for delivery in queue.ready:
             self._drop(delivery)
         queue.ready.clear()
-        queue.more = False
+        queue.more = queue.behind = False
         if queue.in_flight:  # known until they have ended, so that they are not loaded a second time
             self._io.withdraw(queue)
         else:

@@ -210,6 +210,18 @@ def test_fresh_mail_does_not_wait_for_the_retry_of_other_mail() -> None:
     assert shelf.deliver_all() == [fresh.key]
 
 
+def test_fresh_mail_does_not_wait_for_a_look_at_the_index_that_finds_nothing() -> None:
+    """The report of a checkpoint makes the scheduler look what else is due; meanwhile mail flows, also when a second
+    report comes before the first look is over."""
+    shelf = Shelf()
+    keys = [shelf.accept("a.org").key]
+    for _ in range(2):
+        shelf.checkpoint()
+        keys.append(shelf.accept("a.org").key)
+
+    assert [one.key for one in shelf.offered[0].ready] == keys
+
+
 def test_a_full_window_leaves_the_rest_on_disk_and_fetches_it_in_order() -> None:
     """The window bounds what one queue has in memory; the rest follows from the index, oldest first."""
     shelf = Shelf()
