@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mta.config.schema import DeliveryTimeouts
 from mta.delivery.settle import Peer
-from mta.delivery.wire import AF_INET6, Wire, WireError
+from mta.delivery.wire import AF_INET6, TlsError, Wire, WireError
 from mta.queue import events
 from mta.queue.records import DOTLESS, EIGHT_BIT, SMTPUTF8, Delivery
 from mta.queue.scheduler import Queue
@@ -162,7 +162,7 @@ class Connection:
         except RefusalError as refusal:
             if refusal.phase == "ehlo" and refusal.reply.local:
                 self._session(target, tls, esmtp=False)  # some hosts hang up at EHLO
-            elif refusal.phase == "handshake" and policy == "opportunistic":
+            elif refusal.phase in ("starttls", "handshake") and refusal.reply.local and policy == "opportunistic":
                 log.info("%s; going on in clear", refusal.reply.text)
                 self.engine.broken_tls.add(target.address, time.monotonic())
                 self._session(target, "off")
@@ -246,6 +246,9 @@ class Connection:
                     if client.phase == "closed":
                         return
         except WireError as error:
+            if isinstance(error, TlsError) and self.path.shaping.tls == "opportunistic":
+                assert self.target is not None
+                self.engine.broken_tls.add(self.target.address, time.monotonic())
             client.unsent(wire.unsent)
             try:
                 early = wire.early()

@@ -47,6 +47,10 @@ class WireTimeoutError(WireError):
     """The deadline passed."""
 
 
+class TlsError(WireError):
+    """The peer sent what is no TLS, or ended the session by an alert, after the handshake."""
+
+
 class Wire:
     """One connection. Used by one greenlet; `wake` and `expire` may be called by any."""
 
@@ -210,7 +214,7 @@ class Wire:
         except ssl.SSLError as error:
             if plain:
                 return b"".join(plain)
-            raise WireError(f"TLS: {_reason(error)}") from None
+            raise TlsError(f"TLS: {_reason(error)}") from None
 
     def write(self, buffers: Iterable[bytes], block_s: float) -> None:
         """Send all of `buffers`. The peer must take some of it every `block_s` seconds. Raises WireError. Hot path.
@@ -226,7 +230,7 @@ class Wire:
             try:
                 self._tls.write(data)
             except ssl.SSLError as error:  # the peer has ended the TLS session
-                raise WireError(f"TLS: {_reason(error)}") from None
+                raise TlsError(f"TLS: {_reason(error)}") from None
             data = self._outgoing.read()
         try:
             sent = self._sock.send(data)
