@@ -241,7 +241,7 @@ def main(words: list[str] | None = None) -> int:
     if options.markdown is not None:
         options.markdown.write_text(figures.markdown(result))
     if options.plots is not None:
-        print(*figures.plots(result, options.plots), sep="\n")
+        figures.draw(result, options.plots)
     return 1 if problems else 0
 
 

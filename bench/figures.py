@@ -5,20 +5,22 @@
     python -m bench.figures result.json --plots docs/performance --docs docs/performance.md
 
 In a document everything between `<!-- figures: NAME -->` and `<!-- end -->` is replaced by the table of that name:
-`machine`, `goals`, `scenarios`, `latency`, `connections`, `queue`. Tables of what was not measured say so.
+`machine`, `goals`, `scenarios`, `costs`, `latency`, `connections`, `queue`; `plots` stands for the images that are
+drawn by the same command. Tables of what was not measured say so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import goals
+from bench import goals, ours
 from bench.candidates import DIRECT
 from bench.report import aligned
 
@@ -111,6 +113,28 @@ def queue_table(result: Result) -> Table:
     return rows if len(rows) > 1 else []
 
 
+def costs_table(result: Result) -> Table:
+    """What costs what: differences between scenarios, so as good as those are."""
+    mine = {line["scenario"]: line["cpu_ms"] for line in result.get("summary", ()) if line["mta"] == ours.NAME}
+    names = (result.get("dns") or {}).get("cold_cpu_us", 0.0) / 1000
+    rows = [["what", "CPU ms", "from"]]
+
+    def add(what: str, how: str, needed: Sequence[str], cost: Callable[[], float]) -> None:
+        if all(name in mine for name in needed):
+            rows.append([what, f"{cost():.3f}", how])
+
+    add("accept a message of 5 KB, make it durable, keep it", "S6", ["S6"], lambda: mine["S6"])
+    add("deliver it at once and settle it", "S1 - S6", ["S1", "S6"], lambda: mine["S1"] - mine["S6"])
+    add("50 domains instead of one", "S2 - S1", ["S1", "S2"], lambda: mine["S2"] - mine["S1"])
+    add("95 KB of content more, in and out", "S3 - S2", ["S2", "S3"], lambda: mine["S3"] - mine["S2"])
+    add("each recipient of a message to 1,000", "S4", ["S4"], lambda: mine["S4"])
+    if names:
+        rows.append(["names of a domain that is in no cache", f"{names:.3f}", "`bench.dns`"])
+        add("a domain and a connection for this message alone", "S9 - S2 - names", ["S2", "S9"],
+            lambda: mine["S9"] - mine["S2"] - names)
+    return rows if len(rows) > 1 else []
+
+
 def machine_lines(result: Result) -> list[str]:
     """Where, when and by what command it was measured, and what is to be known when reading it."""
     machine = result.get("machine")
@@ -142,6 +166,7 @@ def machine_lines(result: Result) -> list[str]:
 SECTIONS: dict[str, tuple[str, Callable[[Result], Table]]] = {
     "goals": ("Goals", goals_table),
     "scenarios": ("Scenarios", scenarios_table),
+    "costs": ("What costs what", costs_table),
     "latency": ("One message at a time (L1)", latency_table),
     "connections": ("Open connections (S10)", connections_table),
     "queue": ("A long queue (S7)", queue_table),
@@ -194,9 +219,14 @@ def markdown(result: Result) -> str:
     return "\n".join(parts)
 
 
-def rewritten(document: str, result: Result) -> str:
-    """`document` with its tables replaced. Raises FiguresError when it has no place for any."""
-    new, count = _MARK.subn(lambda found: f"{found[1]}\n{section(result, found[2])}\n{found[3]}", document)
+def rewritten(document: str, result: Result, images: Sequence[str] = ()) -> str:
+    """`document` with its tables replaced, and `images`, named relative to it. Raises FiguresError without a place."""
+    def new_text(found: re.Match[str]) -> str:
+        if found[2] != "plots":
+            return section(result, found[2])
+        return "\n".join(f"![{Path(image).stem}]({image})" for image in images) + "\n" if images else "Not drawn.\n"
+
+    new, count = _MARK.subn(lambda found: f"{found[1]}\n{new_text(found)}\n{found[3]}", document)
     if not count:
         raise FiguresError("there is no <!-- figures: NAME --> in it")
     return new
@@ -205,12 +235,12 @@ def rewritten(document: str, result: Result) -> str:
 # -- plots -----------------------------------------------------------------------------------------------------------
 
 
-def plots(result: Result, directory: Path) -> list[str]:
-    """Draw what was measured into `directory`; a line for each file, or why there is none."""
+def plots(result: Result, directory: Path) -> list[Path]:
+    """Draw what was measured into `directory`; the files. Raises FiguresError when nothing can be drawn."""
     try:
         import matplotlib
     except ImportError:
-        return ["no plots: matplotlib is not installed (pip install 'outbound-mta[bench]')"]
+        raise FiguresError("no plots: matplotlib is not installed (pip install 'outbound-mta[bench]')") from None
     matplotlib.use("Agg")
     directory.mkdir(parents=True, exist_ok=True)
     drawn = []
@@ -219,7 +249,18 @@ def plots(result: Result, directory: Path) -> list[str]:
         drawn.append(_bars(result, "cpu_ms", "CPU ms per recipient", directory / "cpu.png"))
     if any(row["lives"] for row in result.get("rows") or ()):
         drawn.append(_flat(result, directory / "queue.png"))
-    return [f"plot: {path}" for path in drawn]
+    return drawn
+
+
+def draw(result: Result, directory: Path) -> list[Path]:
+    """Draw the plots and say so, or why not; the files."""
+    try:
+        drawn = plots(result, directory)
+    except FiguresError as error:
+        print(error)
+        return []
+    print(*(f"plot: {path}" for path in drawn), sep="\n")
+    return drawn
 
 
 def _bars(result: Result, value: str, title: str, path: Path) -> Path:
@@ -268,15 +309,16 @@ def _flat(result: Result, path: Path) -> Path:
             line.sort(key=lambda row: row["queued"])
             values = [[run[value] for run in row["lives"]] for row in line]
             middle = [_median(found) for found in values]
+            name = "1 domain" if domains == 1 else f"{domains:,} domains"
             axes.errorbar(
-                [queued.index(row["queued"]) for row in line], middle, label=f"{domains:,} domains", marker="o",
+                [queued.index(row["queued"]) for row in line], middle, label=name, marker="o",
                 capsize=3, yerr=[[at - min(found) for at, found in zip(middle, values, strict=True)],
                                  [max(found) - at for at, found in zip(middle, values, strict=True)]])
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.25 * max(run[value] for row in rows for run in row["lives"]))
         axes.set_xticks(range(len(queued)), [f"{number:,}" for number in queued])
         axes.set_xlabel("messages that wait for other domains")
         axes.set_title(title, fontsize=10)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)
     return path
 
@@ -302,10 +344,10 @@ def main(words: list[str] | None = None) -> int:
         print(*text(result), sep="\n")
         if options.markdown is not None:
             options.markdown.write_text(markdown(result))
-        if options.plots is not None:
-            print(*plots(result, options.plots), sep="\n")
+        drawn = draw(result, options.plots) if options.plots is not None else []
         if options.docs is not None:
-            options.docs.write_text(rewritten(options.docs.read_text(), result))
+            images = [os.path.relpath(path, options.docs.parent) for path in drawn]
+            options.docs.write_text(rewritten(options.docs.read_text(), result, images))
     except (OSError, ValueError, FiguresError) as error:
         print(f"bench.figures: {error}", file=sys.stderr)
         return 2
