@@ -107,7 +107,7 @@ RELOADS: Final[list[dict[str, Any]]] = [
     {"dns": {"cache": 100, "min_ttl": "0s"}},
     {"smtp": {"sessions": 6}},
     {"routes": {"d3.test": "mx"}},
-    {"log": {"level": "debug"}},
+    {"log": "debug"},
 ]
 BROKEN: Final = ["workers: none\n", "hostname: [", "spool: 7\nno_such_option: 1\n", "", "\x00", "- a\n- b\n"]
 
@@ -229,15 +229,19 @@ class Soak:
         violations = {kind: found for kind, found in stats["violations"].items() if kind not in MOODS}
         if stats["damaged"] or violations:
             self.problems.append(f"the sandbox complains: {stats['damaged']} damaged, {violations}")
-        try:
-            from mta.queue.verify import verify_spool
-        except ImportError:
-            pass
-        else:
-            self.problems += [str(problem) for problem in verify_spool(self._spool).problems]
+        self._verify()
         self.problems += self._account.problems
         self.result = {**figures, "faults": dict(sorted(self.done.items())), "baseline": base.__dict__,
                        "end": end.__dict__, "problems": len(self.problems)}
+
+    def _verify(self) -> None:
+        """Look through the spool, on which no process is."""
+        try:
+            from mta.queue.verify import verify_spool
+        except ImportError:
+            return
+        self.done["verify"] += 1
+        self.problems += [f"mta spool verify: {problem}" for problem in verify_spool(self._spool)]
 
     def _drain(self) -> None:
         """No load, and wait until nothing is queued and no connection is open."""
@@ -335,6 +339,8 @@ class Soak:
 
     def _kill_everything(self) -> None:
         self.mta.kill()
+        if self._dice.random() < 0.5:
+            self._verify()
         self.mta.start()
 
     def _change_receivers(self) -> None:
@@ -350,7 +356,9 @@ class Soak:
 
     def _reload(self, config: dict[str, Any]) -> None:
         self.mta.config = config
-        self._hang_up("reload:")
+        said = self._hang_up("reload:")
+        if any("has errors" in line for line in said):
+            self.problems.append(f"a reload was refused: {said}")
 
     def _reload_nonsense(self) -> None:
         path = self.mta.write_config()
@@ -360,8 +368,8 @@ class Soak:
         self._hang_up("the old one stays in force", write=False)
         self.mta.write_config()
 
-    def _hang_up(self, answer: str, write: bool = True) -> None:
-        """SIGHUP, and wait until the log tells what came of it."""
+    def _hang_up(self, answer: str, write: bool = True) -> list[str]:
+        """SIGHUP, and wait until the log tells what came of it. What the log said meanwhile."""
         if write:
             self.mta.write_config()
         assert self.mta.process is not None
@@ -370,6 +378,7 @@ class Soak:
         self.mta.process.send_signal(signal.SIGHUP)
         self.mta.wait_until(lambda: any(answer in line for line in log[seen:]) or self.mta.process.poll() is not None,
                             f"an answer to SIGHUP with {answer!r}")
+        return log[seen:]
 
     def _raise_reserve(self) -> None:
         """No room, says the option; as good as a full disk for who may not mount one."""
