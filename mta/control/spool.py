@@ -27,8 +27,8 @@ from mta.control.exits import CANNOT_CREATE, DATA, TEMPORARY, StartError
 from mta.control.line import ALARM_MARGIN_S, ORPHAN_GRACE_S
 from mta.control.privileges import Identity
 from mta.queue.ids import MAX_SHARDS
+from mta.queue.shard import SPOOL_VERSION
 
-SPOOL_VERSION: Final = 1
 LOCK_WAIT_S: Final = ORPHAN_GRACE_S + ALARM_MARGIN_S + 3  # children of a dead supervisor are gone by then
 DIRECTORY_MODE: Final = 0o750  # the group of the MTA's user are its operators
 _LOCK_LOOK_S: Final = 0.05

@@ -54,7 +54,7 @@ SEGMENT_KEY: Final = Struct(">I")
 SEGMENT_USE: Final = Struct(">IQ")
 STATE_KEY: Final = b"state"
 
-_DATABASES: Final = ("state", "messages", "schedule", "queues", "names", "due", "segments", "marks")
+DATABASES: Final = ("state", "messages", "schedule", "queues", "names", "due", "segments", "marks")
 _SLICE: Final = 5000  # entries looked at in one piece of a long listing
 
 Hidden = Callable[[Key], bool]
@@ -83,10 +83,10 @@ class Index:
 
     def _open(self) -> None:
         self.env = lmdb.open(
-            str(self._path), map_size=self._map_size, subdir=True, lock=False, max_dbs=len(_DATABASES), mode=0o600,
+            str(self._path), map_size=self._map_size, subdir=True, lock=False, max_dbs=len(DATABASES), mode=0o600,
             readahead=False, sync=True, metasync=True, lib_version=0,
         )
-        self.db: dict[str, Any] = {name: self.env.open_db(name.encode()) for name in _DATABASES}
+        self.db: dict[str, Any] = {name: self.env.open_db(name.encode()) for name in DATABASES}
         with self.env.begin() as txn:
             raw = txn.get(STATE_KEY, db=self.db["state"])
             self.state = ShardState() if raw is None else unpack_state(raw)

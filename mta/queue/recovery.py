@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ from mta.queue.transaction import replay
 
 _ENTRIES: Final = 5000  # effects gathered before they go into the index
 _COPY: Final = 1 << 20
+_NOWHERE: Final = Position(0, 0)
 
 Report = Callable[[str], None]
 """Tells the operator, in one line."""
@@ -97,29 +99,34 @@ class JournalReader:
 
     def frames(self, start: Position) -> Iterator[Frame]:
         """All durable frames from `start` on, in order. Raises StoreUnusable and OSError."""
-        chain: list[Segment] = []
-        try:
-            for number in segment_numbers(self._directory):
-                segment = Segment.open(self._directory, number, self._files) if number >= start.segment else None
-                if segment is not None:
-                    chain.append(segment)
-            self._check(chain, start)
-            for segment, following in zip(chain, [*chain[1:], None], strict=False):
-                offset = max(start.offset, PAGE) if segment.number == start.segment else PAGE
-                yield from self._frames_of(segment, offset, None if following is None else following.before.offset)
-        finally:
-            for segment in chain:
+        chain: list[tuple[int, Position]] = []  # segments, and where each says that the one before it ended
+        for number in segment_numbers(self._directory):
+            if number >= start.segment and (segment := self._segment(number)) is not None:
+                chain.append((number, segment.before))
+                segment.close()
+        self._check([number for number, _ in chain], start)
+        for (number, _), (_, before) in zip_longest(chain, chain[1:], fillvalue=(0, _NOWHERE)):
+            segment = self._segment(number)
+            if segment is None:
+                raise StoreUnusable(f"{segment_path(self._directory, number)} went away while it was to be read")
+            try:
+                offset = max(start.offset, PAGE) if number == start.segment else PAGE
+                yield from self._frames_of(segment, offset, before.offset if before.segment == number else None)
+            finally:
                 segment.close()
 
-    def _check(self, chain: list[Segment], start: Position) -> None:
+    def _segment(self, number: int) -> Segment | None:
+        return Segment.open(self._directory, number, self._files)
+
+    def _check(self, chain: list[int], start: Position) -> None:
         """Nothing is missing in between."""
         expected = max(start.segment, 1)
         if start.segment and not chain:
             raise StoreUnusable(f"{segment_path(self._directory, expected)} is missing or damaged")
-        for segment in chain:
-            if segment.number != expected:
+        for number in chain:
+            if number != expected:
                 raise StoreUnusable(f"{segment_path(self._directory, expected)} is missing or damaged, but the segment "
-                                    f"{segment.number} after it is there; or the index is older than the journal")
+                                    f"{number} after it is there; or the index is older than the journal")
             expected += 1
 
     def _frames_of(self, segment: Segment, offset: int, limit: int | None) -> Iterator[Frame]:

@@ -20,6 +20,7 @@ from mta.queue.errors import StoreLocked, StoreUnusable, StoreVersion
 from mta.queue.fileops import FileOps
 
 VERSION: Final = 1
+SPOOL_VERSION: Final = 1  # of the directory that the shards are in
 
 
 class Shard:
