@@ -101,9 +101,9 @@ def _measure(plan: Plan, scenario: Scenario, found: Connections, hold_s: int, di
     place = directory / NAME
     place.mkdir()
     runtime = ends.enter_context(runtime_directory())
-    # A worker goes for its fair share of a domain's connections; more than the exact part lets the total decide.
+    # A path opens a connection while more deliveries wait in memory than it has connections: so all are kept there.
     settings = {"delivery.connections": found.asked, "shaping.default.connections": found.asked // DOMAINS + 1,
-                "shaping.default.connection_age": f"{10 * hold_s}s", **plan.settings}
+                "memory.deliveries": scenario.messages, "shaping.default.connection_age": f"{10 * hold_s}s", **plan.settings}
     mta = Ours(Setup(place, runtime, processes, dns, port, "1", None, settings))
     ends.callback(lambda: found.problems.extend(mta.stop()))
     address = mta.start()
