@@ -38,6 +38,8 @@ CONNECTIONS = 10_000
 HOLD_S = 40
 DOMAINS = 50
 _SPARE_FILES = 500
+_DELIVERIES = 20_000
+"""What a worker keeps in memory by default."""
 _LOOK_S = 0.5
 _SETTLE_S = 10.0
 
@@ -103,7 +105,7 @@ def _measure(plan: Plan, scenario: Scenario, found: Connections, hold_s: int, di
     runtime = ends.enter_context(runtime_directory())
     # A path opens a connection while more deliveries wait in memory than it has connections: so all are kept there.
     settings = {"delivery.connections": found.asked, "shaping.default.connections": found.asked // DOMAINS + 1,
-                "shaping.default.connection_age": f"{10 * hold_s}s", "memory.deliveries": scenario.messages,
+                "shaping.default.connection_age": f"{10 * hold_s}s", "memory.deliveries": max(scenario.messages, _DELIVERIES),
                 **plan.settings}
     mta = Ours(Setup(place, runtime, processes, dns, port, "1", None, settings))
     ends.callback(lambda: found.problems.extend(mta.stop()))
