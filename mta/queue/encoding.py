@@ -55,7 +55,7 @@ class EventMark(NamedTuple):
 
 # -- messages ----------------------------------------------------------------------------------------------------------
 
-_MESSAGE_HEAD: Final = Struct(">IQIII")  # segment, offset, length, CRC-32, deliveries left
+_MESSAGE_HEAD: Final = Struct(">IQIII")  # segment, offset, length, CRC-32C, deliveries left
 
 
 def pack_message(message: Message) -> bytes:

@@ -1,7 +1,7 @@
 """The journal: segment files of frames, and the only place where accepted mail becomes durable.
 
 A *frame* is one group commit, all or nothing: header, operations (msgpack, `mta.queue.transaction`), a table of the
-blobs (length and CRC-32 each), the blobs (contents of messages), zeros up to the next page. Frames begin on pages, so
+blobs (length and CRC-32C each), the blobs (contents of messages), zeros up to the next page. Frames begin on pages, so
 that no byte which is on stable storage is ever written again.
 
 A *segment* is a file `NNNNNNNN.seg`: one page with a header, then frames. It is written by one life of one process:
@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
-from zlib import crc32
+
+from google_crc32c import extend, value
 
 from mta.queue.encoding import Position
 from mta.queue.fileops import Buffer, FileOps
@@ -33,33 +34,25 @@ from mta.queue.records import BodyRef
 
 PAGE: Final = 4096
 
-_SEGMENT_HEADER: Final = Struct(">8sI8sIQI")  # magic, number, salt, number and end of the segment before, CRC-32
-_MAGIC: Final = b"MTAseg1\n"
-_FRAME_HEADER: Final = Struct(">8sIIQI")  # salt, length of the operations, blobs, time, CRC-32 up to the contents
+_SEGMENT_HEADER: Final = Struct(">8sI8sIQI")  # magic, number, salt, number and end of the segment before, CRC-32C
+_MAGIC: Final = b"MTAseg2\n"
+_FRAME_HEADER: Final = Struct(">8sIIQI")  # salt, length of the operations, blobs, time, CRC-32C up to the contents
 _FRAME_HEADER_CHECKED: Final = _FRAME_HEADER.size - 4
-_BLOB: Final = Struct(">II")  # length, CRC-32
+_BLOB: Final = Struct(">II")  # length, CRC-32C
 
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 _ZEROS: Final = bytes(PAGE)
 _KEPT_FOR_REUSE: Final = 1
 _LEAST_ALLOCATION: Final = 1 << 20
-_CRC_PIECE: Final = 5 * 1024
-_CRC_LARGE: Final = 1 << 18
 
 
 def content_crc(content: bytes) -> int:
-    """CRC-32 of a content.
+    """CRC-32C of a content (RFC 3720 appendix B.4).
 
-    zlib gives up the GIL above 5 KB. To get it back beside a busy hub takes up to a switch interval, for every message
-    of a group; so those of usual size are done in pieces that are small enough. Only for large ones the wait pays off.
+    The processor has an instruction for it: 0.3 µs for 5 KB where zlib's CRC-32 takes 4, and the GIL is kept, which is
+    slow to come back beside a busy hub.
     """
-    length = len(content)
-    if length <= _CRC_PIECE or length >= _CRC_LARGE:
-        return crc32(content)
-    crc = 0
-    view = memoryview(content)
-    for start in range(0, length, _CRC_PIECE):
-        crc = crc32(view[start:start + _CRC_PIECE], crc)
+    crc: int = value(content)
     return crc
 
 
@@ -246,12 +239,13 @@ class Journal:
 def _frame_head(salt: bytes, offset: int, operations: bytes, table: bytes, count: int, time_us: int) -> bytes:
     head = _FRAME_HEADER.pack(salt, len(operations), count, time_us, 0)[:_FRAME_HEADER_CHECKED]
     # The sum begins with the offset, so that a frame is one at its own place only.
-    return head + crc32(table, crc32(operations, crc32(head, offset // PAGE))).to_bytes(4, "big")
+    crc: int = extend(extend(extend(offset // PAGE, head), operations), table)
+    return head + crc.to_bytes(4, "big")
 
 
 def _segment_header(number: int, salt: bytes, before: Position) -> bytes:
     head = _SEGMENT_HEADER.pack(_MAGIC, number, salt, *before, 0)[:-4]
-    return head + crc32(head).to_bytes(4, "big")
+    return head + content_crc(head).to_bytes(4, "big")
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -309,7 +303,7 @@ class Segment:
         if salt != self._salt or at > self.size:
             return None
         rest = self._files.pread(self._fd, length + count * _BLOB.size, offset + _FRAME_HEADER.size)
-        if crc32(rest, crc32(head[:_FRAME_HEADER_CHECKED], offset // PAGE)) != crc:
+        if extend(extend(offset // PAGE, head[:_FRAME_HEADER_CHECKED]), rest) != crc:
             return None
         blobs = []
         for blob_length, blob_crc in _BLOB.iter_unpack(rest[length:]):

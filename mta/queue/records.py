@@ -26,7 +26,7 @@ NOTIFY_DELAY = 8
 
 
 class BodyRef(NamedTuple):
-    """Where the content of a message lies on disk, and its CRC-32."""
+    """Where the content of a message lies on disk, and its CRC-32C."""
 
     segment: int
     offset: int

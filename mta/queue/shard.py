@@ -19,7 +19,7 @@ from typing import Final
 from mta.queue.errors import StoreLocked, StoreUnusable, StoreVersion
 from mta.queue.fileops import FileOps
 
-VERSION: Final = 1
+VERSION: Final = 2
 SPOOL_VERSION: Final = 1  # of the directory that the shards are in
 
 
@@ -74,3 +74,6 @@ class Shard:
         if int(text) > VERSION:
             raise StoreVersion(f"{self.directory} was written by a newer version of this program (format {text}, "
                                f"this one knows {VERSION})")
+        if int(text) < VERSION:
+            raise StoreVersion(f"{self.directory} was written by an older version of this program (format {text}), "
+                               f"and this one reads format {VERSION} only: let that version empty it")

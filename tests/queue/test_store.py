@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mta.queue.records import Attempt, Recipient
+from mta.queue.shard import VERSION
 from mta.queue.store import Counts, Store, StoreLocked, StoreUnusable, StoreVersion, Transaction
 from tests.queue.faults import Unsynced
 from tests.queue.helpers import START_US, Bench, config, outcome, removal
@@ -446,11 +447,12 @@ def test_two_owners_are_refused(bench: Bench) -> None:
     Bench(bench.directory).close()
 
 
-def test_a_newer_version_is_refused(bench: Bench) -> None:
-    """A shard that a newer program wrote is not touched."""
+@pytest.mark.parametrize(("version", "text"), [(VERSION + 1, "newer version"), (VERSION - 1, "older version")])
+def test_another_version_is_refused(bench: Bench, version: int, text: str) -> None:
+    """A shard that another program wrote is not touched."""
     bench.close()
-    (bench.directory / "version").write_text("2\n")
-    with pytest.raises(StoreVersion, match="newer version"):
+    (bench.directory / "version").write_text(f"{version}\n")
+    with pytest.raises(StoreVersion, match=text):
         Bench(bench.directory)
 
 
