@@ -105,8 +105,8 @@ def _measure(plan: Plan, scenario: Scenario, found: Connections, hold_s: int, di
     runtime = ends.enter_context(runtime_directory())
     # A path opens a connection while more deliveries wait in memory than it has connections: so all are kept there.
     settings = {"delivery.connections": found.asked, "shaping.default.connections": found.asked // DOMAINS + 1,
-                "shaping.default.connection_age": f"{10 * hold_s}s", "memory.deliveries": max(scenario.messages, _DELIVERIES),
-                **plan.settings}
+                "shaping.default.connection_age": f"{10 * hold_s}s",
+                "memory.deliveries": max(scenario.messages, _DELIVERIES), **plan.settings}
     mta = Ours(Setup(place, runtime, processes, dns, port, "1", None, settings))
     ends.callback(lambda: found.problems.extend(mta.stop()))
     address = mta.start()
