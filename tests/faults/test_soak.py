@@ -19,7 +19,7 @@ def test_short_soak() -> None:
     """Kills, moody receivers, reloads, full disks: each accepted recipient ends once, nothing is lost, what arrives
     twice was announced, and what the processes hold goes back to what it was."""
     with tempfile.TemporaryDirectory(prefix="mta-soak-") as directory:
-        soak = Soak(Path(directory), MINUTES, SEED, sessions=3, backlog=3000)
+        soak = Soak(Path(directory), MINUTES, SEED, sessions=3, backlog=3000, pause_s=1.0)
         try:
             soak.run()
         finally:
