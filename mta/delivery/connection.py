@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from mta.delivery.routing import Host
 
 TlsPolicy = Literal["opportunistic", "required", "off"]
-QUIT_S = 1.0  # for QUIT to leave; the answer is not waited for
+QUIT_S = 1.0  # for QUIT to leave, and for the answer if that is waited for at all
+QUIT_READS = 10
 
 log = logging.getLogger(__name__)
 
@@ -319,7 +320,22 @@ class Connection:
                 engine.rested(self)
         self.client.quit()
         wire.write(self.client.output(), QUIT_S)
+        if engine.is_wanted(self):
+            self._await_end()
         return False
+
+    def _await_end(self) -> None:
+        """Let the peer close, which it should do after its answer to QUIT (RFC 5321 4.1.1.10), but not for long: then
+        it does not count this connection any more when another one comes."""
+        wire = self.wire
+        wire.deadline = time.monotonic() + QUIT_S
+        wire.waiting_for = "the answer to QUIT"
+        try:
+            for _ in range(QUIT_READS):
+                if not wire.read():
+                    break
+        except WireError:
+            pass
 
     def _handle(self, happened: list[ClientEvent]) -> None:
         for event in happened:

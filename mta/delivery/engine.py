@@ -39,6 +39,7 @@ ROUTES_KEPT = 50_000
 PATHS_KEPT = 20_000  # of those that have nothing to do but remember that their site failed
 STALL_S = 1.0  # a delivery that waited this long behind busy connections gets one of its own
 TURN_S = 1.0  # what a connection may do before it gives way to another worker
+TELL_S = 5.0  # how often other workers are told that a site takes connections
 SWEEP_S = 60.0  # how often mail that nobody tries is checked for its age
 SWEEP_BATCH = 500
 LOOK_S = 1.0  # how often it is asked whether the clock was set
@@ -392,6 +393,12 @@ class Engine:
     def established(self, connection: Connection) -> None:
         """The peer took our EHLO."""
         self._opened(connection)
+        path = connection.path
+        path.took()
+        now_s = time.monotonic()
+        if now_s >= path.tell_s or self.limits.learned(path.lease):
+            path.tell_s = now_s + TELL_S
+            self.limits.served(path.lease)
 
     def _opened(self, connection: Connection) -> None:
         """It is no longer being opened, whatever came of it: the next one in line may."""
@@ -405,7 +412,7 @@ class Engine:
     def connection_failed(self, connection: Connection, reply: Reply) -> None:
         """No address of the site gave a session."""
         if not self.stopping:
-            self._site_failed(connection.path, str(reply), refused=True)
+            self._site_failed(connection.path, str(reply), connection)
 
     def closed(self, connection: Connection) -> None:
         """The connection has ended, however it did."""
@@ -424,6 +431,12 @@ class Engine:
             self._stop_waiting(path)
             if not path.failures:
                 self.paths.pop(path.name, None)
+
+    def is_wanted(self, connection: Connection) -> bool:
+        """Whether the lease of `connection`, which ends, will be another one's at once."""
+        path = connection.path
+        return (path.contended or self._contended or path.waiting_for != ""
+                or (bool(path.turns) and len(path.connections) >= path.shaping.connections))
 
     def may_rest(self, connection: Connection) -> bool:
         """`connection` has nothing to do. Whether it may stay open to wait for work; it then counts as idle."""
@@ -555,7 +568,7 @@ class Engine:
         elif transaction.mail is not None or transaction.lost_phase:
             delivery.losses += 1
         if outcome.host_failure is not None:  # first, so that what goes back to its queue opens no connection
-            self._site_failed(path, str(outcome.host_failure), refused=False)
+            self._site_failed(path, str(outcome.host_failure))
         self._conclude(job.queue, delivery, partial(
             self.settler.settle, delivery, outcome, connection.peer, now_s - job.started_s), job.marked)
 
@@ -590,10 +603,17 @@ class Engine:
 
     # -- failing sites -------------------------------------------------------------------------------------------
 
-    def _site_failed(self, path: Path, reason: str, *, refused: bool) -> None:
+    def _site_failed(self, path: Path, reason: str, refused: Connection | None = None) -> None:
+        """The site broke a session before it served, or `refused` a connection."""
         if path.suspended_until_us > self.clock_us():
             return  # one outage, however many connections it ends
-        if path.failed(reason, time.monotonic(), refused=refused):
+        now_s = time.monotonic()
+        if refused is None:
+            stand_still = path.broken(reason, now_s)
+        else:
+            refusal = self.limits.refused(path.lease, refused.opened_s, path.established > 0)
+            stand_still = path.refused(reason, now_s, refusal)
+        if stand_still:
             self._suspend(path, self._pause_s(path))
 
     def _pause_s(self, path: Path) -> float:

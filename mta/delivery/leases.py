@@ -11,13 +11,34 @@ The rules, in the order of their weight:
 
 Together: workers that want many converge to equal shares, one that wants few gets them, and a limit smaller than the
 number of workers goes round.
+
+A receiver may have a limit of its own, below ours. When it refuses a connection while it serves others, of whichever
+worker, all workers hold to the number of those (`refused`), so that they share it by the rules above instead of taking
+it from each other. After a while one more is tried: if it is taken then one more again (`served`), if not the next
+while is twice as long.
 """
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgpack
+
+FIRM_FIRST_S: Final = 1.0  # how long nothing is tried beyond what a receiver takes; doubles up to FIRM_CAP_S
+FIRM_CAP_S: Final = 60.0
+QUICK_S: Final = 5.0  # a refusal that takes longer comes of a dead host rather than of a busy one
+SERVED_S: Final = 300.0  # a connection that a receiver took says so long that it serves those who hold leases
+
+
+class Refusal(enum.Enum):
+    """What it means that a receiver refuses a connection."""
+
+    ALONE = "it serves no other connection of ours"
+    UNCLEAR = "another worker is opening one, and will know in a moment"
+    BEYOND = "it serves as many as it takes"
+    WITHIN = "it took as many before, and takes no further one now"
 
 
 @dataclass(slots=True)
@@ -36,26 +57,43 @@ class Leases:
     name: str
     limit: int
     shares: dict[int, Share] = field(default_factory=dict)  # by worker number
+    now: float = 0.0  # when the record was read; monotonic seconds, as all times here
+    taken: int = 0  # what the receiver takes, learned when it refused one more; 0: it has not
+    firm_until: float = 0.0  # before, nothing is tried beyond that; then one
+    firm_s: float = 0.0  # how long that is
+    served_at: float = 0.0  # when the receiver last took a connection
 
     @classmethod
-    def decode(cls, record: bytes) -> Leases:
+    def decode(cls, record: bytes, now: float = 0.0) -> Leases:
         """From the form in the table."""
-        name, limit, *rest = msgpack.unpackb(record)
-        return cls(name, limit, {worker: Share(held, want, since) for worker, held, want, since in rest})
+        name, limit, taken, firm_until, firm_s, served_at, *rest = msgpack.unpackb(record)
+        shares = {worker: Share(held, want, since) for worker, held, want, since in rest}
+        return cls(name, limit, shares, now, taken, firm_until, firm_s, served_at)
 
     def encode(self) -> bytes | None:
-        """The form in the table: [name, limit, [worker, held, want, since], ...]; None when there is no share."""
+        """The form in the table: name, limit, what is known of the receiver, then [worker, held, want, since] of each;
+        None when there is no share."""
         rest = [
             (worker, share.held, share.want, share.since)
             for worker, share in self.shares.items() if share.held or share.want
         ]
-        packed: bytes | None = msgpack.packb([self.name, self.limit, *rest]) if rest else None
+        if not rest:
+            return None
+        packed: bytes = msgpack.packb(
+            [self.name, self.limit, self.taken, self.firm_until, self.firm_s, self.served_at, *rest])
         return packed
 
     @property
     def held(self) -> int:
         """Leases held by all workers."""
         return sum([share.held for share in self.shares.values()])
+
+    @property
+    def room(self) -> int:
+        """How many may be held now."""
+        if not self.taken:
+            return self.limit
+        return min(self.limit, self.taken + (self.now >= self.firm_until))
 
     def of(self, worker: int) -> Share:
         """The share of `worker`."""
@@ -73,7 +111,7 @@ class Leases:
         since = mine.since if mine.want else now
         mine.want = 0
         granted = self.grant()
-        if self.held < self.limit:
+        if self.held < self.room:
             mine.held += 1
             return True, granted
         mine.want = 1
@@ -96,7 +134,7 @@ class Leases:
         """Hand the free leases to those who wait; the workers that got one, once for each."""
         granted = []
         while waiting := [(share.held, share.since, worker) for worker, share in self.shares.items() if share.want]:
-            if self.held >= self.limit:
+            if self.held >= self.room:
                 break
             worker = min(waiting)[2]
             share = self.shares[worker]
@@ -111,7 +149,7 @@ class Leases:
         One that rests, connected but not in use, is due to anybody who waits, also to this worker's other paths.
         """
         mine = self.shares.get(worker)
-        if mine is None or not mine.held or self.held < self.limit:
+        if mine is None or not mine.held or self.held < self.room:
             return False
         if resting:
             return any(share.want for share in self.shares.values())
@@ -119,3 +157,28 @@ class Leases:
             share.want and (not share.held or share.held <= mine.held - 2)
             for other, share in self.shares.items() if other != worker
         )
+
+    def served(self) -> None:
+        """The receiver took a connection. Call `grant` afterwards."""
+        self.served_at = self.now
+        if self.taken and self.now >= self.firm_until and self.held > self.taken:
+            self.taken = self.held if self.held < self.limit else 0
+            self.firm_s = 0.0
+
+    def refused(self, worker: int, begun: float, serves_us: bool) -> Refusal:
+        """The receiver refused a connection that `worker` began to open at `begun`, and whose lease still counts.
+
+        `serves_us`: it serves other connections of this worker.
+        """
+        elsewhere = self.held > self.of(worker).held
+        if not serves_us and not (elsewhere and self.now - self.served_at <= SERVED_S):
+            return Refusal.UNCLEAR if elsewhere and self.now - begun < QUICK_S else Refusal.ALONE
+        others = max(self.held - 1, 1)
+        if self.taken and begun < self.firm_until - self.firm_s:  # tried together with one that was refused before
+            self.taken = min(self.taken, others)
+            return Refusal.BEYOND
+        within = 0 < self.held <= self.taken
+        self.taken = others
+        self.firm_s = min(max(self.firm_s * 2, FIRM_FIRST_S), FIRM_CAP_S)
+        self.firm_until = self.now + self.firm_s
+        return Refusal.WITHIN if within else Refusal.BEYOND

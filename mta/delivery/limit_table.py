@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 import struct
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,7 +50,8 @@ def _key(name: str) -> bytes:
 def load(txn: Any, name: str, limit: int) -> Leases:
     """The leases of the limit `name`; `limit` is for one without a record."""
     record = txn.get(_LIMIT + _key(name))
-    return Leases(name, limit) if record is None else Leases.decode(record)
+    now = time.monotonic()
+    return Leases(name, limit, now=now) if record is None else Leases.decode(record, now)
 
 
 def save(txn: Any, state: Leases) -> None:
@@ -65,12 +67,13 @@ def save(txn: Any, state: Leases) -> None:
 def some_limits(txn: Any, position: bytes, count: int) -> tuple[list[Leases], bytes | None]:
     """Up to `count` limits from the key `position` on, and the key to go on from; None at the end."""
     states: list[Leases] = []
+    now = time.monotonic()
     with txn.cursor() as cursor:
         found = cursor.set_range(position)
         while found and cursor.key().startswith(_LIMIT):
             if len(states) == count:
                 return states, bytes(cursor.key())
-            states.append(Leases.decode(cursor.value()))
+            states.append(Leases.decode(cursor.value(), now))
             found = cursor.next()
     return states, None
 

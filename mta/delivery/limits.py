@@ -22,17 +22,25 @@ import time
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import lmdb
 
 from mta.delivery import limit_table
-from mta.delivery.leases import Leases
+from mta.delivery.leases import FIRM_FIRST_S, Leases, Refusal
 
 GRANT_S: Final = 1.0
+FOREVER: Final = float("inf")
 BATCH: Final = 500  # limits looked at in one transaction when all are: others wait for its end
 
 log = logging.getLogger(__name__)
+
+
+class _Wait(NamedTuple):
+    """Refused for want of a lease."""
+
+    limit: int
+    until: float  # then it is worth another look, though nothing was heard; monotonic seconds
 
 
 class Limits:
@@ -47,7 +55,8 @@ class Limits:
         self._worker = -1 if worker is None else worker
         self._bell = -1
         self._bells: dict[int, int] = {}  # FIFOs of workers, open for writing
-        self._waiting: dict[str, int] = {}  # wanted and not granted yet: the limit that refused
+        self._waiting: dict[str, _Wait] = {}  # wanted and not granted yet
+        self._learned: dict[str, int] = {}  # of limits that we hold or want: `Leases.taken` where there is one
         self._granted: dict[str, tuple[int, float]] = {}  # not taken yet: how many, since when
         self._yielding: dict[str, int] = {}  # leases that we said we would give back
         self._owed: list[str] = []  # given back when the table could not be written
@@ -81,27 +90,30 @@ class Limits:
         """
         waiting = self._waiting
         for name, limit in leases:
-            if waiting.get(name) == limit:
+            wait = waiting.get(name)
+            if wait is not None and wait.limit == limit and time.monotonic() < wait.until:
                 return name
         try:
             with self._env.begin(write=True) as txn:
-                refused, nudged = self._acquire(txn, sorted(leases, key=itemgetter(1)))
+                full, nudged = self._acquire(txn, sorted(leases, key=itemgetter(1)))
         except lmdb.Error as error:
             log.error("table of limits: %s", error)
             self._again.add(leases[0][0])
             return leases[0][0]
-        if refused is not None:
-            waiting[refused] = next(limit for name, limit in leases if name == refused)
-        else:
+        if full is None:
             for name, _ in leases:
                 waiting.pop(name, None)
                 if name in self._granted:
                     self._take_granted(name)
+        else:
+            # A receiver's own limit may rise without a word: then it is looked at again, now and then.
+            until = max(full.firm_until, full.now + FIRM_FIRST_S) if full.taken else FOREVER
+            waiting[full.name] = _Wait(full.limit, until)
         self._ring(nudged)
-        return refused
+        return full.name if full is not None else None
 
-    def _acquire(self, txn: Any, leases: Sequence[tuple[str, int]]) -> tuple[str | None, set[int]]:
-        """The smallest limit first. Returns the limit that refused, if any, and the workers to wake."""
+    def _acquire(self, txn: Any, leases: Sequence[tuple[str, int]]) -> tuple[Leases | None, set[int]]:
+        """The smallest limit first. Returns the limit that is full, if any, and the workers to wake."""
         me = self._worker
         nudged: set[int] = set()
         taken: list[Leases] = []
@@ -111,7 +123,11 @@ class Limits:
             state = limit_table.load(txn, name, limit)
             state.limit = limit
             waited = state.of(me).want
-            took, granted = state.take(me, time.monotonic())
+            took, granted = state.take(me, state.now)
+            if state.taken:
+                self._learned[name] = state.taken
+            else:
+                self._learned.pop(name, None)
             for worker in granted:
                 self._nudge(txn, worker, name, 1, nudged)
             if not took:
@@ -121,11 +137,41 @@ class Limits:
                 for other in taken:  # what others were granted stays
                     other.give_back(me)
                     limit_table.save(txn, other)
-                return name, nudged
+                return state, nudged
             taken.append(state)
         for state in taken:
             limit_table.save(txn, state)
         return None, nudged
+
+    def served(self, name: str) -> None:
+        """The receiver behind the limit `name` took a connection for which we hold a lease."""
+        nudged: set[int] = set()
+        try:
+            with self._env.begin(write=True) as txn:
+                state = limit_table.load(txn, name, 0)
+                state.served()
+                self._give_back(txn, state, 0, nudged)
+        except lmdb.Error as error:
+            log.error("table of limits: %s", error)
+        self._ring(nudged)
+
+    def refused(self, name: str, begun: float, serves_us: bool) -> Refusal:
+        """The receiver behind the limit `name` refused a connection that we began to open at `begun` (monotonic), and
+        whose lease is still ours. If it serves others, ours (`serves_us`) or another worker's, then their number is the
+        limit for a while, for all workers."""
+        try:
+            with self._env.begin(write=True) as txn:
+                state = limit_table.load(txn, name, 0)
+                refusal = state.refused(self._worker, begun, serves_us)
+                limit_table.save(txn, state)
+        except lmdb.Error as error:
+            log.error("table of limits: %s", error)
+            return Refusal.WITHIN if serves_us else Refusal.ALONE
+        return refusal
+
+    def learned(self, name: str) -> int:
+        """How many connections the receiver behind the limit `name` took when we last asked for a lease; 0: any."""
+        return self._learned.get(name, 0)
 
     def release(self, names: Sequence[str]) -> None:
         """Give one lease of each back. Those who wait are nudged."""
@@ -229,6 +275,9 @@ class Limits:
 
     def _give_back(self, txn: Any, state: Leases, count: int, nudged: set[int]) -> None:
         state.give_back(self._worker, count)
+        mine = state.of(self._worker)
+        if not mine.held and not mine.want:
+            self._learned.pop(state.name, None)
         for worker in state.grant():
             self._nudge(txn, worker, state.name, 1, nudged)
         limit_table.save(txn, state)

@@ -2,7 +2,7 @@
 
 Pure state, no I/O and no clock of its own: the engine tells it what happened and asks it what may be done. A path
 decides three things: whose delivery goes next (`turns`), whether one more connection is worth opening
-(`wants_connection`), and when to stand still (`failed`, `suspend`).
+(`wants_connection`), and when to stand still (`refused`, `broken`, `suspend`).
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ from typing import TYPE_CHECKING
 
 from mta.config.schema import Shaping
 from mta.delivery.fairness import Turns
+from mta.delivery.leases import Refusal
 from mta.queue.scheduler import Queue
 
 if TYPE_CHECKING:
     from mta.delivery.connection import Connection
     from mta.delivery.routing import Route
 
-HOLD_FIRST_S = 1.0  # wait after a refused connection while others of the path still work; doubles up to HOLD_CAP_S
+HOLD_FIRST_S = 1.0  # wait before a new connection after one that failed beside others; doubles up to HOLD_CAP_S
 HOLD_CAP_S = 60.0
+UNCLEAR_CAP_S = 4.0  # what is not clear after such a wait never will be
 GOOD_FOR_S = 60.0  # a completed transaction vouches for the site this long
 
 
 class Path:
     """One (source, site), or the connections of its own that a domain with an entry in `shaping.domains` has."""
 
-    __slots__ = ("connections", "contended", "doubted", "failures", "good_until_s", "hold_above", "hold_until_s",
+    __slots__ = ("connections", "contended", "doubted", "failures", "good_until_s", "hold_s", "hold_until_s",
                  "idle", "lease", "name", "opening", "reason", "route", "shaping", "stalled", "suspended_until_us",
-                 "turns", "waiting_for")
+                 "tell_s", "turns", "waiting_for")
 
     def __init__(self, name: str, route: Route | None, shaping: Shaping) -> None:
         self.name = name
@@ -42,10 +44,11 @@ class Path:
         self.doubted = False  # of the connections that are being opened together, one has failed and none succeeded
         self.failures = 0  # in a row, of the site as such
         self.suspended_until_us = 0
-        self.hold_until_s = 0.0  # before, no new connection beyond `hold_above`; monotonic
-        self.hold_above = 0
+        self.hold_until_s = 0.0  # before, no new connection; monotonic
+        self.hold_s = 0.0  # how long that was
         self.good_until_s = 0.0
         self.reason = ""  # why it last stood still: what the peer or the network said
+        self.tell_s = 0.0  # when the other workers are to be told again that the site takes connections; monotonic
         self.waiting_for = ""  # the limit that keeps it from one more connection
         self.stalled = False  # a check for deliveries that wait behind busy connections is due
 
@@ -82,7 +85,7 @@ class Path:
         waited behind busy connections for a while.
         """
         have = len(self.connections)
-        if self.idle or not self.turns or (now_s < self.hold_until_s and have >= self.hold_above):
+        if self.idle or not self.turns or now_s < self.hold_until_s:
             return False
         if self.doubted and self.opening:
             return False  # or there would always be another one to wait for, and the site never be given a rest
@@ -98,23 +101,44 @@ class Path:
         self.failures = 0
         self.doubted = False
 
-    def failed(self, reason: str, now_s: float, *, refused: bool) -> bool:
-        """The site refused a connection (`refused`) or broke one before it served. Whether the path has to stand still.
+    @property
+    def established(self) -> int:
+        """How many of the connections the site has taken."""
+        return len(self.connections) - self.opening
 
-        While it serves other connections, or they are still being opened, this is only a sign that it wants no more of
-        them, or that it disliked what it was told. A refusal forbids more connections than it has taken; repeated, for
-        a longer time. A broken one forbids any for a moment.
+    def refused(self, reason: str, now_s: float, refusal: Refusal) -> bool:
+        """The site refused a connection. Whether the path has to stand still.
+
+        Not while it serves others, here or in other workers: then it wants no more of them, which is a matter of the
+        limit, or no new one now; repeated, for a longer time. While others are being opened nothing is known; for those
+        of other workers the wait is short.
         """
         self.reason = reason
-        taken = len(self.connections) - self.opening
-        if (now_s < self.good_until_s and taken) or (refused and (taken or self.opening > 1)):
-            behind = max(self.hold_until_s - now_s, 0.0) if refused and self.opening <= 1 else 0.0
-            self.hold_until_s = max(self.hold_until_s, now_s + min(max(HOLD_FIRST_S, behind * 2), HOLD_CAP_S))
-            self.hold_above = max(taken, 1) if refused else 0
-            self.doubted = not taken
+        if refusal in (Refusal.ALONE, Refusal.UNCLEAR) and self.opening > 1:
+            self.doubted = True
             return False
         self.doubted = False
+        if refusal is Refusal.ALONE:
+            return True
+        if refusal is not Refusal.BEYOND:
+            self.hold_s = min(max(self.hold_s * 2, HOLD_FIRST_S), HOLD_CAP_S)
+            self.hold_until_s = now_s + self.hold_s
+        return refusal is Refusal.UNCLEAR and self.hold_s > UNCLEAR_CAP_S
+
+    def broken(self, reason: str, now_s: float) -> bool:
+        """The site ended a session before it served. Whether the path has to stand still.
+
+        While it serves others this may be about what it was told: new ones wait for a moment.
+        """
+        self.reason = reason
+        if self.established and now_s < self.good_until_s:
+            self.hold_until_s = max(self.hold_until_s, now_s + HOLD_FIRST_S)
+            return False
         return True
+
+    def took(self) -> None:
+        """The site took a connection."""
+        self.hold_s = 0.0
 
     def suspend(self, until_us: int) -> None:
         """Stand still: nothing goes over it before `until_us`, and then one connection as a probe."""

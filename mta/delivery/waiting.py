@@ -76,6 +76,10 @@ def _why(engine: Engine, path: Path) -> str:
     if path.waiting_for:
         if path.waiting_for != path.lease:
             return f"limit of {engine.config.delivery.connections} connections in all is reached"
+        learned = engine.limits.learned(path.lease)
+        if learned:
+            said = f": {path.reason}" if path.reason else ""
+            return f"limit of {learned} connections to {path.name} is reached, the site takes no more{said}"
         return f"limit of {path.shaping.connections} connections to {path.name} is reached, over all workers"
     if len(path.connections) >= path.shaping.connections:
         return f"limit of {path.shaping.connections} connections to {path.name} is reached"

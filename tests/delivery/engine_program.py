@@ -28,6 +28,7 @@ from mta.config.schema import Delivery as DeliverySettings  # noqa: E402
 from mta.config.units import Duration  # noqa: E402
 from mta.delivery import connection, engine, wire  # noqa: E402
 from mta.delivery.clock import ClockWatch  # noqa: E402
+from mta.delivery.leases import Refusal  # noqa: E402
 from mta.delivery.limits import Limits  # noqa: E402
 from mta.delivery.routing import Addresses, Host, Route, RouteFailure  # noqa: E402
 from mta.delivery.settle import Settler, Verdict  # noqa: E402
@@ -110,6 +111,17 @@ class Unlimited:
     def release(self, names: object) -> None:
         """Nothing."""
 
+    def served(self, name: str) -> None:
+        """Nothing."""
+
+    def refused(self, name: str, begun: float, serves_us: bool) -> Refusal:
+        """There are no other workers."""
+        return Refusal.BEYOND if serves_us else Refusal.ALONE
+
+    def learned(self, name: str) -> int:
+        """Nothing."""
+        return 0
+
     def want(self, name: str, count: int) -> None:
         """Nothing."""
 
@@ -130,6 +142,8 @@ class World:
         self.connections = 0
         self.trickle_s = 0.0  # between the octets of the greeting
         self.slow_s = 0.0  # before each answer to RCPT
+        self.lingers_s = 0.0  # before the answer to QUIT
+        self.open = self.most_open = 0
         self.server = StreamServer(("127.0.0.1", 0), self.serve)
         self.server.start()
         self.port = self.server.server_port
@@ -159,6 +173,14 @@ class World:
 
     def serve(self, sock: Any, peer: object) -> None:
         self.connections += 1
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        try:
+            self.converse(sock)
+        finally:
+            self.open -= 1
+
+    def converse(self, sock: Any) -> None:
         file = sock.makefile("rb")
         for octet in b"220 mx.d.test\r\n":
             gevent.sleep(self.trickle_s)
@@ -166,6 +188,10 @@ class World:
         sender = b""
         for line in file:
             verb = line[:4].upper()
+            if verb == b"QUIT":
+                gevent.sleep(self.lingers_s)
+                sock.sendall(b"221 bye\r\n")
+                return
             if verb == b"MAIL":
                 sender = line
             if verb == b"RCPT":
@@ -469,6 +495,17 @@ def what_rests_makes_room() -> None:
                                                   if one.path.name == f"mx.{domain}"))
         assert sorted(world.engine.paths) == ["mx.b.test", "mx.c.test", "mx.d.test"]
         assert len(world.engine.connections) == 3
+
+
+def a_connection_counts_until_the_host_has_ended_it() -> None:
+    """One connection at once is one as the host counts, also while it takes its time to say good-bye: the next one is
+    opened when the host has closed."""
+    world = World(shaping=ShapingRules(default=Shaping(connections=1, messages_per_connection=1)))
+    world.lingers_s = 0.05
+    for _ in range(5):
+        world.make()
+    world.until(world.drained)
+    assert (world.connections, world.most_open) == (5, 1)
 
 
 def listen(world: World, limits: Limits) -> None:

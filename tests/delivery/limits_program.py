@@ -24,6 +24,7 @@ def main(run: str, worker: int, name: str, limit: int, mode: str, seconds: float
     with open(Path(run, "watch"), "r+b") as file:
         watch = mmap.mmap(file.fileno(), 256)
     print("ready", flush=True)
+    sys.stdin.readline()  # all begin together
     end = time.monotonic() + seconds
     turns = most = 0
     longest = 0.0

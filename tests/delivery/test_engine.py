@@ -17,7 +17,7 @@ SCENARIOS = (
     "a_host_that_trickles", "why_mail_waits", "many_sites_share_a_small_total", "what_rests_makes_room",
     "a_host_that_is_slow_with_each_recipient", "a_clock_that_is_set",
     "nothing_is_begun_while_outcomes_cannot_be_written", "a_free_place_is_taken_by_one_who_can_use_it",
-    "sites_that_failed_are_forgotten_in_time",
+    "sites_that_failed_are_forgotten_in_time", "a_connection_counts_until_the_host_has_ended_it",
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta.delivery.leases import Leases
+from mta.delivery.leases import Leases, Refusal
 
 
 def leases(limit: int, *shares: tuple[int, int, float]) -> Leases:
@@ -138,3 +138,104 @@ def test_greedy_workers_end_with_equal_shares(limit: int, workers: int, first: i
     assert sum(held) == limit
     assert max(held) - min(held) <= 1
     assert served == set(range(workers))
+
+
+# --- what a receiver takes -----------------------------------------------------------------------------------------
+
+
+def served(held: dict[int, int], now: float = 100.0) -> Leases:
+    """Workers that hold leases of a limit of 20, of a receiver that took a connection just now."""
+    state = leases(20)
+    for worker, count in held.items():
+        state.of(worker).held = count
+    state.now = now
+    state.served()
+    return state
+
+
+def later(state: Leases, seconds: float) -> Leases:
+    """The record as it is read some time later."""
+    packed = state.encode()
+    assert packed is not None
+    return Leases.decode(packed, state.now + seconds)
+
+
+def test_a_refusal_beside_other_connections_is_a_limit_for_all() -> None:
+    """Three are served, of two workers; a third one's is refused: it waits for one of those, nobody takes a fourth."""
+    state = served({0: 2, 1: 1, 2: 1})
+    assert state.refused(2, state.now - 0.1, serves_us=False) is Refusal.BEYOND
+    state.give_back(2)
+    assert state.grant() == []
+    assert state.take(2, state.now) == (False, [])
+    assert state.take(1, state.now) == (False, [])
+    assert state.should_yield(0, resting=False)
+    state.give_back(0)
+    assert state.grant() == [2]
+
+
+def test_one_more_is_tried_after_a_while_and_later_each_time() -> None:
+    """A second at first, doubled up to a minute while the receiver goes on refusing."""
+    state = served({0: 3, 1: 1})
+    waits = []
+    for _ in range(8):
+        assert state.refused(1, state.now - 0.01, serves_us=False) is Refusal.BEYOND
+        state.give_back(1)
+        waits.append(state.firm_until - state.now)
+        state = later(state, waits[-1] - 0.01)
+        assert state.room == 3
+        state = later(state, 0.02)
+        assert state.room == 4
+        assert state.take(1, state.now)[0]
+    assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60])
+
+
+def test_what_is_taken_beyond_raises_the_limit_step_by_step() -> None:
+    """Each connection that the receiver takes after all lets one more be tried, up to our own limit."""
+    state = served({0: 18, 1: 1})
+    state.refused(1, state.now - 0.01, serves_us=False)
+    state.give_back(1)
+    for room in (19, 20):
+        state = later(state, 5.0)
+        assert state.room == room
+        assert state.take(0, state.now)[0]
+        assert not state.take(0, state.now)[0]
+        state.served()
+    assert (state.taken, state.room) == (0, 20)
+
+
+def test_refusals_of_connections_tried_together_count_as_one() -> None:
+    """Five are opened at once and three refused: the limit is what is left, the wait is the first one."""
+    state = served({0: 5})
+    begun = state.now - 0.1
+    for _ in range(3):
+        assert state.refused(0, begun, serves_us=True) is Refusal.BEYOND
+        state.give_back(0)
+        state = later(state, 0.01)
+    assert (state.taken, state.firm_s) == (2, 1.0)
+
+
+def test_a_refusal_within_what_was_taken_is_told_apart() -> None:
+    """The receiver takes no new connection just now, however few there are: waiting for a lease would not help."""
+    state = served({0: 3, 1: 1})
+    state.refused(1, state.now - 0.01, serves_us=False)
+    state.give_back(1)
+    state = later(state, 0.5)
+    state.give_back(0)
+    assert state.take(1, state.now)[0]
+    state = later(state, 0.1)
+    assert state.refused(1, state.now - 0.05, serves_us=False) is Refusal.WITHIN
+
+
+@pytest.mark.parametrize(("held", "served_ago", "took_s", "expected"), [
+    ({0: 1}, 1.0, 0.1, Refusal.ALONE),  # nobody else has one
+    ({0: 2}, 1.0, 0.1, Refusal.ALONE),  # two of ours, none of them taken
+    ({0: 1, 1: 1}, 1.0, 0.1, Refusal.BEYOND),
+    ({0: 1, 1: 1}, 1000.0, 0.1, Refusal.UNCLEAR),  # perhaps the other one will be taken
+    ({0: 1, 1: 1}, 1000.0, 15.0, Refusal.ALONE),  # a timeout: the host is dead
+])
+def test_whom_a_receiver_serves(held: dict[int, int], served_ago: float, took_s: float, expected: Refusal) -> None:
+    """A refusal of a receiver that serves nobody is an outage, and leaves the limit as it is."""
+    state = served(held, 10_000.0 - served_ago)
+    state.now = 10_000.0
+    assert state.refused(0, state.now - took_s, serves_us=False) is expected
+    assert bool(state.taken) is (expected is Refusal.BEYOND)

@@ -18,6 +18,7 @@ import pytest
 
 from mta.delivery import limit_table
 from mta.delivery import limits as module
+from mta.delivery.leases import Refusal
 from mta.delivery.limits import Limits
 
 PROGRAM = Path(__file__).with_name("limits_program.py")
@@ -292,6 +293,42 @@ def test_a_worker_that_is_gone_is_no_obstacle(table: Table) -> None:
     assert table[0].recv_nudges() == ["path"]
 
 
+def test_a_receivers_own_limit_is_shared(table: Table) -> None:
+    """It refuses the connection of one worker while it serves another's: the refused one waits in line, the other hears
+    of it and makes room."""
+    table.take(0, "path", 20, 2)
+    table[0].served("path")
+    table.take(1, "path", 20)
+    assert table[1].refused("path", time.monotonic(), serves_us=False) is Refusal.BEYOND
+    table[1].release(["path"])
+    assert table[1].acquire([("path", 20)]) == "path"
+    assert table[1].learned("path") == 2
+    assert table[0].recv_nudges() == ["path"]
+    assert table[0].should_yield("path", 20)
+    table[0].release(["path"])
+    assert table[1].recv_nudges() == ["path"]
+    assert table[1].acquire([("path", 20)]) is None
+    table[1].release(["path"])
+    assert table[1].learned("path") == 0
+
+
+def test_a_receivers_own_limit_is_tried_again(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody says when a receiver takes more: who waits looks again when it is time, without a nudge."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    table.take(0, "path", 20, 2)
+    table[0].served("path")
+    table.take(1, "path", 20)
+    table[1].refused("path", 1000.0, serves_us=False)
+    table[1].release(["path"])
+    for now[0] in (1000.0, 1000.9):
+        assert table[1].acquire([("path", 20)]) == "path"
+    now[0] = 1001.1
+    assert table[1].acquire([("path", 20)]) is None
+    table[1].served("path")
+    assert table[1].acquire([("path", 20)]) is None
+
+
 @pytest.mark.parametrize("name", ["x" * 5000, "söte@größe", ""])
 def test_any_name_will_do(table: Table, name: str) -> None:
     """Names longer than a key of LMDB, or with other letters, are limits like any other."""
@@ -339,13 +376,19 @@ class Crew:
     def start(self, worker: int, limit: int, mode: str, seconds: float) -> None:
         self.processes[worker] = subprocess.Popen(
             [sys.executable, str(PROGRAM), str(self.run), str(worker), "path", str(limit), mode, str(seconds)],
-            stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
 
-    def ready(self) -> None:
-        for process in self.processes.values():
+    def begin(self, *workers: int) -> None:
+        """Let these begin together, all if none is named."""
+        processes = [self.processes[worker] for worker in workers or self.processes]
+        for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.close()
 
     def result(self, worker: int) -> tuple[int, int, float]:
         """Leases taken, most leases seen at once, longest wait in seconds."""
@@ -376,7 +419,7 @@ def test_four_processes_never_hold_more_than_the_limit(crew: Crew) -> None:
     """Take and give back without a pause, limit 3: no instant with 4, everybody gets its share, nothing is left."""
     for worker in range(4):
         crew.start(worker, 3, "hammer", 0.7)
-    crew.ready()
+    crew.begin()
     results = [crew.result(worker) for worker in range(4)]
     turns = [turns for turns, _, _ in results]
     assert max(most for _, most, _ in results) == 3
@@ -391,7 +434,7 @@ def test_a_limit_of_one_goes_round(crew: Crew) -> None:
     """Each holds the lease until it should give way: four workers take turns, none waits for ever."""
     for worker in range(4):
         crew.start(worker, 1, "turns", 0.7)
-    crew.ready()
+    crew.begin()
     results = [crew.result(worker) for worker in range(4)]
     turns = [turns for turns, _, _ in results]
     assert max(most for _, most, _ in results) == 1
@@ -404,7 +447,7 @@ def test_killed_holders_leave_the_table_usable(crew: Crew) -> None:
     supervisor = Limits(str(crew.run), None)
     for worker in range(4):
         crew.start(worker, 3, "hammer", 2.0)
-    crew.ready()
+    crew.begin()
     chance = random.Random(4711)
     for victim in (0, 1, 2):
         time.sleep(chance.uniform(0.02, 0.2))
@@ -414,9 +457,7 @@ def test_killed_holders_leave_the_table_usable(crew: Crew) -> None:
             watch.write(b"\0")
         supervisor.clear_worker(victim)
         crew.start(victim, 3, "hammer", 0.5)
-        process = crew.processes[victim].stdout
-        assert process is not None
-        assert process.readline() == "ready\n"
+        crew.begin(victim)
     results = [crew.result(worker) for worker in (0, 1, 2, 3)]
     assert max(most for _, most, _ in results) <= 3
     assert min(turns for turns, _, _ in results) > 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mta.config.schema import Shaping
+from mta.delivery.leases import Refusal
 from mta.delivery.path import Path
 from mta.queue.records import Delivery, Message, Recipient
 from mta.queue.scheduler import Queue
@@ -68,7 +69,7 @@ def test_after_a_failure_one_probe_goes_first() -> None:
     """Until a transaction succeeds a failed site sees a single connection."""
     one = path()
     one.turns.add(waiting(10))
-    assert one.failed("refused", now_s=0.0, refused=True)
+    assert one.refused("refused", 0.0, Refusal.ALONE)
     one.suspend(60 * SECOND)
     assert (one.probing, one.suspended_until_us) == (True, 60 * SECOND)
     connect(one, 1)
@@ -78,35 +79,43 @@ def test_after_a_failure_one_probe_goes_first() -> None:
     assert one.wants_connection(61.0)
 
 
-def test_a_refused_connection_beside_working_ones_only_holds_back() -> None:
-    """A site that serves others is not down: no suspension, but no more connections than it took, for a while."""
+def test_a_refused_connection_beside_working_ones_is_no_failure() -> None:
+    """A site that serves others is not down: no suspension; how many it takes is a matter of the shared limit."""
     one = path()
     one.turns.add(waiting(10))
     connect(one, 2)
     one.opening = 1
-    one.succeeded(100.0)
 
-    assert not one.failed("421 too many", now_s=100.0, refused=True)
-    assert not one.wants_connection(100.9)
-    assert one.wants_connection(101.1)
-    one.failed("421 too many", now_s=100.2, refused=True)
-    assert one.hold_until_s > 101.5
+    assert not one.refused("421 too many", 100.0, Refusal.BEYOND)
+    assert one.wants_connection(100.0)
+    assert not one.probing
 
 
-def test_a_refusal_never_forbids_the_connections_that_were_taken() -> None:
-    """When those end, others may take their place at once."""
+def test_a_site_that_takes_no_new_connection_is_asked_less_and_less() -> None:
+    """It took as many before, so there is no number to hold to: the wait doubles, until it takes one."""
     one = path()
     one.turns.add(waiting(10))
-    connect(one, 3)
+    connect(one, 2)
     one.opening = 1
-    one.succeeded(100.0)
-    one.failed("421 too many", now_s=100.0, refused=True)
+    now_s, waits = 100.0, []
+    for _ in range(8):
+        assert not one.refused("421 not now", now_s, Refusal.WITHIN)
+        waits.append(one.hold_until_s - now_s)
+        assert not one.wants_connection(one.hold_until_s - 0.1)
+        now_s = one.hold_until_s
+        assert one.wants_connection(now_s)
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+    one.took()
+    one.refused("421 not now", now_s, Refusal.WITHIN)
+    assert one.hold_until_s == now_s + 1
 
-    one.connections.pop()
-    one.opening = 0
-    assert not one.wants_connection(100.1)
-    one.connections.pop()
-    assert one.wants_connection(100.1)
+
+def test_what_another_worker_will_know_in_a_moment_is_waited_for_but_not_for_ever() -> None:
+    """Two workers opened the first connections at the same time: the site may be busy or down."""
+    one = path()
+    connect(one, 1)
+    one.opening = 1
+    assert [one.refused("421", now_s, Refusal.UNCLEAR) for now_s in (0.0, 1.0, 3.0, 7.0)] == [False, False, False, True]
 
 
 def test_of_a_burst_the_last_refusal_decides() -> None:
@@ -116,11 +125,11 @@ def test_of_a_burst_the_last_refusal_decides() -> None:
     connect(one, 3)
     for opening in (3, 2):
         one.opening = opening
-        assert not one.failed("connect: refused", now_s=0.0, refused=True)
+        assert not one.refused("connect: refused", 0.0, Refusal.ALONE)
         one.connections.pop()
     one.opening = 1
 
-    assert one.failed("connect: refused", now_s=0.0, refused=True)
+    assert one.refused("connect: refused", 0.0, Refusal.ALONE)
 
 
 def test_nothing_joins_a_burst_that_has_begun_to_fail() -> None:
@@ -129,7 +138,7 @@ def test_nothing_joins_a_burst_that_has_begun_to_fail() -> None:
     one.turns.add(waiting(10))
     connect(one, 2)
     one.opening = 2
-    one.failed("timeout", now_s=0.0, refused=True)
+    one.refused("timeout", 0.0, Refusal.ALONE)
     one.connections.pop()
     one.opening = 1
 
@@ -146,7 +155,7 @@ def test_a_session_that_breaks_beside_working_ones_holds_back_for_a_moment_only(
     one.succeeded(100.0)
 
     for now_s in (100.0, 100.1, 100.2):
-        assert not one.failed("connection lost", now_s=now_s, refused=False)
+        assert not one.broken("connection lost", now_s)
     assert one.wants_connection(101.3)
 
 
@@ -157,4 +166,4 @@ def test_a_failure_long_after_the_last_success_suspends() -> None:
     one.opening = 1
     one.succeeded(0.0)
 
-    assert one.failed("timeout", now_s=1000.0, refused=False)
+    assert one.broken("timeout", 1000.0)

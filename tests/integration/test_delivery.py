@@ -203,6 +203,19 @@ def test_a_limit_of_three_connections_holds_over_four_workers(
     assert sandbox.stats()["distinct"] == 800
 
 
+def test_a_receivers_own_limit_below_ours_starves_no_worker(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """Two connections are all that it takes, of four workers. A worker that is refused gets one of those at rest, or
+    its turn: its mail does not wait for the pause after a failure, which is an hour here."""
+    sandbox.set("narrow.test", {"connections": 2, "latency": "5ms"})
+    with make_mta(workers=4, retry={"site_first": "1h", "site_cap": "1h"}) as mta:
+        for _ in range(3):  # in between, connections rest
+            deliver(mta, 32, ["narrow.test"], sessions=16)
+
+    assert sandbox.domain("narrow.test")["max_open"] == 2
+    assert sandbox.stats()["messages"] == 96
+    assert [event for event in mta.events() if event["event"] == "suspended"] == []
+
+
 @pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3)])
 def test_no_shard_is_forgotten_when_the_number_of_workers_changes(
         before: int, after: int, make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
