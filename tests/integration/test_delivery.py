@@ -234,3 +234,10 @@ def test_no_shard_is_forgotten_when_the_number_of_workers_changes(
 
     assert sandbox.stats()["distinct"] == 120
     assert sandbox.stats()["duplicates"] == 0
+
+
+def test_an_ordinary_end_is_not_called_a_bug(make_mta: Callable[..., Mta]) -> None:
+    """Stopped when idle: exit code 0, and nothing in the log that an operator would have to read."""
+    mta = make_mta().start()
+    assert mta.stop() == 0
+    assert [line for line in mta.log if " error " in line or "Traceback" in line] == []
