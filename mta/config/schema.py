@@ -220,7 +220,8 @@ class Bounces:
     full_size: Size = option(
         Size(50_000), "Originals above this size go back as headers only, whatever was asked.", min=0)
     delay_warning: Duration | None = option(
-        None, "Warn the sender once, at the first failed attempt after mail has waited this long; `off`: never.")
+        None, "Warn the sender once when mail has waited this long, or up to a minute later, also while its site "
+        "stands still and nothing tries it; `off`: never.")
     from_name: str = option("Mail Delivery System", "Display name in the From header of notifications.")
     send: bool = option(True, "Whether notifications are made at all; the events tell of every failure anyway.")
 

@@ -18,6 +18,7 @@ import gevent
 from gevent.event import Event
 
 from mta.config.schema import Config
+from mta.delivery.ageing import Ageing
 from mta.delivery.connection import Connection, Job, patience, transaction_for
 from mta.delivery.limits import Limits
 from mta.delivery.openings import AT_ONCE, AT_ONCE_TO_FAILING, Line
@@ -40,8 +41,7 @@ PATHS_KEPT = 20_000  # of those that have nothing to do but remember that their 
 STALL_S = 1.0  # a delivery that waited this long behind busy connections gets one of its own
 TURN_S = 1.0  # what a connection may do before it gives way to another worker
 TELL_S = 5.0  # how often other workers are told that a site takes connections
-SWEEP_S = 60.0  # how often mail that nobody tries is checked for its age
-SWEEP_BATCH = 500
+BRING_BATCH = 500
 LOOK_S = 1.0  # how often it is asked whether the clock was set
 LOOKS_FOR_LATE_S = (0.0, 5.0, 60.0)  # after it was set back; the later ones find what was not on disk yet
 GIVE_UP_BATCH = 100
@@ -63,6 +63,7 @@ class Engine:
         self.clock_us = clock_us
         self.scheduler = Scheduler(self, config.memory, stores, clock_us)
         self.sweeper = Sweeper()
+        self.ageing = Ageing(self, self._conclude)
         self.tls_context = opportunistic_context()
         self.broken_tls = HostMemory()
         self.no_pipelining = HostMemory()
@@ -107,7 +108,7 @@ class Engine:
                 self._bring_forward(shard)
         self.settler.watch.on_step = self._clock_was_set
         gevent.spawn(self._keep_time)
-        gevent.spawn(self._sweep)
+        gevent.spawn(self.ageing.run)
         self._alarm.set()
 
     def stop(self) -> Event:
@@ -189,7 +190,7 @@ class Engine:
         """Find the deliveries that are due later than the retry schedule can say, and let them wait less long."""
         if start or shard not in self._bringing:
             self._bringing.add(shard)
-            self.stores[shard].due_after(self._latest_due_us(), start, SWEEP_BATCH, partial(self._found_late, shard))
+            self.stores[shard].due_after(self._latest_due_us(), start, BRING_BATCH, partial(self._found_late, shard))
 
     def _found_late(self, shard: int, deliveries: list[Delivery], go_on: bytes | None) -> None:
         for queue, delivery in self.scheduler.take(shard, deliveries):
@@ -634,34 +635,6 @@ class Engine:
             self.scheduler.park(queue, path.suspended_until_us)
         for connection in list(path.idle):
             connection.wake()
-
-    def _sweep(self) -> None:
-        """Give up mail that has become too old while nothing tried it, such as that of a site that stays dead."""
-        while True:
-            gevent.sleep(SWEEP_S)
-            for shard in self.stores:
-                self._sweep_shard(shard)
-
-    def _sweep_shard(self, shard: int) -> None:
-        before_us = self.clock_us() - int(self.config.expires * 1_000_000)
-        self.stores[shard].arrived_before(before_us, SWEEP_BATCH, partial(self._found_old, shard))
-
-    def _found_old(self, shard: int, deliveries: list[Delivery]) -> None:
-        now_us = self.clock_us()
-        # All at once: giving them up waits for the disk, and meanwhile nobody else may end them.
-        taken = self.scheduler.take(shard, [one for one in deliveries if self.settler.expired(one, now_us)])
-        if taken:
-            gevent.spawn(self._give_up, shard, taken, len(deliveries) == SWEEP_BATCH)
-
-    def _give_up(self, shard: int, taken: list[tuple[Queue, Delivery]], go_on: bool) -> None:
-        for count, (queue, delivery) in enumerate(taken, 1):
-            path = self.path_of(delivery.domain)
-            reason = path.reason if path is not None else ""
-            self._conclude(queue, delivery, partial(self.settler.expire, delivery, reason))
-            if count % GIVE_UP_BATCH == 0:
-                gevent.sleep(0)
-        if go_on:
-            self._sweep_shard(shard)
 
     # -- what connections ask ------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from mta.queue.store import Transaction as Commit
 from mta.smtp.reply import Reply
 
 HISTORY = 8  # failed attempts kept with a delivery
+SOON_US = 5_000_000  # a failed attempt warns that much ahead: the sweep does not see what was changed just now
 
 
 @dataclass(slots=True)
@@ -135,7 +136,11 @@ class Settler:
             verdict.removes.append(delivery)
         elif len(delivery.recipients) > delivery.tried:
             verdict.again = True
-            if ended or deferred or delivery.losses:  # losses outlive the pause of the path, which ends this in memory
+            if outcome.host_failure is not None and self.wants_warning(delivery, now_us + SOON_US):
+                again = [result for result in outcome.results if result.end is End.AGAIN]
+                self._warn(verdict, delivery, _fates(again, peer, now_us))
+            # Losses outlive the pause of the path, which ends this in memory.
+            if ended or deferred or delivery.losses or verdict.notices:
                 verdict.updates.append(delivery)
         else:
             delivery.attempts = attempt
@@ -161,12 +166,8 @@ class Settler:
                 duration_s=duration_s, next_us=delivery.due_us))
         delivery.maybe_duplicate |= any(result.failure == "unknown" for result in deferred)
         delivery.history = [*delivery.history[1 - HISTORY:], Attempt(now_us, peer.name, str(deferred[-1].reply))]
-        message = delivery.message
-        warn_s = self.config.bounces.delay_warning
-        if warn_s is not None and not delivery.warned and self._is_older(message, warn_s, now_us):
-            delivery.warned = True
-            until_us = message.arrival_us + int(self.config.expires * 1_000_000)
-            self._notify(verdict, "delayed", delivery, _fates(deferred, peer, now_us), until_us)
+        if self.wants_warning(delivery, now_us + SOON_US):
+            self._warn(verdict, delivery, _fates(deferred, peer, now_us))
 
     def fail(self, delivery: Delivery, reply: Reply) -> Verdict:
         """Give up all recipients of `delivery`: no route will ever lead to them."""
@@ -184,6 +185,31 @@ class Settler:
         self.watch.look()  # it may have been set just now
         return self.watch.age_us(message, now_us) >= limit_s * 1_000_000
 
+    def late(self, delivery: Delivery, now_us: int) -> bool:
+        """Whether `delivery` has waited so long that its sender is to be told."""
+        wait_s = self.config.bounces.delay_warning
+        return wait_s is not None and self._is_older(delivery.message, wait_s, now_us)
+
+    def wants_warning(self, delivery: Delivery, now_us: int) -> bool:
+        """Whether the sender is to be told that `delivery` is late, and has not been."""
+        return (not delivery.warned and self.late(delivery, now_us)
+                and any(notices.wanted(delivery.message, one, "delayed") for one in delivery.recipients))
+
+    def warn(self, delivery: Delivery, reason: str, again: bool) -> Verdict:
+        """Tell the sender that `delivery` is late; nothing else about it changes. `reason` is why it waits, when no
+        attempt of its own says so."""
+        verdict = Verdict(updates=[delivery], again=again)
+        attempt = Attempt(self._clock_us(), "", reason) if reason else None
+        if delivery.history:
+            attempt = delivery.history[-1]
+        self._warn(verdict, delivery, [notices.fate(one, attempt) for one in delivery.recipients])
+        return verdict
+
+    def _warn(self, verdict: Verdict, delivery: Delivery, fates: Sequence[notices.Fate]) -> None:
+        delivery.warned = True
+        until_us = delivery.message.arrival_us + int(self.config.expires * 1_000_000)
+        self._notify(verdict, "delayed", delivery, fates, until_us)
+
     def bring_forward(self, delivery: Delivery) -> Verdict:
         """`delivery` is due later than can be: let it wait as if it had failed now."""
         now_us = self._clock_us()
@@ -198,7 +224,8 @@ class Settler:
         self.counters.expired += len(delivery.recipients)
         verdict = Verdict([events.expired(delivery, delivery.recipients, time_us=now_us)], removes=[delivery])
         self._notify(verdict, "failed", delivery,
-                     [notices.fate_from_history(delivery, one) for one in delivery.recipients])
+                     [notices.fate(one, delivery.history[-1] if delivery.history else None)
+                      for one in delivery.recipients])
         delivery.recipients = []
         return verdict
 

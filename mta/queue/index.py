@@ -158,15 +158,24 @@ class Index:
 
     def arrived_before(self, before_us: int, limit: int, hidden: Hidden) -> list[Delivery]:
         """The first `limit` deliveries of messages accepted before `before_us`, the oldest message first."""
+        return self.arrived_between(b"", before_us, limit, hidden)[0]
+
+    def arrived_between(self, after: bytes, before_us: int, limit: int,
+                        hidden: Hidden) -> tuple[list[Delivery], bytes | None]:
+        """The same behind the key `after` (b"": from the start), and the key of the last; None when none was left."""
         found: list[Delivery] = []
+        last = None
         with self.env.begin() as txn:
             messages: dict[int, Message | None] = {}
             cursor = txn.cursor(self.db["messages"])
-            more = cursor.first()
+            more = cursor.set_range(after) if after else cursor.first()
+            if more and cursor.key() == after:
+                more = cursor.next()
             while more and len(found) < limit:
                 key = cursor.key()
                 if MESSAGE_KEY.unpack_from(key)[0] >> SHARD_BITS >= before_us:
                     break
+                last = key
                 if len(key) == DELIVERY_KEY.size:
                     message_id, index = DELIVERY_KEY.unpack(key)
                     if not hidden((message_id, index)):
@@ -174,7 +183,7 @@ class Index:
                         if delivery is not None:
                             found.append(delivery)
                 more = cursor.next()
-        return found
+        return found, last
 
     def due_after(self, after_us: int, start: bytes, limit: int,
                   hidden: Hidden) -> tuple[list[Delivery], bytes | None]:

@@ -25,6 +25,7 @@ from mta.queue.records import (
     NOTIFY_NEVER,
     NOTIFY_SUCCESS,
     SMTPUTF8,
+    Attempt,
     Delivery,
     Message,
     Recipient,
@@ -68,15 +69,14 @@ def wanted(message: Message, recipient: Recipient, action: dsn.Action) -> bool:
     return bool(recipient.notify & _NOTIFY[action])
 
 
-def fate_from_history(delivery: Delivery, recipient: Recipient) -> Fate:
+def fate(recipient: Recipient, attempt: Attempt | None) -> Fate:
     """The fate of a recipient that is given up or delayed: how the last attempt of its delivery failed."""
-    if not delivery.history:
+    if attempt is None:
         return Fate(recipient, None)
-    last = delivery.history[-1]
-    kept = _KEPT_REPLY.fullmatch(last.reply)
+    kept = _KEPT_REPLY.fullmatch(attempt.reply)
     assert kept is not None  # it takes any text
     reply = Reply(int(kept[1] or 451), kept[2] or "", (kept[3],), local=kept[1] is None)
-    return Fate(recipient, reply, last.remote, last.time_us)
+    return Fate(recipient, reply, attempt.remote, attempt.time_us)
 
 
 def notify(
@@ -177,7 +177,7 @@ def _status(reply: Reply | None, action: dsn.Action) -> str:
     A failure without a permanent reply is a message that became too old.
     """
     if reply is None:
-        return _EXPIRED
+        return "4.0.0" if action == "delayed" else _EXPIRED
     if _STATUS.fullmatch(reply.enhanced) and (action != "delayed" or reply.enhanced[0] == "4"):
         return reply.enhanced
     if action == "relayed":

@@ -201,6 +201,21 @@ class Scheduler:
                 taken.append((queue, delivery))
         return taken
 
+    def take_waiting(self, shard: int, deliveries: Iterable[Delivery]) -> list[tuple[Queue, Delivery]]:
+        """Take those of which `deliveries` are copies into flight that are in a window. They are to be put back."""
+        wanted: dict[str, set[tuple[int, int]]] = {}
+        for delivery in deliveries:
+            wanted.setdefault(delivery.queue, set()).add(delivery.key)
+        taken: list[tuple[Queue, Delivery]] = []
+        for name, keys in wanted.items():
+            queue = self.queues.get((shard, name))
+            found = [one for one in queue.ready if one.key in keys] if queue is not None else []
+            if queue is not None and found:
+                queue.ready = deque(one for one in queue.ready if one.key not in keys)
+                queue.in_flight.update((one.key, one) for one in found)
+                taken.extend((queue, one) for one in found)
+        return taken
+
     def put_back(self, queue: Queue, delivery: Delivery) -> None:
         """A delivery in flight goes back to the head of its queue, untouched or with recipients left to do."""
         del queue.in_flight[delivery.key]

@@ -297,6 +297,15 @@ class Store:
         self._read(lambda: self._index.arrived_before(before_us, limit, self._is_dirty),
                    lambda found: done(self._still_there(found)))
 
+    def arrived_between(self, after: bytes, before_us: int, limit: int,
+                        done: Callable[[list[Delivery], bytes | None], None]) -> None:
+        """The same from behind the key `after` (b"": the first) on, as of a new checkpoint.
+
+        `done` gets them, and the key to go on after; None when there was nothing left to look at.
+        """
+        self._after_checkpoint(lambda: self._index.arrived_between(after, before_us, limit, self._is_dirty),
+                               lambda found: done(self._still_there(found[0]), found[1]))
+
     def due_after(self, after_us: int, start: bytes, limit: int,
                   done: Callable[[list[Delivery], bytes | None], None]) -> None:
         """Read up to `limit` deliveries of any queue that are due after `after_us`, as of a new checkpoint.

@@ -26,7 +26,7 @@ from gevent.server import StreamServer  # noqa: E402
 from mta.config.schema import Bounces, Config, DeliveryTimeouts, Retry, Shaping, ShapingRules  # noqa: E402
 from mta.config.schema import Delivery as DeliverySettings  # noqa: E402
 from mta.config.units import Duration  # noqa: E402
-from mta.delivery import connection, engine, wire  # noqa: E402
+from mta.delivery import ageing, connection, engine, wire  # noqa: E402
 from mta.delivery.clock import ClockWatch  # noqa: E402
 from mta.delivery.leases import Refusal  # noqa: E402
 from mta.delivery.limits import Limits  # noqa: E402
@@ -52,6 +52,9 @@ class Shelf:
     def __init__(self) -> None:
         self.stored: dict[tuple[int, int], Delivery] = {}
         self.events: list[dict[str, Any]] = []
+        self.notices: list[tuple[Message, Delivery]] = []
+        self.marks: dict[bytes, bytes] = {}
+        self.read = 0  # deliveries, by age
         self.choked = False
         self.problem: str | None = None
         self.last_id = 0
@@ -62,6 +65,9 @@ class Shelf:
             self.stored[one.key] = deepcopy(one)
         for one in tx.removes:
             self.stored.pop(one.key, None)
+        for message, deliveries in tx.accepts:
+            self.notices += [(message, one) for one in deliveries]
+        self.marks.update(tx.marks)
         self.events += [json.loads(line) for line in tx.events]
         if done is not None:
             done(None)
@@ -85,6 +91,20 @@ class Shelf:
 
     def due_after(self, after_us: int, start: bytes, limit: int, done: Any) -> None:
         gevent.spawn(lambda: done(self._copies(lambda one: one.due_us > after_us), None))
+
+    def arrived_between(self, after: bytes, before_us: int, limit: int, done: Any) -> None:
+        def answer() -> None:
+            found = self._copies(lambda one: one.message.arrival_us < before_us and key(one) > after)[:limit]
+            self.read += len(found)
+            done(found, key(found[-1]) if found else None)
+
+        def key(one: Delivery) -> bytes:
+            return one.message.id.to_bytes(8, "big")
+
+        gevent.spawn(answer)
+
+    def has_mark(self, key: bytes, done: Any) -> None:
+        gevent.spawn(lambda: done(self.marks.get(key)))
 
     def mark_inflight(self, delivery: Delivery) -> None:
         """Nothing."""
@@ -133,8 +153,8 @@ class World:
         limits = options.pop("limits", None) or Unlimited()
         retry = Retry(first=Duration(0.05), site_first=Duration(options.pop("pause", 0.05)), site_cap=Duration(3600),
                       jitter=0.0)
+        self.shelf: Shelf = options.pop("shelf", None) or Shelf()
         self.config = Config(hostname="mta.test", retry=retry, **options)
-        self.shelf = Shelf()
         self.number = 0
         self.clock_off_us = 0
         self.taken: list[bytes] = []
@@ -317,14 +337,91 @@ def expired_once() -> None:
     world = World(expires=Duration(100))
     for _ in range(5):
         world.make(age_s=200, fresh=False)
-    world.engine._sweep_shard(0)
+    world.engine.ageing.give_up(0)
     gevent.sleep(0.005)
     world.engine.scheduler._wake(0, "d.test", 0)
     gevent.sleep(0.005)
-    world.engine._sweep_shard(0)
+    world.engine.ageing.give_up(0)
     world.until(lambda: not [one for one in world.shelf.stored.values() if one.queue == "d.test"])
     world.until(lambda: not world.engine.scheduler.queues.get((0, "d.test")))
     assert (world.shelf.told("expired"), world.shelf.told("notified")) == (5, 5), world.shelf.events
+
+
+def late_mail_of_a_dead_site() -> None:
+    """Senders are warned once when their mail is late although nothing tries it, with what is known of the site. Nobody
+    is warned who did not want it. Each message is read once for it, also when the worker is started anew in between."""
+    ageing.BATCH = 2  # type: ignore
+    world = World(pause=3600, bounces=Bounces(delay_warning=Duration(100)))
+    shelf = world.shelf
+    world.server.stop()
+    world.make()
+    world.until(lambda: shelf.told("suspended") and not world.engine.connections)
+    for _ in range(5):
+        world.make(age_s=200)
+    world.make(sender="", age_s=200)
+    warn(world)
+    assert shelf.told("notified") == 5, shelf.events
+    assert (shelf.read, sum(one.warned for one in shelf.stored.values())) == (6, 5)
+    assert world.engine.scheduler.deliveries == 0
+    content = shelf.notices[-1][0].content or b""
+    assert b"Connection refused" in content
+    assert b"Action: delayed" in content
+    warn(world)
+    assert (shelf.read, shelf.told("notified")) == (6, 5)
+
+    again = World(pause=3600, bounces=world.config.bounces, shelf=shelf)
+    again.server.stop()
+    again.number = world.number
+    again.make(age_s=200, fresh=False)
+    warn(again)
+    assert (shelf.read, shelf.told("notified")) == (7, 6)
+
+
+def warn(world: World) -> None:
+    """One look at what is late."""
+    world.engine.ageing.warn(0)
+    world.until(lambda: not world.engine.ageing._warning)
+
+
+def late_mail_in_memory() -> None:
+    """What waits in memory for its turn is warned of as well, and keeps its place."""
+    world = World(bounces=Bounces(delay_warning=Duration(100)), shaping=ShapingRules(default=Shaping(connections=1)))
+    world.slow_s = 0.2
+    for _ in range(3):
+        world.make(age_s=200)
+    world.until(lambda: world.open)
+    warn(world)
+    in_flight = len(world.engine.scheduler.queues[(0, "d.test")].in_flight)
+    assert in_flight
+    assert world.shelf.told("notified") == 3 - in_flight
+    world.until(lambda: world.drained() and world.shelf.told("delivered") == 6 - in_flight)
+    delivered = [event for event in world.shelf.events if event["event"] == "delivered" and event["sender"]]
+    assert [event["attempt"] for event in delivered] == [1, 1, 1]
+
+
+def late_mail_in_flight_when_its_site_fails() -> None:
+    """An attempt without a verdict is the last for a while: if the mail is late by then its sender is told at once."""
+    world = World(pause=3600, bounces=Bounces(delay_warning=Duration(100)))
+    world.hates = b"poison"
+    world.make("poison@x.test", age_s=200)
+    world.until(lambda: world.shelf.told("suspended") and not world.engine.connections)
+    assert world.shelf.told("notified") == 1
+    assert [one.warned for one in world.shelf.stored.values()] == [True]
+
+
+def a_clock_set_forward_warns_of_nothing() -> None:
+    """Mail that only seems late is not warned of, and not passed over, either: it is looked at until it is late."""
+    world = World(pause=3600, bounces=Bounces(delay_warning=Duration(1000)))
+    world.server.stop()
+    world.make(age_s=10)
+    world.until(lambda: world.shelf.told("suspended") and not world.engine.connections)
+    warn(world)
+    assert world.shelf.read == 0
+    world.clock_off_us = 2_000 * 1_000_000
+    world.watch.look()
+    for _ in range(2):
+        warn(world)
+    assert (world.shelf.read, world.shelf.told("notified"), world.shelf.marks) == (2, 0, {})
 
 
 def one_outage_is_one_failure() -> None:

@@ -173,6 +173,38 @@ def test_the_delay_warning_is_sent_once() -> None:
     assert not second.notices
 
 
+def test_a_warning_without_an_attempt_changes_nothing_else() -> None:
+    """It tells why the delivery waits: how its last attempt failed, else what is known of its path."""
+    settle = settler(bounces=Bounces(delay_warning=Duration(3600)))
+    young, one = delivery(age_s=10), delivery(age_s=7200)
+    assert not settle.wants_warning(young, NOW_US)
+    assert settle.wants_warning(one, NOW_US)
+
+    verdict = settle.warn(one, "4.4.1 connect: Connection refused", again=False)
+
+    assert (verdict.updates, verdict.again, one.warned, one.attempts, one.due_us) == ([one], False, True, 0, NOW_US)
+    assert [line for line, _ in told(verdict)] == ["received", "notified"]
+    content = verdict.notices[0].message.content or b""
+    assert b"Action: delayed" in content
+    assert b"Diagnostic-Code: x-mta; connect: Connection refused" in content
+    assert one.history == []
+    assert not settle.wants_warning(one, NOW_US)
+
+    other = delivery(age_s=7200)
+    settle.settle(other, outcome(other, (End.DEFERRED, LATER)), PEER, 0.1)
+    other.warned = False
+    content = settle.warn(other, "4.4.1 connect: Connection refused", again=False).notices[0].message.content or b""
+    assert b"Diagnostic-Code: smtp; 451 4.3.0 later" in content
+
+
+def test_nobody_is_warned_who_did_not_want_it() -> None:
+    """The null sender, NOTIFY without DELAY (RFC 3461 5.2.6), and everybody when the option is off."""
+    on = settler(bounces=Bounces(delay_warning=Duration(3600)))
+    for one in (delivery(age_s=7200, sender=""), delivery(age_s=7200, notify=NOTIFY_NEVER)):
+        assert not on.wants_warning(one, NOW_US)
+    assert not settler().wants_warning(delivery(age_s=7200), NOW_US)
+
+
 def test_a_damaged_message_ends_with_an_event_and_no_notice() -> None:
     """Nothing of a damaged message is sent, not even back."""
     one = delivery()

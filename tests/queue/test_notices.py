@@ -23,7 +23,6 @@ from mta.queue.records import (
     NOTIFY_SUCCESS,
     SMTPUTF8,
     Attempt,
-    Delivery,
     Message,
     Recipient,
 )
@@ -189,6 +188,7 @@ def test_values_that_cannot_be_decoded_are_left_out() -> None:
         (Reply(451, "", ("x",)), "failed", "4.4.7"),
         (Reply(451, "", ("x",)), "delayed", "4.0.0"),
         (None, "failed", "4.4.7"),
+        (None, "delayed", "4.0.0"),
         (Reply(451, "4.7.1", ("x",)), "delayed", "4.7.1"),
         (Reply(550, "5.7.1", ("x",)), "delayed", "4.0.0"),
         (Reply(250, "2.1.5", ("x",)), "relayed", "2.1.5"),
@@ -214,12 +214,9 @@ def test_a_reply_is_quoted_as_on_the_wire() -> None:
 def test_a_fate_from_history_is_that_of_the_last_attempt() -> None:
     """What expires or is late is explained by its last failed attempt, with the host and the time."""
     recipient = Recipient("bob@example.org")
-    delivery = Delivery(message(), 0, "example.org", "example.org", [recipient], 0)
-    assert notices.fate_from_history(delivery, recipient) == Fate(recipient, None)
-    delivery.history = [
-        Attempt(1, "", "450 x"), Attempt(NOW_US, "mx.example [192.0.2.1]:25", "451 4.7.1 Greylisted, wait"),
-    ]
-    assert notices.fate_from_history(delivery, recipient) == Fate(
+    assert notices.fate(recipient, None) == Fate(recipient, None)
+    attempt = Attempt(NOW_US, "mx.example [192.0.2.1]:25", "451 4.7.1 Greylisted, wait")
+    assert notices.fate(recipient, attempt) == Fate(
         recipient, Reply(451, "4.7.1", ("Greylisted, wait",)), "mx.example [192.0.2.1]:25", NOW_US
     )
 
@@ -231,10 +228,8 @@ def test_a_fate_from_history_is_that_of_the_last_attempt() -> None:
 def test_history_keeps_whose_words_a_reply_is(reply: Reply) -> None:
     """A host's reply comes back with its code, our own description as such: the record of an attempt tells them apart.
     """
-    recipient = Recipient("bob@example.org")
-    delivery = Delivery(message(), 0, "example.org", "example.org", [recipient], 0)
-    delivery.history = [Attempt(NOW_US, "mx.example [192.0.2.1]:25", str(reply))]
-    assert notices.fate_from_history(delivery, recipient).reply == reply
+    attempt = Attempt(NOW_US, "mx.example [192.0.2.1]:25", str(reply))
+    assert notices.fate(Recipient("bob@example.org"), attempt).reply == reply
 
 
 def test_our_own_words_are_not_put_into_the_mouth_of_a_host() -> None:

@@ -376,6 +376,30 @@ def test_what_was_taken_to_be_ended_is_given_to_nobody_else() -> None:
     assert sorted(shelf.deliver_all()) == [(0, 0), (1, 0), (2, 0), (8, 0)]
 
 
+def test_what_waits_in_memory_can_be_taken_and_put_back() -> None:
+    """`take_waiting` finds what is in a window by copies of it; nothing is lost, and all of it is given out once."""
+    shelf = Shelf()
+    indexed(shelf, *(delivery(number, "a.org") for number in range(4)))
+    shelf.scheduler.run()
+    shelf.answer()
+    shelf.answer()
+    (queue,) = shelf.scheduler.queues.values()
+    flying = shelf.scheduler.pop(queue)
+    waiting = [one for one in queue.ready if one.key in ((1, 0), (3, 0))]
+
+    taken = shelf.scheduler.take_waiting(0, [delivery(0, "a.org"), delivery(1, "a.org"), delivery(3, "a.org"),
+                                             delivery(9, "other.org")])
+
+    assert flying is not None
+    assert flying.key == (0, 0)
+    assert [one for _, one in taken] == waiting
+    assert [one.key for one in queue.ready] == [(2, 0)]
+    for _, one in taken:
+        shelf.scheduler.put_back(queue, one)
+    shelf.scheduler.put_back(queue, flying)
+    assert sorted(shelf.deliver_all()) == [(0, 0), (1, 0), (2, 0), (3, 0)]
+
+
 def test_a_parked_queue_in_flight_is_not_read() -> None:
     """While a delivery of a parked queue is still in flight, checkpoints and fresh mail cause no reads either."""
     shelf = Shelf()

@@ -238,6 +238,27 @@ def test_old_mail_is_found_by_its_age(bench: Bench) -> None:
     bench.close()
 
 
+def test_old_mail_can_be_read_in_pieces(bench: Bench) -> None:
+    """`arrived_between` goes on behind the key that it gave, and says when nothing was left to look at."""
+    old = bench.accept("a.test", "b.test") + bench.accept("a.test")
+    bench.clock.now_us += 1000
+    bench.accept("a.test")
+
+    def find(after: bytes, limit: int) -> tuple[list[tuple[int, int]], bytes | None]:
+        found, last = bench.answer(bench.store.arrived_between, after, START_US + 1000, limit)
+        return [d.key for d in found], last
+
+    keys, last = find(b"", 1)
+    assert keys == [old[0].key]
+    assert last is not None
+    bench.commit(removal([old[1]]))
+    keys, last = find(last, 5)
+    assert keys == [old[2].key]
+    assert last is not None
+    assert find(last, 5) == ([], None)
+    bench.close()
+
+
 def test_what_is_due_after_a_time_is_found_in_all_queues(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces, behind whatever else is in a queue, and not what was settled since."""
     monkeypatch.setattr("mta.queue.index._SLICE", 4)

@@ -1,0 +1,132 @@
+"""Mail that grows old while nothing tries it, such as that of a site that stays dead: its senders are warned when it is
+late (`bounces.delay_warning`), and it is given up in the end (`expires`).
+
+Once a minute each shard is asked for mail that has become old enough, the oldest first. What is given up is gone; for
+warnings the store remembers, over restarts too, up to which message all have been looked at. So each message is read
+once for it, and a queue of any length costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import gevent
+
+from mta.delivery.settle import Verdict
+from mta.queue.records import Delivery
+from mta.queue.scheduler import Queue
+from mta.queue.store import Transaction
+
+if TYPE_CHECKING:
+    from mta.delivery.engine import Engine
+
+SWEEP_S: Final = 60.0
+BATCH: Final = 500  # deliveries read at once
+AT_ONCE: Final = 100  # settled without a break
+WARNED: Final = b"warned"  # the mark in the store: the key in its index up to which senders have been warned
+
+Conclude = Callable[[Queue, Delivery, Callable[[], Verdict]], None]
+
+
+class Ageing:
+    """Looks after the age of the mail of one engine."""
+
+    def __init__(self, engine: Engine, conclude: Conclude) -> None:
+        """`conclude` commits the verdict on a delivery in flight."""
+        self._engine = engine
+        self._conclude = conclude
+        self._warned: dict[int, bytes] = {}  # by shard, the mark
+        self._warning: set[int] = set()  # shards where that is under way
+
+    def run(self) -> None:
+        """Sweep for ever."""
+        while True:
+            gevent.sleep(SWEEP_S)
+            for shard in self._engine.stores:
+                self.give_up(shard)
+                self.warn(shard)
+
+    # -- giving up -----------------------------------------------------------------------------------------------
+
+    def give_up(self, shard: int) -> None:
+        """Give up the mail of a shard that is too old."""
+        engine = self._engine
+        before_us = engine.clock_us() - int(engine.config.expires * 1_000_000)
+        engine.stores[shard].arrived_before(before_us, BATCH, partial(self._found_expired, shard))
+
+    def _found_expired(self, shard: int, deliveries: list[Delivery]) -> None:
+        engine = self._engine
+        now_us = engine.clock_us()
+        # All at once: giving them up waits for the disk, and meanwhile nobody else may end them.
+        taken = engine.scheduler.take(shard, [one for one in deliveries if engine.settler.expired(one, now_us)])
+        if taken:
+            gevent.spawn(self._give_up, shard, taken, len(deliveries) == BATCH)
+
+    def _give_up(self, shard: int, taken: list[tuple[Queue, Delivery]], go_on: bool) -> None:
+        for count, (queue, delivery) in enumerate(taken, 1):
+            self._conclude(queue, delivery, partial(self._engine.settler.expire, delivery, self._reason(delivery)))
+            if count % AT_ONCE == 0:
+                gevent.sleep(0)
+        if go_on:
+            self.give_up(shard)
+
+    # -- warning -------------------------------------------------------------------------------------------------
+
+    def warn(self, shard: int) -> None:
+        """Warn the senders of mail that is late and has not been looked at for it."""
+        bounces = self._engine.config.bounces
+        if bounces.delay_warning is None or not bounces.send or shard in self._warning:
+            return
+        self._warning.add(shard)
+        if shard in self._warned:
+            self._look(shard)
+        else:
+            self._engine.stores[shard].has_mark(WARNED, partial(self._begin, shard))
+
+    def _begin(self, shard: int, mark: bytes | None) -> None:
+        self._warned[shard] = mark or b""
+        self._look(shard)
+
+    def _look(self, shard: int) -> None:
+        engine = self._engine
+        wait_s = engine.config.bounces.delay_warning
+        if wait_s is None:  # a reload has turned it off
+            self._warning.discard(shard)
+            return
+        before_us = engine.clock_us() - int(wait_s * 1_000_000)
+        engine.stores[shard].arrived_between(
+            self._warned[shard], before_us, BATCH, partial(self._found_late, shard))
+
+    def _found_late(self, shard: int, deliveries: list[Delivery], looked_to: bytes | None) -> None:
+        settler, scheduler = self._engine.settler, self._engine.scheduler
+        now_us = self._engine.clock_us()
+        if any(not settler.late(one, now_us) for one in deliveries):
+            looked_to = None  # the clock was set forward: these are to be read again
+        wanted = [one for one in deliveries if settler.wants_warning(one, now_us)]
+        # Those in flight are warned of by `Settler.settle` if they fail.
+        idle = scheduler.take(shard, wanted)
+        waiting = scheduler.take_waiting(shard, wanted)
+        gevent.spawn(self._warn, shard, idle, waiting, looked_to)
+
+    def _warn(self, shard: int, idle: list[tuple[Queue, Delivery]], waiting: list[tuple[Queue, Delivery]],
+              looked_to: bytes | None) -> None:
+        """`idle` go back to the disk, `waiting` to their places in memory."""
+        for again, taken in ((False, idle), (True, waiting)):
+            for count, (queue, delivery) in enumerate(taken, 1):
+                self._conclude(queue, delivery,
+                               partial(self._engine.settler.warn, delivery, self._reason(delivery), again))
+                if count % AT_ONCE == 0:
+                    gevent.sleep(0)
+        if looked_to is None:
+            self._warning.discard(shard)
+            return
+        self._warned[shard] = looked_to
+        self._engine.stores[shard].submit(Transaction(marks=[(WARNED, looked_to)]))
+        self._look(shard)
+
+    def _reason(self, delivery: Delivery) -> str:
+        """Why it waits, as far as its path knows."""
+        path = self._engine.path_of(delivery.domain)
+        return path.reason if path is not None else ""
