@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import lmdb
@@ -13,9 +14,9 @@ from mta.queue.effects import Effects
 from mta.queue.encoding import EventMark, Position, ShardState
 from mta.queue.eventlog import EventLog
 from mta.queue.index import Index
-from mta.queue.journal import Journal, segment_numbers
+from mta.queue.journal import Journal, durable_frames, segment_numbers
 from mta.queue.shard import Shard
-from mta.queue.transaction import Move
+from mta.queue.transaction import Move, replay
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class Indexer:
         self._journal = journal
         self._events = events
         self._compactor = compactor
-        self._events_lost = False
+        self._events_lost = False  # and the operator was told
         self._retired: set[int] = set()
         self._swept_at = 0
         self._used_share = index.used_share()
@@ -96,17 +97,25 @@ class Indexer:
 
     def _synced(self, mark: EventMark) -> EventMark:
         """The place up to which the events are durable: `mark`, or one before it."""
-        if not self._events_lost:
-            try:
-                if self._events.sync(mark):
-                    return mark
-            except OSError as error:
-                # What was written may be gone although the next sync will say that all is well. The journal has it:
-                # from here on it is kept, and the next start copies the events again.
+        events = self._events
+        try:
+            if events.in_doubt:
+                events.restore(self._index.state.events, self._event_lines)
+            if events.sync(mark):
+                self._events_lost = False
+                return mark
+        except OSError as error:
+            if not self._events_lost:
                 self._events_lost = True
-                self.problems.append(f"the event file {mark.file} cannot be made durable, until the next start its "
-                                     f"end is safe in the journal only: {error}")
+                self.problems.append(f"the event files cannot be made durable: {error}; as long as that is so their "
+                                     "end is safe in the journal only, which is kept")
         return self._index.state.events
+
+    def _event_lines(self, start: Position, end: Position) -> Iterator[bytes]:
+        for frame in durable_frames(self._shard.journal, start, end, self._index.files):
+            lines = replay(frame.operations, frame.blobs, None)
+            if lines:
+                yield lines
 
     def _tidy(self, emptied: set[int]) -> None:
         state = self._index.state

@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
@@ -293,6 +294,10 @@ class Segment:
         """Close the file."""
         os.close(self._fd)
 
+    def sync(self) -> None:
+        """What is read from it is on stable storage."""
+        self._files.fdatasync(self._fd)
+
     def frame(self, offset: int) -> Frame | None:
         """The frame at `offset`; None when there is none, or only part of one. Contents are not looked at."""
         head = self._files.pread(self._fd, _FRAME_HEADER.size, offset)
@@ -335,3 +340,35 @@ class Segment:
                     if frame is not None:
                         return frame
         return None
+
+
+def durable_frames(directory: Path, start: Position, end: Position, files: FileOps) -> Iterator[Frame]:
+    """The frames between two places up to which the journal is known to be whole, also while it is written.
+
+    Raises OSError, also when one of them cannot be read any more.
+    """
+    number, offset = start if start.segment else (1, PAGE)
+    while (number, offset) < end:
+        segment = Segment.open(directory, number, files)
+        if segment is None:
+            raise OSError(errno.EIO, f"{segment_path(directory, number)} is missing or damaged")
+        try:
+            stop = end.offset if number == end.segment else _end_of(directory, number, files)
+            while offset < stop:
+                frame = segment.frame(offset)
+                if frame is None:
+                    raise OSError(errno.EIO, f"{segment_path(directory, number)} is damaged at {offset}")
+                yield frame
+                offset = frame.end.offset
+        finally:
+            segment.close()
+        number, offset = number + 1, PAGE
+
+
+def _end_of(directory: Path, number: int, files: FileOps) -> int:
+    """Where a segment ended, which the one after it tells."""
+    following = Segment.open(directory, number + 1, files)
+    if following is None:
+        raise OSError(errno.EIO, f"{segment_path(directory, number + 1)} is missing or damaged")
+    following.close()
+    return following.before.offset

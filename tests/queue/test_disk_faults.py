@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mta.config import schema
+from mta.config.units import Size
 from mta.queue.fileops import Buffer
 from mta.queue.store import BodyUnreadable, Counts, StoreError, StoreFull, StoreUnusable, Transaction
 from tests.queue.faults import BROKEN, NO_SPACE, Failing
@@ -403,6 +406,60 @@ def test_an_event_file_that_cannot_be_synced_is_copied_again(
     assert bench.events() == b"0\n1\n2\n3\n4\n5\n"
     assert bench.queued() == []
     bench.close()
+
+
+@pytest.mark.parametrize("in_rotation", [False, True])
+def test_events_whose_sync_failed_are_written_again(tmp_path: Path, in_rotation: bool) -> None:
+    """The kernel reports a failed sync once and forgets what it was about: the next checkpoint writes it once more,
+    over several files too, before it relies on it. Readers of the files see the same bytes."""
+
+    class EventSyncFails(Failing):
+        """Fails once for an event file, and what was written since the last checkpoint is gone from it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.paths: dict[int, Path] = {}
+            self.durable = 0
+
+        def open(self, path: Path, flags: int) -> int:
+            """Remember the path."""
+            fd = super().open(path, flags)
+            self.paths[fd] = path
+            return fd
+
+        def fdatasync(self, fd: int) -> None:
+            """Lose the end of the file."""
+            path = self.paths[fd]
+            if self.error and path.suffix == ".jsonl":
+                self.error = 0
+                self.failures += 1
+                lost = bytes(path.stat().st_size - self.durable)
+                with path.open("r+b") as file:
+                    file.seek(self.durable)
+                    file.write(lost)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    files = EventSyncFails()
+    bench = Bench(tmp_path / "000", replace(config(), events=schema.Events(size=Size(20))), files)
+    bench.commit(Transaction(events=[b"0123456"]))
+    bench.store._disk_thread.call(lambda: None)
+    bench.accept("a.test")
+    bench.checkpoint()
+    files.durable = bench.store._index.state.events.length
+    assert files.durable == 8
+    files.error = BROKEN
+    for n in range(5 if in_rotation else 1):
+        bench.commit(Transaction(events=[b"%d123456" % n]))
+    for _ in range(2):
+        bench.store._disk_thread.call(lambda: None)
+        bench.accept("a.test")
+        bench.checkpoint()
+    assert files.failures == 1
+    expected = b"0123456\n" + b"".join(b"%d123456\n" % n for n in range(5 if in_rotation else 1))
+    assert bench.events() == expected
+    assert bench.store._index.state.events.journal == bench.store._index.state.position
+    bench.crash().close()
+    assert bench.events() == expected
 
 
 def test_too_few_descriptors_are_no_damage(tmp_path: Path) -> None:
