@@ -82,10 +82,10 @@ class Index:
         self.is_open = True
 
     def _open(self) -> None:
-        self.env = lmdb.open(
-            str(self._path), map_size=self._map_size, subdir=True, lock=False, max_dbs=len(DATABASES), mode=0o600,
-            readahead=False, sync=True, metasync=True, lib_version=0,
-        )
+        path = self._path / "data.mdb"
+        if not path.exists():
+            self._create(path)
+        self.env = self._environment(path)
         self.db: dict[str, Any] = {name: self.env.open_db(name.encode()) for name in DATABASES}
         with self.env.begin() as txn:
             raw = txn.get(STATE_KEY, db=self.db["state"])
@@ -94,6 +94,23 @@ class Index:
                 SEGMENT_KEY.unpack(key)[0]: SegmentUse(*SEGMENT_USE.unpack(value))
                 for key, value in txn.cursor(self.db["segments"])
             }
+
+    def _create(self, path: Path) -> None:
+        """Make it beside its place: LMDB cannot open a file that it was killed in when it began it."""
+        new = path.with_name(path.name + ".new")
+        if new.exists():
+            self.files.unlink(new)
+        with self._environment(new) as env:
+            for name in DATABASES:
+                env.open_db(name.encode())
+        self.files.rename(new, path)
+        self.files.fsync_directory(self._path)
+
+    def _environment(self, path: Path) -> lmdb.Environment:
+        return lmdb.open(
+            str(path), map_size=self._map_size, subdir=False, lock=False, max_dbs=len(DATABASES), mode=0o600,
+            readahead=False, sync=True, metasync=True, lib_version=0,
+        )
 
     def reopen(self) -> None:
         """Open it again, with what is on disk now. Raises lmdb.Error; then it is closed."""
