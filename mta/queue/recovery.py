@@ -45,6 +45,7 @@ def recover(index: Index, events: EventLog, reader: JournalReader) -> Position:
     position, copied = state.position, state.events.journal
     if state.clean and position.segment:
         return position
+    reader.sync(min(position, copied))
     end = max(position, copied)
     effects = Effects()
     for frame in reader.frames(min(position, copied)):
@@ -114,6 +115,18 @@ class JournalReader:
                 yield from self._frames_of(segment, offset, before.offset if before.segment == number else None)
             finally:
                 segment.close()
+
+    def sync(self, start: Position) -> None:
+        """What can be read from `start` on is durable: a process that was killed may not have come to that.
+
+        Raises OSError.
+        """
+        for number in segment_numbers(self._directory):
+            if number >= start.segment and (segment := self._segment(number)) is not None:
+                try:
+                    segment.sync()
+                finally:
+                    segment.close()
 
     def _segment(self, number: int) -> Segment | None:
         return Segment.open(self._directory, number, self._files)
