@@ -1,7 +1,7 @@
 """Marks for the deliveries whose final dot may have been sent: what a crash may have delivered twice.
 
-A small memory-mapped file of slots, written without system calls and never synced: it outlives the process, however
-that ends, but not the machine (`ShardState.dup_before_us` is for that).
+A small memory-mapped file of slots, written without system calls and synced at a clean end only: it outlives the
+process, however that ends, but not the machine (`ShardState.dup_before_us` is for that).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Inflight:
 
     def __init__(self, path: Path, files: FileOps) -> None:
         """Open, or create. The marks that are found there are in `left_over`. Raises OSError."""
+        self._path = path
         self._files = files
         self._fd = files.open(path, os.O_RDWR | os.O_CREAT)
         self._size = os.fstat(self._fd).st_size // _SLOT.size * _SLOT.size
@@ -85,6 +86,12 @@ class Inflight:
             self._map[offset:offset + _SLOT.size] = _FREE
             self._free.append(offset)
             self.left_over.discard(key)
+
+    def sync(self) -> None:
+        """The marks that are set outlive the machine. Raises OSError."""
+        if self._slots:
+            self._files.fdatasync(self._fd)
+            self._files.fsync_directory(self._path.parent)
 
     def close(self) -> None:
         """Unmap. The marks stay in the file."""

@@ -249,8 +249,9 @@ class Store:
             _log.error("%s: a delivery in flight cannot be marked: %s", self._shard.inflight, error)
 
     def clear_inflight(self, delivery: Delivery) -> None:
-        """The attempt ended before the final dot, and without an update."""
-        self._inflight.clear(delivery.key)
+        """The attempt ended before the final dot, and without an update: what was suspected before it still is."""
+        if not delivery.maybe_duplicate:
+            self._inflight.clear(delivery.key)
 
     def quarantine(self, message: Message, events: Sequence[bytes], done: Done | None = None) -> None:
         """Take a damaged message with all its deliveries out of the queue; what is readable goes to `quarantine/`."""
@@ -416,8 +417,13 @@ class Store:
             failures += bool(self._commits.held_back or self._checkpoint_error)
         left = len(self._commits)
         self._disk_thread.call(self._writer.finish)
+        try:
+            self._inflight.sync()  # what has no outcome stays suspect, even if the machine goes down now
+            marked = True
+        except OSError:
+            marked = False
         last = self._index_thread.call(lambda: self._indexer.checkpoint(
-            self._effects, self._position, self._events.mark, clean=not left))
+            self._effects, self._position, self._events.mark, clean=marked and not left))
         trouble = self._commits.trouble()
         self._release()
         if left:
