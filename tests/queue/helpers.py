@@ -35,8 +35,8 @@ def config(**store: Any) -> schema.Config:
 class Clock:
     """A wall clock that stands still."""
 
-    def __init__(self) -> None:
-        self.now_us = START_US
+    def __init__(self, now_us: int = START_US) -> None:
+        self.now_us = now_us
 
     def __call__(self) -> int:
         return self.now_us
@@ -46,9 +46,9 @@ class Bench:
     """A store, and the loop that a hub would be: every call waits until what it asked for has happened."""
 
     def __init__(self, directory: Path, settings: schema.Config | None = None, files: FileOps | None = None,
-                 boot_id: str = "boot 1") -> None:
+                 boot_id: str = "boot 1", now_us: int = START_US) -> None:
         self.directory = directory
-        self.clock = Clock()
+        self.clock = Clock(now_us)
         self._woken = threading.Event()
         self.store = Store.open(directory, settings or config(), 0, self._woken.set, clock_us=self.clock,
                                 files=files or Unsynced(), boot_id=boot_id)
