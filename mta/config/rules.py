@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar
 
 from mta.config.problems import OptionPath, path_text
 from mta.config.schema import Config, Retry, Shaping, SmtpIn
-from mta.config.units import Duration, Endpoint, Network, format_duration
+from mta.config.units import Duration, Endpoint, Network, format_duration, format_size
 
 Finding: TypeAlias = tuple[OptionPath, str]
 _T = TypeVar("_T")
@@ -151,6 +151,12 @@ def _limits(config: Config, view: _View) -> Iterator[Finding]:
         yield path, (
             f"memory.window ({config.memory.window}), one queue's part, is above memory.deliveries "
             f"({config.memory.deliveries}), that of all queues"
+        )
+    path = view.first_given(("memory", "receiving"), ("smtp", "message_size"))
+    if path and config.memory.receiving < smtp.message_size:
+        yield path, (
+            f"memory.receiving ({format_size(config.memory.receiving)}), for all sessions, is below smtp.message_size "
+            f"({format_size(smtp.message_size)}), which one message may have"
         )
     total = config.delivery.connections
     if view.sound(("delivery", "connections")):

@@ -76,7 +76,8 @@ class SmtpIn:
     command_length: int = option(2048, "Longest command line; `500 5.5.2` above it.", min=512, max=65_536)
     errors: int = option(20, "Refused commands in one session before `421 4.7.0` and the end of it.", min=1)
     commands: int = option(
-        1000, "Commands in a row that start no message (NOOP, RSET, VRFY, ...) before `421 4.7.0`.", min=10
+        1000, "Commands in a row that start no message (NOOP, RSET, VRFY, ..., those that were answered 452) before "
+        "`421 4.7.0`.", min=10
     )
     hops: int = option(100, "`Received` lines above which a message is a loop, `554 5.4.6` (RFC 5321 6.3).", min=5)
     sessions: int = option(4000, "Sessions at once in one worker; `421 4.3.2` above it.", min=1)
@@ -256,6 +257,9 @@ class Memory:
     """Bounds on what one worker keeps in memory; the rest waits on disk at no cost."""
 
     bodies: Size = option(Size(24_000_000), "Content of messages kept for immediate delivery.")
+    receiving: Size = option(
+        Size(256_000_000), "Content of messages that clients are sending just now, over all sessions; `452 4.3.1` to "
+        "MAIL when there is no room for another one.")
     deliveries: int = option(20_000, "Deliveries kept in memory.", min=100)
     window: int = option(1000, "Deliveries of one queue kept in memory.", min=10)
 

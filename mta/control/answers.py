@@ -78,7 +78,7 @@ class Answers:
             in_flight=sum(len(queue.in_flight) for queue in scheduler.queues.values()),
             sessions=sum(listener.sessions for listener in worker.listeners),
             connections=len(worker.engine.connections),
-            intake=worker.store.room() or "",
+            intake=worker.store.room() or worker.occupancy.content.trouble() or "",
             accepted_messages=counters.accepted_messages, accepted_recipients=counters.accepted_recipients,
             delivered=counters.delivered, deferred=counters.deferred, bounced=counters.bounced,
             expired=counters.expired, deleted=counters.deleted,

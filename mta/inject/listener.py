@@ -36,6 +36,7 @@ from gevent.hub import get_hub
 
 from mta.config.schema import Config, Listener
 from mta.inject.intake import Source
+from mta.smtp.budget import Budget
 from mta.smtp.reply import Reply
 from mta.smtp.server import CLOSED, CONTENT, Closed, Envelope, Peer, Server, ServerEvent, ServerSettings
 
@@ -68,10 +69,11 @@ log = logging.getLogger(__name__)
 
 
 class Occupancy:
-    """How many sessions there are, in all and by client. Several listeners may share one."""
+    """How many sessions there are, in all and by client, and what they hold. Several listeners may share one."""
 
     def __init__(self) -> None:
         self.total = 0
+        self.content = Budget(math.inf)  # of the messages that they are receiving
         self._by_client: Counter[str] = Counter()
 
     def enter(self, address: str, limit: int, limit_per_client: int) -> bytes | None:
@@ -135,6 +137,7 @@ class SmtpListener:
             if listener.smtp == self._listener.smtp:
                 self._listener = listener
         self._limits = config.smtp
+        self._occupancy.content.limit = config.memory.receiving
         self._settings = ServerSettings(
             self._listener.hostname or config.hostname,
             message_size=config.smtp.message_size,
@@ -144,6 +147,7 @@ class SmtpListener:
             errors=config.smtp.errors,
             commands=config.smtp.commands,
             intake_closed=self._intake_closed,
+            budget=self._occupancy.content,
         )
 
     def start(self) -> None:
@@ -475,6 +479,7 @@ class _Session:
         self._io.close()
         self._sock.close()
         self._sock = None
+        self.machine.gone()
         self._listener._ended(self)
 
     # -- time ---------------------------------------------------------------------------------------------------

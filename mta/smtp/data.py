@@ -86,6 +86,16 @@ class DataReader:
         """Whether there was more content than the limit."""
         return self._size > self._limit
 
+    @property
+    def kept(self) -> int:
+        """Octets in memory."""
+        return 0 if self.fault or self._size > self._limit else self._size + len(self._line)
+
+    def drop(self) -> None:
+        """Keep nothing from now on. Only the end of the content is still of interest."""
+        self._limit = -1
+        self._blocks.clear()
+
     def content(self) -> bytes:
         """All of it, not stuffed, once `feed` has found the end and there is nothing wrong with it."""
         return self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)

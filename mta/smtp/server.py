@@ -33,9 +33,9 @@ Decisions where the standards leave room
 * MAIL inside a transaction is 503 and changes nothing. DATA without an accepted recipient is `554 5.5.1`, and the
   transaction stays open, as the client may try another recipient.
 * Errors are counted since the last message accepted (as Postfix does), so that a session that lives for days may have
-  a bad address now and then. Only 5xx counts: a 4xx is our own state. RCPT and DATA that are out of place are counted
-  with the commands that start no message: they come in groups behind a MAIL that was refused. The refusal that
-  crosses a limit is itself the 421.
+  a bad address now and then. Only 5xx counts: a 4xx is our own state, and counted with the commands that start no
+  message, so that a client that overlooks it does not go on for ever. So are RCPT and DATA that are out of place: they
+  come in groups behind a MAIL that was refused. The refusal that crosses a limit is itself the 421.
 * Enhanced codes stand in all replies but the greeting and those to EHLO and HELO (RFC 2034 4), and 3xx has none.
 * A space behind `FROM:` and `TO:` is overlooked, addresses without angle brackets are not.
 * STARTTLS and AUTH are known, not offered, and `502 5.5.1`. BDAT too, and then the connection is closed, because its
@@ -43,6 +43,9 @@ Decisions where the standards leave room
 * Who may not relay is refused at RCPT, `postmaster` too: this is no host that takes mail for itself.
 * Content above the limit is read and dropped, and answered `552 5.3.4`. A message and its SIZE are counted as RFC 1870
   6.1 does, with line ends and without stuffing.
+* All sessions together hold a bounded amount of content (`mta.smtp.budget`). A message counts with the size that its
+  MAIL declares, and MAIL is answered `452 4.3.1` when there is no room for it. One that turns out to be larger and
+  finds no room is read to its end, not kept, and answered the same. So nobody waits for room that others hold.
 
 Whether the client is still there when the `250` is written is not asked: if it is not, it will send the message
 again, and no answer of ours could tell it otherwise (RFC 5321 6.1).
@@ -55,10 +58,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Final, TypeAlias
 
 from mta.queue.records import Recipient
 from mta.smtp.address import Address, AddressError, parse_path
+from mta.smtp.budget import UNKNOWN, Budget
 from mta.smtp.data import DataReader
 from mta.smtp.envelope import Envelope, ParameterError, read_mail_parameters, read_rcpt_parameters
 from mta.smtp.errors import LocalProtocolError
@@ -91,8 +96,8 @@ class ServerSettings:
     """What the sessions of one listener have in common. Made once, with the replies that depend on it."""
 
     __slots__ = (
-        "check_recipient", "command_length", "commands", "ehlo", "errors", "greeting", "helo", "hostname",
-        "intake_closed", "line_length", "message_size", "recipients",
+        "budget", "check_recipient", "command_length", "commands", "ehlo", "errors", "greeting", "helo", "hostname",
+        "intake_closed", "line_length", "message_size", "recipients", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -107,8 +112,9 @@ class ServerSettings:
         commands: int = 1000,
         check_recipient: Callable[[Address], Reply | None] | None = None,
         intake_closed: Callable[[], Reply | None] | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        """The limits are those of `mta.config.schema.SmtpIn`.
+        """The limits are those of `mta.config.schema.SmtpIn`. `budget` is what all sessions hold together.
 
         `check_recipient` may refuse a recipient; `intake_closed` is asked at every MAIL and may refuse it, with
         `452 4.3.1` when there is no room.
@@ -122,6 +128,8 @@ class ServerSettings:
         self.commands = commands
         self.check_recipient = check_recipient
         self.intake_closed = intake_closed
+        self.budget = budget or Budget(inf)
+        self.unknown = min(UNKNOWN, message_size)
         self.greeting = Reply(220, "", (f"{hostname} ESMTP",)).to_bytes()
         self.helo = Reply(250, "", (hostname,)).to_bytes()
         offers = (
@@ -177,6 +185,7 @@ _NESTED = _reply(503, "5.5.1", "A transaction is open; send RSET first")
 _MAIL_FIRST = _reply(503, "5.5.1", "Send MAIL first")
 _NO_RECIPIENT = _reply(554, "5.5.1", "No valid recipients")
 _NO_RELAY = _reply(550, "5.7.1", "Relaying denied")
+_NO_MEMORY = _reply(452, "4.3.1", "Too much mail is being received at once, try again later")
 _TOO_MANY_RECIPIENTS = _reply(452, "4.5.3", "Too many recipients")
 _NEEDS_SMTPUTF8 = _reply(553, "5.6.7", "An address beyond ASCII needs SMTPUTF8")
 _TOO_BIG = _reply(552, "5.3.4", "The message is too big")
@@ -194,8 +203,8 @@ class Server:
     """One incoming session. The module's docstring says how it works."""
 
     __slots__ = (
-        "_commands", "_envelope", "_errors", "_esmtp", "_events", "_handlers", "_helo", "_more", "_reader", "_replies",
-        "_rest", "_settings", "_skipped", "_stopping", "peer", "state",
+        "_commands", "_envelope", "_errors", "_esmtp", "_events", "_handlers", "_held", "_helo", "_more", "_no_memory",
+        "_reader", "_replies", "_rest", "_settings", "_skipped", "_stopping", "peer", "state",
     )  # fmt: skip
 
     def __init__(self, settings: ServerSettings, peer: Peer) -> None:
@@ -205,6 +214,8 @@ class Server:
         self._esmtp = False
         self._envelope: Envelope | None = None
         self._reader: DataReader | None = None
+        self._held = 0  # octets that are counted in the budget for the message under way
+        self._no_memory = False  # the content under way is not kept
         self._errors = 0  # since the last message accepted
         self._commands = 0  # likewise, those that start no message
         self._events: list[ServerEvent] = []
@@ -270,6 +281,11 @@ class Server:
             self._reject(reply.to_bytes(), counts=reply.code >= 500)
         return self.receive(b"")
 
+    def gone(self) -> None:
+        """The connection has ended: forget what has come of a message."""
+        self._reader = None
+        self._release()
+
     def stop(self, reply: Reply) -> list[ServerEvent]:
         """End the session with `reply` (421) as soon as no transaction is under way."""
         self._stopping = reply.to_bytes()
@@ -299,6 +315,7 @@ class Server:
                     if position >= 0:
                         self._content_ended(self._reader)
                         continue
+                    self._count(self._reader)
                 self._rest = data[position:] if self.state == PAUSED else b""
                 return
             end = data.find(b"\r\n", position)
@@ -336,11 +353,30 @@ class Server:
                 self._close(_LINE_WITHOUT_END)
         self._rest = rest
 
+    def _count(self, reader: DataReader) -> None:
+        """A piece of content has come."""
+        budget = self._settings.budget
+        more = reader.kept - self._held
+        if more > 0:
+            if budget.take(more):
+                self._held += more
+            else:
+                reader.drop()
+                self._no_memory = True
+                self._release()
+
+    def _release(self) -> None:
+        self._settings.budget.give_back(self._held)
+        self._held = 0
+
     def _content_ended(self, reader: DataReader) -> None:
         envelope = self._envelope
         assert envelope is not None
         self._reader = None
-        if reader.too_big:
+        if self._no_memory:
+            self._no_memory = False
+            self._reject(_NO_MEMORY, counts=False)
+        elif reader.too_big:
             self._reject(_TOO_BIG)
         elif reader.fault:
             self._reject(_reply(550, "5.6.0", reader.fault))
@@ -362,21 +398,27 @@ class Server:
         self._handlers = _HANDLERS[state]
         if state in _WITHOUT_ENVELOPE:
             self._envelope = None
+            if self._held and state != PAUSED:
+                self._release()
             if self._stopping is not None and state == READY:
                 self._close(self._stopping)
 
     def _close(self, reply: bytes, *, by_client: bool = False) -> None:
         self._replies.append(reply)
+        self._reader = None
         self._enter(CLOSED)
         self._events.append(Closed(by_client))
 
     def _refuse(self, reply: bytes, *, counts: bool = True) -> None:
-        """Answer no. The error that crosses the limit ends the session."""
+        """Answer no. The error that crosses the limit ends the session; what is none counts as a command that starts no
+        message."""
         if counts:
             self._errors += 1
             if self._errors > self._settings.errors:
                 self._close(_TOO_MANY_ERRORS)
                 return
+        elif self._starts_no_message():
+            return
         self._replies.append(reply)
 
     def _starts_no_message(self) -> bool:
@@ -443,6 +485,11 @@ class Server:
             if closed is not None:
                 self._refuse(closed.to_bytes(), counts=False)
                 return
+        size = envelope.size or self._settings.unknown
+        if not self._settings.budget.take(size):
+            self._refuse(_NO_MEMORY, counts=False)
+            return
+        self._held = size
         self._envelope = envelope
         self._enter(MAIL)
         self._replies.append(_SENDER_OK)

@@ -36,6 +36,8 @@ OPEN = ("is much of the Internet and makes an open relay, which is soon used by 
      "2:44: smtp.sessions_per_client: 200 can never be reached, smtp.sessions is 100"),
     ("memory: {deliveries: 500}",
      "2:22: memory.deliveries: memory.window (1000), one queue's part, is above memory.deliveries (500)"),
+    ("smtp: {message_size: 300MB}",
+     "2:22: smtp.message_size: memory.receiving (256MB), for all sessions, is below smtp.message_size (300MB), which"),
     ("delivery: {connections: 10}\nshaping: {default: {connections: 11}}",
      "3:34: shaping.default.connections: 11 can never be reached, delivery.connections is 10"),
     ("shaping: {domains: {a.example: {connections: 5001}}}",

@@ -26,7 +26,7 @@ from gevent.fileobject import FileObjectThread  # noqa: E402
 from gevent.lock import Semaphore  # noqa: E402
 
 import mta.inject.listener  # noqa: E402
-from mta.config.schema import Config, Listener, SmtpIn, SmtpTimeouts  # noqa: E402
+from mta.config.schema import Config, Listener, Memory, SmtpIn, SmtpTimeouts  # noqa: E402
 from mta.config.units import Duration, Endpoint, Size  # noqa: E402
 from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
 from mta.smtp.reply import Reply  # noqa: E402
@@ -114,6 +114,7 @@ def main():
         hostname="mx.example.net",
         listeners=(Listener(smtp=Endpoint("127.0.0.1", port), relay_from=networks),),
         smtp=SmtpIn(**limits),
+        memory=Memory(receiving=Size(settings.get("receiving", 256_000_000))),
     )
     listener = SmtpListener(sock, config, config.listeners[0], submit, lambda: state.closed, Occupancy())
     listener.start()

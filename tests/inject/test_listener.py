@@ -239,6 +239,20 @@ def test_reload() -> None:
             assert late.reply() == "550 5.7.1 Relaying denied"
 
 
+def test_content_of_all_sessions_is_bounded() -> None:
+    """What one session may hold is not there for another; it is again when the client is gone, however it went."""
+    with listening(smtp={"message_size": 100_000}, receiving=100_000) as process, Peer(process) as other:
+        with Peer(process) as peer:
+            assert peer.say("MAIL FROM:<a@example.com> SIZE=90000", "RCPT TO:<b@example.org>", "DATA").startswith("250")
+            assert [peer.reply()[:3], peer.reply()[:3]] == ["250", "354"]
+            peer.send(b"x" * 500)
+            assert other.say("MAIL FROM:<a@example.com> SIZE=20000").startswith("452 4.3.1 Too much mail")
+        process.tell("sessions")
+        while process.expect("sessions") != [1]:
+            process.tell("sessions")
+        assert other.say("MAIL FROM:<a@example.com> SIZE=20000").startswith("250")
+
+
 def test_no_room(shared: Process) -> None:
     """A closed intake refuses MAIL, and opens again."""
     with Peer(shared) as peer:

@@ -10,6 +10,7 @@ import pytest
 
 from mta.queue.records import NOTIFY_DELAY, NOTIFY_FAILURE, NOTIFY_NEVER, NOTIFY_SUCCESS, Recipient
 from mta.smtp.address import Address
+from mta.smtp.budget import Budget
 from mta.smtp.errors import LocalProtocolError
 from mta.smtp.reply import Reply
 from mta.smtp.server import SKIP_LIMIT, Closed, Envelope, MessageReceived, Server, ServerSettings
@@ -401,7 +402,8 @@ def test_recipients_may_be_refused_one_by_one() -> None:
 
 
 def test_no_room() -> None:
-    """When the intake is closed MAIL is refused, before any content; that is not the client's error."""
+    """When the intake is closed MAIL is refused, before any content; that is not the client's error, but nobody may try
+    without end."""
     closed: list[Reply | None] = [Reply(452, "4.3.1", ("Disk is nearly full",))]
     server = new_server(intake_closed=lambda: closed[0], errors=3)
     for _ in range(10):
@@ -409,15 +411,33 @@ def test_no_room() -> None:
     assert server.idle
     closed[0] = None
     deliver(server)
+    closed[0] = Reply(452, "4.3.1", ("Disk is nearly full",))
+    replies = say(server, *["MAIL FROM:<a@example.com>"] * 1001)
+    assert set(replies[:1000]) == {"452 4.3.1 Disk is nearly full"}
+    assert replies[1000].startswith("421 4.7.0")
 
 
 def test_no_room_for_a_client_that_pipelines() -> None:
     """The RCPT and DATA behind the refused MAIL are no errors of the client either, but not without end."""
-    server = new_server(intake_closed=lambda: Reply(452, "4.3.1", ("full",)), errors=3, commands=101)
+    server = new_server(intake_closed=lambda: Reply(452, "4.3.1", ("full",)), errors=3, commands=151)
     for _ in range(50):
         output, _ = talk(server, TRANSACTION)
         assert [line[:3] for line in output.split(b"\r\n")[:-1]] == [b"452", b"503", b"503"]
-    assert talk(server, TRANSACTION)[0].split(b"\r\n")[1].startswith(b"421 4.7.0")
+    assert talk(server, TRANSACTION)[0].startswith(b"421 4.7.0")
+
+
+def test_messages_refused_for_a_while_are_counted() -> None:
+    """Whoever sends its content again and again to a store that is full is sent away some time."""
+    server = new_server(errors=3, commands=4)
+    for _ in range(3):
+        open_transaction(server)
+        server.receive(CONTENT + b".\r\n")
+        assert server.answer(Reply(452, "4.3.1", ("full",))) == []
+    assert server.output().startswith(b"452")
+    open_transaction(server)
+    server.receive(CONTENT + b".\r\n")
+    assert server.answer(Reply(452, "4.3.1", ("full",))) == [Closed(by_client=False)]
+    assert server.output().startswith(b"421 4.7.0")
 
 
 @pytest.mark.parametrize("reply", [Reply(452, "4.3.1", ("full",)), Reply(554, "5.4.6", ("Too many hops",))])
@@ -516,14 +536,64 @@ def test_eight_bit_content() -> None:
 
 
 def test_too_many_recipients() -> None:
-    """452 4.5.3 for those above the limit, however many: an orderly end, not an error (RFC 5321 4.5.3.1.8)."""
-    server = new_server(recipients=2, errors=3)
+    """452 4.5.3 for those above the limit: an orderly end, not an error (RFC 5321 4.5.3.1.8); but not without end."""
+    server = new_server(recipients=2, errors=3, commands=21)
     assert say(server, "MAIL FROM:<a@example.com>", *["RCPT TO:<b@example.org>"] * 2)[2].startswith("250")
     assert say(server, *["RCPT TO:<c@example.org>"] * 20) == ["452 4.5.3 Too many recipients"] * 20
     assert say(server, "DATA")[0].startswith("354")
     (event,) = server.receive(CONTENT + b".\r\n")
     assert isinstance(event, MessageReceived)
     assert len(event.envelope.recipients) == 2
+    server.answer(Reply(250, "2.0.0", ("ok",)))
+    server.output()
+    say(server, "MAIL FROM:<a@example.com>", *["RCPT TO:<b@example.org>"] * 23)
+    assert say(server, "RCPT TO:<c@example.org>")[0].startswith("421 4.7.0")
+
+
+def test_sessions_share_what_they_may_hold() -> None:
+    """A message counts with its declared size from MAIL on, as long as it is being received and stored; 452 4.3.1 to
+    MAIL when there is no room, and the place is free again however a transaction ends."""
+    budget = Budget(1000)
+    one, two, three = (new_server(budget=budget, message_size=1000) for _ in range(3))
+    assert say(one, "MAIL FROM:<a@example.com> SIZE=600")[0].startswith("250")
+    assert say(two, "MAIL FROM:<a@example.com> SIZE=400")[0].startswith("250")
+    assert say(three, "MAIL FROM:<a@example.com> SIZE=1")[0].startswith("452 4.3.1 Too much mail")
+    assert budget.trouble() is not None
+    say(two, "RSET")
+    assert say(three, "MAIL FROM:<a@example.com> SIZE=400")[0].startswith("250")
+    say(three, "EHLO again.example")
+    assert say(one, "RCPT TO:<b@example.org>", "DATA")[1].startswith("354")
+    assert one.receive(CONTENT + b".\r\n")
+    assert budget.used == 600
+    one.answer(Reply(250, "2.0.0", ("ok",)))
+    assert (budget.used, budget.trouble()) == (0, None)
+    for end in ("QUIT", "DATA"):
+        say(two, "MAIL FROM:<a@example.com> SIZE=400", "RCPT TO:<b@example.org>", end)
+    two.close(Reply(421, "4.4.2", ("Timeout",)))
+    say(three, "MAIL FROM:<a@example.com> SIZE=400")
+    three.gone()
+    assert budget.used == 0
+
+
+@pytest.mark.parametrize("declared", ["", " SIZE=100"])
+def test_content_that_finds_no_room_is_read_to_its_end(declared: str) -> None:
+    """Content that is larger than was declared, when all sessions hold as much as they may: nothing of it is kept, the
+    session stays in step, and the client is told to come back. It waits for nobody."""
+    budget = Budget(200_000)
+    one, two = new_server(budget=budget), new_server(budget=budget)
+    say(one, "MAIL FROM:<a@example.com> SIZE=100000")
+    assert say(two, f"MAIL FROM:<a@example.com>{declared}", "RCPT TO:<b@example.org>", "DATA")[2].startswith("354")
+    line = b"x" * 98 + b"\r\n"
+    for _ in range(100):
+        two.receive(line * 10)
+    assert budget.used == 200_000
+    two.receive(line)
+    assert budget.used == 100_000
+    assert say(two, "x\r\n.") == ["452 4.3.1 Too much mail is being received at once, try again later"]
+    assert budget.used == 100_000
+    one.gone()
+    deliver(two, line * 1500)
+    assert budget.used == 0
 
 
 def test_too_many_errors() -> None:
