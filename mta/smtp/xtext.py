@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 
-_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*+")
+# No possessive groups here: see mta.smtp.address.
+_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 _HIDDEN = re.compile(r"\+([0-9A-F]{2})")
 _TO_HIDE = re.compile(r"[^!-*,-<>-~]")
 # RFC 6533 3: utf-8-addr-xtext and utf-8-addr-unitext in one; code points are written \x{HEX}.
-_UNITEXT = re.compile(r"(?:[!-*,-<>-\[\]-~\x80-\U0010ffff]|\\x\{[0-9A-F]{2,6}\})*+")
+_UNITEXT = re.compile(r"(?:[!-*,-<>-\[\]-~\x80-\U0010ffff]|\\x\{[0-9A-F]{2,6}\})*")
 _CODE_POINT = re.compile(r"\\x\{([0-9A-F]{2,6})\}")
 _ADDRESS_TYPE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++")
 
