@@ -97,8 +97,9 @@ def test_out_of_time_it_says_what_waits_and_why(room: Path) -> None:
 def on_a_terminal(room: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The demo with a terminal of its own, and our end of it."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen(command(*arguments), env=environment(room), stdin=theirs, stdout=theirs, stderr=theirs,
-                          start_new_session=True) as process:
+    # On a terminal Ctrl-C counts, also when the tests run in the background of a shell, which has SIGINT ignored.
+    with subprocess.Popen(["env", "--default-signal=INT", *command(*arguments)], env=environment(room), stdin=theirs,
+                          stdout=theirs, stderr=theirs, start_new_session=True) as process:
         os.close(theirs)
         try:
             yield process, ours
