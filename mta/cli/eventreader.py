@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,31 +29,38 @@ class EventReader:
 
     def __init__(self, spool: str, since: str = "", shard: int | None = None) -> None:
         """`since` is a time as events have it (RFC 3339, UTC); with `shard`, that one alone. Raises OperatorError."""
-        shards = Path(spool, "shards")
+        self._spool = spool
+        self._since = since.encode()
+        self._only = shard
+        self._shards: dict[str, _Shard] = {}
+        self._find_shards()
+
+    def _find_shards(self) -> None:
+        shards = Path(self._spool, "shards")
         try:
             names = sorted(entry.name for entry in shards.iterdir() if entry.name.isdecimal())
         except FileNotFoundError:
-            raise OperatorError(NO_INPUT, f"there is no spool {spool}: nothing has run here yet") from None
+            raise OperatorError(NO_INPUT, f"there is no spool {self._spool}: nothing has run here yet") from None
         except PermissionError:
             raise _refused(shards) from None
-        self._since = since.encode()
-        self._shards = [
-            _Shard(shards / name / "events", self._since) for name in names if shard is None or int(name) == shard
-        ]
+        for name in names:
+            if name not in self._shards and (self._only is None or int(name) == self._only):
+                self._shards[name] = _Shard(shards / name / "events", self._since)
 
     def read(self) -> Iterator[bytes]:
         """All lines that there are now, oldest first."""
-        return self._merge(shard.lines() for shard in self._shards)
+        return self._merge(shard.lines() for shard in self._shards.values())
 
     def follow(self) -> Iterator[bytes]:
-        """The lines that come after those that were read, as they come, for ever."""
+        """The lines that come after those that were read, as they come, for ever; also of shards that are new."""
         while True:
-            yield from self._merge(list(shard.lines()) for shard in self._shards)
+            self._find_shards()
+            yield from self._merge(list(shard.lines()) for shard in self._shards.values())
             time.sleep(LOOK_S)
 
     def skip(self) -> None:
         """Leave out everything that there is now."""
-        for shard in self._shards:
+        for shard in self._shards.values():
             shard.skip()
 
     def _merge(self, sources: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
@@ -79,13 +87,17 @@ class _Shard:
             try:
                 with (self._directory / self._name).open("rb") as file:
                     yield from self._lines_of(file)
+                gone = False
             except FileNotFoundError:
-                pass  # removed by rotation, or by a crash and about to be written again
+                gone = True  # by a crash, and about to be written again; or by rotation, if there are later ones
             except PermissionError:
                 raise _refused(self._directory / self._name) from None
             later = [name for name in names if name > self._name]
             if not later:
                 return
+            if gone:
+                print(f"mta: {self._directory / self._name} was removed before it was read to its end (events.keep): "
+                      "events are missing here", file=sys.stderr)
             self._name, self._offset = later[0], 0
 
     def skip(self) -> None:

@@ -50,6 +50,16 @@ def spool(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def line_of(shard: int, second: int) -> bytes:
+    """The line of `received` without what is new in each event, its identity."""
+    return received(shard, second).partition(b",")[2]
+
+
+def told(line: bytes) -> bytes:
+    """A line that was read, likewise."""
+    return line.rstrip(b"\n").partition(b",")[2]
+
+
 def write(spool: Path, shard: int, name: str, *lines: bytes) -> Path:
     """Append lines to an event file."""
     path = spool / "shards" / f"{shard:03d}" / "events" / name
@@ -167,6 +177,34 @@ def test_a_follower_sees_each_event_once(spool: Path) -> None:
     write(spool, 0, FIRST, lines[5])
     write(spool, 0, SECOND, lines[6])
     assert [next(stream), next(stream)] == [lines[5] + b"\n", lines[6] + b"\n"]
+
+
+def test_a_follower_finds_the_shards_that_more_workers_make(spool: Path) -> None:
+    """A restart with more workers makes new shards; who follows needs no restart for it."""
+    stream = EventReader(str(spool)).follow()
+    write(spool, 0, FIRST, received(0, 1))
+    assert told(next(stream)) == line_of(0, 1)
+    (spool / "shards/002/events").mkdir(parents=True)
+    write(spool, 2, FIRST, received(2, 2))
+    assert told(next(stream)) == line_of(2, 2)
+    only = EventReader(str(spool), shard=1).follow()
+    write(spool, 1, FIRST, received(1, 3))
+    assert told(next(only)) == line_of(1, 3)
+
+
+def test_events_that_were_removed_unread_are_told_of(spool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever reads more slowly than old files are removed learns that something is missing, and goes on."""
+    path = write(spool, 0, FIRST, received(0, 1))
+    reader = EventReader(str(spool))
+    assert [told(line) for line in reader.read()] == [line_of(0, 1)]
+    path.unlink()  # a crash: it will be written again
+    stream = reader.follow()
+    write(spool, 1, FIRST, received(1, 1))
+    assert told(next(stream)) == line_of(1, 1)
+    assert capsys.readouterr().err == ""
+    write(spool, 0, SECOND, received(0, 2))
+    assert told(next(stream)) == line_of(0, 2)
+    assert f"{FIRST} was removed before it was read to its end (events.keep)" in capsys.readouterr().err
 
 
 def test_follow_begins_with_the_last_ten(spool: Path) -> None:
