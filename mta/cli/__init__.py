@@ -19,7 +19,9 @@ from mta.config.problems import printable
 from mta.control import exits
 
 # In the order of `mta --help`.
-COMMANDS: Final = ("run", "check", "config", "status", "queue", "message", "events", "send", "dns", "sandbox", "demo")
+COMMANDS: Final = (
+    "run", "check", "config", "status", "queue", "message", "events", "spool", "send", "dns", "sandbox", "demo",
+)  # fmt: skip
 
 _EPILOG = """\
 `mta COMMAND --help` explains a command and shows examples.

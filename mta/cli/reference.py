@@ -22,10 +22,10 @@ _HEAD = """\
     mta COMMAND --help
 
 One program with a command for each task. `status`, `queue` and `message` ask the running MTA over its control socket;
-`events` reads the event files and works without it. Text that came from remote hosts is printed with control
-characters as escapes. Tables fit the terminal; into a pipe or a file nothing is cut off. Where there is `--json`, it
-prints one JSON object (listings: one per line); times are microseconds since the epoch unless they are text (RFC
-3339), and later versions may add fields.
+`events` reads the event files and works without it; `spool` works on the files of one that is stopped. Text that came
+from remote hosts is printed with control characters as escapes. Tables fit the terminal; into a pipe or a file nothing
+is cut off. Where there is `--json`, it prints one JSON object (listings: one per line); times are microseconds since
+the epoch unless they are text (RFC 3339), and later versions may add fields.
 
 This page is made from the commands' own `--help`.
 
@@ -49,6 +49,7 @@ This page is made from the commands' own `--help`.
 | code | name | meaning |
 |---|---|---|
 | 0 | | done |
+| 1 | damaged | `mta spool verify` found something that is not as it should be |
 | 64 | usage | the command line is wrong |
 | 65 | data | the input is wrong: a message refused for good, a spool of a newer version |
 | 66 | no input | what was asked for is not there: a file, a queue, a message |

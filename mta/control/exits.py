@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 OK: Final = 0
+DAMAGED: Final = 1  # `mta spool verify` found something
 USAGE: Final = 64  # the command line is wrong
 DATA: Final = 65  # the input is wrong: a message that is refused for good, a spool of a newer version
 NO_INPUT: Final = 66  # a file named on the command line cannot be read

@@ -15,9 +15,9 @@ from typing import Final
 from mta.queue.effects import Key
 from mta.queue.fileops import FileOps
 
-_SLOT: Final = Struct("<QII")  # message id (0: free), index, nothing
+SLOT: Final = Struct("<QII")  # message id (0: free), index, nothing
 _FIRST_SIZE: Final = 64 * 1024
-_FREE: Final = bytes(_SLOT.size)
+_FREE: Final = bytes(SLOT.size)
 
 
 class Inflight:
@@ -28,7 +28,7 @@ class Inflight:
         self._path = path
         self._files = files
         self._fd = files.open(path, os.O_RDWR | os.O_CREAT)
-        self._size = os.fstat(self._fd).st_size // _SLOT.size * _SLOT.size
+        self._size = os.fstat(self._fd).st_size // SLOT.size * SLOT.size
         if self._size < _FIRST_SIZE:
             self._size = _FIRST_SIZE
             files.allocate(self._fd, self._size)  # a hole would be a SIGBUS when the disk is full
@@ -39,8 +39,8 @@ class Inflight:
         # before the one that set its mark: they must not take it away.
         self._changing: dict[Key, int] = {}
         self._earlier: dict[Key, int] = {}
-        for offset in range(self._size - _SLOT.size, -1, -_SLOT.size):
-            message_id, index, _ = _SLOT.unpack_from(self._map, offset)
+        for offset in range(self._size - SLOT.size, -1, -SLOT.size):
+            message_id, index, _ = SLOT.unpack_from(self._map, offset)
             if message_id:
                 self._slots[(message_id, index)] = offset
             else:
@@ -61,7 +61,7 @@ class Inflight:
             self._grow()
         offset = self._free.pop()
         self._slots[key] = offset
-        _SLOT.pack_into(self._map, offset, key[0], key[1], 0)
+        SLOT.pack_into(self._map, offset, key[0], key[1], 0)
 
     def changing(self, key: Key) -> None:
         """An outcome of this delivery was submitted. Hot path."""
@@ -83,7 +83,7 @@ class Inflight:
         self._earlier.pop(key, None)
         offset = self._slots.pop(key, None)
         if offset is not None:
-            self._map[offset:offset + _SLOT.size] = _FREE
+            self._map[offset:offset + SLOT.size] = _FREE
             self._free.append(offset)
             self.left_over.discard(key)
 
@@ -102,5 +102,5 @@ class Inflight:
         self._files.allocate(self._fd, 2 * self._size)
         self._map.close()
         self._map = mmap.mmap(self._fd, 2 * self._size)
-        self._free.extend(range(2 * self._size - _SLOT.size, self._size - _SLOT.size, -_SLOT.size))
+        self._free.extend(range(2 * self._size - SLOT.size, self._size - SLOT.size, -SLOT.size))
         self._size *= 2

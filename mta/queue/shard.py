@@ -77,3 +77,8 @@ class Shard:
         if int(text) < VERSION:
             raise StoreVersion(f"{self.directory} was written by an older version of this program (format {text}), "
                                f"and this one reads format {VERSION} only: let that version empty it")
+
+
+def boot_id() -> str:
+    """What the machine calls the time since it was started last. Raises OSError."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()

@@ -55,6 +55,7 @@ from mta.queue.records import BodyRef, Delivery, Message
 from mta.queue.recovery import JournalReader, begin_life, recover
 from mta.queue.room import Room
 from mta.queue.shard import Shard
+from mta.queue.shard import boot_id as this_boot
 from mta.queue.transaction import Done, Move, Transaction, encode, encode_moves
 from mta.queue.writer import Group, GroupWriter
 
@@ -114,9 +115,7 @@ class Store:
         except OSError as error:
             raise StoreUnusable(f"{directory} cannot be used: {error}") from error
         try:
-            if boot_id is None:
-                boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-            return cls(place, config, wake, clock_us, files, boot_id)
+            return cls(place, config, wake, clock_us, files, boot_id or this_boot())
         except (OSError, lmdb.Error) as error:
             place.close()
             raise StoreUnusable(f"{directory} cannot be opened: {error}") from error

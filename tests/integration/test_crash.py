@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from mta.queue.verify import verify_spool
 from mta.sandbox.client import Sandbox
 from tests.integration.support import Injector, Mta, ends_of
 
@@ -46,11 +48,15 @@ def test_kill_at_random_moments(make_mta: Callable[..., Mta], sandbox: Sandbox) 
             mta.start()
         else:
             mta.kill()
+            assert verify_spool(mta.directory / "spool", complete=True) == []
             mta.start()
     injector.finish()
     mta.wait_until(lambda: mta.queued() == 0, "an empty queue", 120)
     assert mta.stop() == 0
 
+    counts = mta.directory / "received"
+    counts.write_text("".join(f"{json.dumps([item.key, item.recipient, item.count])}\n" for item in sandbox.received()))
+    assert verify_spool(mta.directory / "spool", complete=True, received=counts) == []
     received = {(int(item.key), item.recipient): item.count for item in sandbox.received()}
     arrived = {number for number, _ in received}
     assert len(injector.accepted) > ROUNDS

@@ -7,6 +7,7 @@ in a second pass, over the segments concerned alone.
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ class ContentCheck:
         self._next(segment, None)
         self._findings.progress("contents", seen.total(), total)
         for position in boundaries:
-            self._findings.add("checkpoint", place_of(self._directory, position),
+            self._findings.add("state", place_of(self._directory, position),
                                "the index says that the journal was read up to here, where no frame ends")
         strays = [number for number, count in wanted.items() if seen[number] != count]
         while strays:
@@ -89,7 +90,7 @@ class ContentCheck:
     def _look(self, segment: Segment | None, message_id: int, place: BodyRef) -> None:
         """Read a content and compare it with its checksum."""
         if not self._quick:
-            content = b"" if segment is None else segment.content(place)
+            content = self._read(segment, place)
             if len(content) != place.length or content_crc(content) != place.crc:
                 self._findings.add("content", place_of(self._directory, Position(*place[:2])),
                                    f"the content of message {format_id(message_id)}, {place.length} bytes, does not "
@@ -97,6 +98,16 @@ class ContentCheck:
                 return
         self._findings.summary.contents += 1
         self._findings.summary.content_bytes += place.length
+
+    @staticmethod
+    def _read(segment: Segment | None, place: BodyRef) -> bytes:
+        """The bytes of a content, as far as the disk gives them."""
+        try:
+            return b"" if segment is None else segment.content(place)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return b""
 
     # -- messages whose content is in no frame -------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from mta.queue.journal import Frame, segment_path
 from mta.queue.verify.join import Entry, Join
 from mta.queue.verify.journal import event_lines
 from mta.queue.verify.problems import Findings
+from mta.queue.verify.receipts import Receipts
 from mta.queue.verify.truth import Truth
 
 ENDS: Final = ("delivered", "bounced", "expired", "deleted", "quarantined")
@@ -50,13 +51,15 @@ class Line:
 class EventCheck:
     """The events of one shard."""
 
-    def __init__(self, directory: Path, journal: Path, truth: Truth, findings: Findings, complete: bool) -> None:
-        """`complete`: nothing was ever removed from the event files."""
+    def __init__(self, directory: Path, journal: Path, truth: Truth, findings: Findings, complete: bool,
+                 receipts: Receipts | None) -> None:
+        """`complete`: nothing was ever removed from the event files. `receipts` is told what events say."""
         self._directory = directory
         self._journal = journal
         self._truth = truth
         self._findings = findings
         self._complete = complete
+        self._receipts = receipts
         self._mark: EventMark = truth.state.events
         self._files: list[Path] = []  # all that lines were read from
         self._first_received: int | None = None
@@ -73,6 +76,8 @@ class EventCheck:
                 self._enter(join, line)
             for held in self._truth.messages():
                 for delivery in held.deliveries:
+                    if self._receipts is not None and self._truth.may_have_been_delivered(delivery):
+                        self._receipts.queued(delivery)
                     for recipient in delivery.recipients:
                         join.add(held.message.id, hash(recipient.address), _QUEUED, 0, delivery.index,
                                  _MAYBE_DUPLICATE if delivery.maybe_duplicate else 0)
@@ -164,9 +169,11 @@ class EventCheck:
         self._findings.summary.events += 1
         event = line.event
         kind = event["event"]
-        if kind != "received" and kind not in ENDS:
-            return
         try:
+            if self._receipts is not None:
+                self._receipts.event(self._receipts.file(str(self._files[line.file])), line.offset, event)
+            if kind != "received" and kind not in ENDS:
+                return
             message_id = parse_id(event["message"])
             recipients = list(map(str, event["recipients"]))
         except (ValueError, LookupError, TypeError) as error:

@@ -36,13 +36,17 @@ class Join:
         self._count = expected // ENTRIES_AT_ONCE + 1
         size = _IN_MEMORY // self._count
         self._partitions: list[IO[bytes]] = [
-            tempfile.SpooledTemporaryFile(max_size=size) for _ in range(self._count)  # noqa: SIM115 -- see __exit__
+            tempfile.SpooledTemporaryFile(max_size=size) for _ in range(self._count)  # noqa: SIM115 -- see `close`
         ]
 
     def __enter__(self) -> Join:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget everything."""
         for partition in self._partitions:
             partition.close()
 

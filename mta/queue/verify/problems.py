@@ -21,7 +21,7 @@ KINDS: Final = {
     "aside",
     "record": "`--repair` makes the index anew without it and sets the bytes aside in `quarantine/`",
     "counts": "`--repair` makes the index anew; no mail is concerned",
-    "checkpoint": "`--repair` makes the index anew and reads the whole journal for it",
+    "state": "`--repair` makes the index anew",
     "inflight": "`--repair` sets the file aside and counts every delivery that is due as a possible duplicate",
     "event file": "`--repair` sets this event file and the older ones aside; no mail is concerned",
     "lost": "look for it in `quarantine/` and in backups; `--repair` closes its account with an event `quarantined`",

@@ -7,25 +7,25 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from struct import Struct
-from typing import Final
 
 import lmdb
 
-from mta.queue.effects import Effects
-from mta.queue.encoding import ShardState, unpack_state
+from mta.queue.effects import Key
+from mta.queue.encoding import Position, ShardState, unpack_state
 from mta.queue.errors import StoreLocked, StoreVersion
 from mta.queue.ids import format_id, shard_of
+from mta.queue.index import DATABASES
+from mta.queue.inflight import SLOT
 from mta.queue.journal import segment_numbers
 from mta.queue.shard import VERSION
 from mta.queue.verify.contents import ContentCheck
 from mta.queue.verify.events import EventCheck
 from mta.queue.verify.journal import ToleratingReader, place_of, replayed
+from mta.queue.verify.pages import PageFile, Unusable
 from mta.queue.verify.problems import Findings
+from mta.queue.verify.receipts import Receipts
 from mta.queue.verify.records import RecordCheck
 from mta.queue.verify.truth import UNREADABLE, ReadOnlyIndex, Truth
-
-_SLOT: Final = Struct("<QII")
 
 
 @contextmanager
@@ -55,8 +55,11 @@ class ShardCheck:
     """The checks of one shard, from the journal up."""
 
     def __init__(self, directory: Path, findings: Findings, *, quick: bool = False, events: bool = True,
-                 complete: bool = False) -> None:
-        """`quick`: contents are not read. `events`: whether the lines in the event files are events of ours."""
+                 complete: bool = False, receipts: Receipts | None = None) -> None:
+        """`quick`: contents are not read. `events`: whether the lines in the event files are events of ours.
+
+        `receipts`, if given, is told what the events say.
+        """
         self._directory = directory
         self._journal = directory / "journal"
         self._where = str(directory / "queue.mdb")
@@ -64,6 +67,7 @@ class ShardCheck:
         self._quick = quick
         self._events = events
         self._complete = complete
+        self._receipts = receipts
 
     def run(self) -> None:
         """Check all of it. Raises StoreLocked, StoreVersion and OSError: then nothing was found out."""
@@ -71,12 +75,15 @@ class ShardCheck:
             if not any((self._directory / name).exists() for name in ("journal", "queue.mdb", "version")):
                 return  # its first owner had no time to begin with it
             self._check_version()
-            index = self._open_index()
+            index = self._check_index()
+            if index is None:
+                for _ in self._reader().frames(Position(0, 0)):
+                    pass  # damaged frames are reported; without the index nothing more is known
+                return
             try:
-                self._check(index)
+                self._check_queue(index)
             finally:
-                if index is not None:
-                    index.close()
+                index.close()
 
     def _check_version(self) -> None:
         path = self._directory / "version"
@@ -91,60 +98,80 @@ class ShardCheck:
             raise StoreVersion(f"{self._directory} was written by a newer version of this program (format {text}, this "
                                f"one knows {VERSION})")
 
-    def _open_index(self) -> ReadOnlyIndex | None:
-        """The index, if it can be read; one that was never written is not missing."""
-        path = self._directory / "queue.mdb"
-        if not (path / "data.mdb").exists() and not any(self._begun()):
+    def _check_index(self) -> ReadOnlyIndex | None:
+        """The index, open, if it can be used; with it the check of its databases has been done."""
+        data = self._directory / "queue.mdb" / "data.mdb"
+        if not data.exists():
+            if self._has_begun():
+                self._findings.add("index", str(data), "the index is missing")
             return None
+        self._check_pages(data)
+        if self._findings.has("index"):
+            return None  # LMDB would follow the damage, perhaps to the end of this process
+        index = None
         try:
-            return ReadOnlyIndex.of(path)
-        except (OSError, lmdb.Error) as error:
-            self._findings.add("index", self._where, f"the index cannot be opened: {error}")
-            return None
-
-    def _begun(self) -> Iterator[int]:
-        """The segments that something was written to."""
-        reader = ToleratingReader(self._journal, self._findings, needed=lambda number: True)
-        for number in segment_numbers(self._journal) if self._journal.is_dir() else ():
-            segment = reader.segment(number)
-            if segment is not None:
-                segment.close()
-                yield number
-
-    def _check(self, index: ReadOnlyIndex | None) -> None:
-        state = self._state(index)
+            index = ReadOnlyIndex.of(data.parent)
+            index.state = self._state(index)
+            if not self._findings.has("state"):
+                RecordCheck(index, index.state, self._where, self._findings).run()
+                return index
+        except lmdb.Error as error:
+            self._findings.add("index", self._where, f"the index cannot be read: {error}")
         if index is not None:
-            try:
-                RecordCheck(index, state, self._where, self._findings).run()
-            except lmdb.Error as error:
-                self._findings.add("index", self._where, f"the index cannot be read: {error}")
-                index = None
-        effects, end = Effects(), state.position
-        if self._journal.is_dir():
-            effects, end = replayed(self._journal, state.position, self._findings)
-        if state.clean and state.position.segment and end > state.position:
-            self._findings.add("checkpoint", place_of(self._journal, state.position),
-                               f"the index says that it ended in good order here, but the journal goes on to {end}: "
-                               "what is there would not be read")
-        truth = Truth(index, state, effects, self._where)
-        self._count(truth)
-        if self._journal.is_dir():
-            ContentCheck(self._journal, truth, self._findings, self._quick).run()
-        if self._events:
-            EventCheck(self._directory / "events", self._journal, truth, self._findings, self._complete).run()
-        self._check_inflight(max(state.last_id, effects.last_id))
+            index.close()
+        return None
 
-    def _state(self, index: ReadOnlyIndex | None) -> ShardState:
-        if index is None:
-            return ShardState()
+    def _check_pages(self, data: Path) -> None:
+        def report(offset: int, text: str) -> None:
+            self._findings.add("index", f"{data}:{offset}", text)
+
+        try:
+            pages = PageFile(data, report)
+        except Unusable as error:
+            report(0, str(error))
+            return
+        try:
+            pages.check()
+            for name in DATABASES:
+                if name.encode() not in pages.trees:
+                    report(0, f"the database `{name}` is missing")
+        finally:
+            pages.close()
+
+    def _state(self, index: ReadOnlyIndex) -> ShardState:
         raw = index.raw_state()
         if raw is None:
-            return ShardState()
+            return ShardState()  # before the first checkpoint
         try:
             return unpack_state(raw)
         except UNREADABLE as error:
-            self._findings.add("checkpoint", f"{self._where} state", f"the state is damaged: {error!r}")
+            self._findings.add("state", f"{self._where} state", f"the state is damaged: {error!r}")
             return ShardState()
+
+    def _has_begun(self) -> bool:
+        """Whether anything was written to the journal."""
+        reader = self._reader()
+        return self._journal.is_dir() and any(reader.has_begun(number) for number in segment_numbers(self._journal))
+
+    def _reader(self) -> ToleratingReader:
+        return ToleratingReader(self._journal, self._findings, needed=lambda number: True)
+
+    # -- what it says, with the journal ----------------------------------------------------------------------------
+
+    def _check_queue(self, index: ReadOnlyIndex) -> None:
+        """All that takes the index to judge it."""
+        state = index.state
+        effects, end = replayed(self._journal, state.position, self._findings)
+        if state.clean and state.position.segment and end > state.position:
+            self._findings.add("state", place_of(self._journal, state.position),
+                               "the index says that the shard was left in good order here, but the journal goes on to "
+                               f"{end.segment}:{end.offset}: what is there would not be read")
+        truth = Truth(index, state, effects, self._where, self._suspects(max(state.last_id, effects.last_id)))
+        self._count(truth)
+        ContentCheck(self._journal, truth, self._findings, self._quick).run()
+        if self._events:
+            EventCheck(self._directory / "events", self._journal, truth, self._findings, self._complete,
+                       self._receipts).run()
 
     def _count(self, truth: Truth) -> None:
         summary = self._findings.summary
@@ -153,19 +180,22 @@ class ShardCheck:
             summary.deliveries += len(one.deliveries)
             summary.recipients += sum(len(delivery.recipients) for delivery in one.deliveries)
 
-    def _check_inflight(self, last_id: int) -> None:
-        """Marks of what may have been delivered; those of deliveries that are gone are remains of a crash."""
+    def _suspects(self, last_id: int) -> set[Key]:
+        """Marks of what may have been delivered. Those of deliveries that are gone are remains of a crash."""
         path = self._directory / "inflight"
+        found: set[Key] = set()
         try:
             raw = path.read_bytes()
         except FileNotFoundError:
-            return
+            return found
         number = int(self._directory.name) if self._directory.name.isdecimal() else None
-        for offset in range(0, len(raw) - _SLOT.size + 1, _SLOT.size):
-            message_id, index, nothing = _SLOT.unpack_from(raw, offset)
+        for offset in range(0, len(raw) - SLOT.size + 1, SLOT.size):
+            message_id, index, nothing = SLOT.unpack_from(raw, offset)
             if not message_id:
                 continue
             if nothing or index > 0xFFFF or message_id > last_id or number not in (None, shard_of(message_id)):
                 self._findings.add("inflight", f"{path}:{offset}", f"this marks {format_id(message_id)}/{index}, which "
                                    "cannot be a delivery of this shard")
-
+            else:
+                found.add((message_id, index))
+        return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mta.queue.errors import StoreUnusable, StoreVersion
 from mta.queue.shard import SPOOL_VERSION
 from mta.queue.verify.problems import Findings, Problem, Progress, Summary
+from mta.queue.verify.receipts import Receipts
 from mta.queue.verify.shard import ShardCheck, held
 
 
@@ -19,41 +22,65 @@ class Verification:
     summaries: list[Summary] = field(default_factory=list)
 
 
-def verify_spool(spool: Path | str, *, quick: bool = False, events: bool = True,
-                 complete: bool = False) -> list[Problem]:
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How much is checked."""
+
+    quick: bool = False  # contents are not read
+    events: bool = True  # the event files are read, too
+    complete: bool = False  # nothing was ever removed from the event files, so that every end has its `received`
+    received: Path | None = None  # what receivers have counted (`mta.queue.verify.receipts`)
+
+
+def verify_spool(spool: Path | str, *, quick: bool = False, events: bool = True, complete: bool = False,
+                 received: Path | None = None) -> list[Problem]:
     """Every problem of a spool on which no instance runs; nothing is changed. An empty list says that it is sound.
 
-    `quick`: contents are not read. `events`: whether the event files are read, too. `complete`: nothing was ever
-    removed from the event files, so that every end has its `received`.
-
-    Raises StoreLocked, StoreVersion, StoreUnusable (it is no spool) and OSError: then nothing was found out.
+    For the arguments see `Options`. Raises StoreLocked, StoreVersion, StoreUnusable (it is no spool), OSError, and
+    ValueError (for `received`): then nothing was found out.
     """
-    return inspect(Path(spool), quick=quick, events=events, complete=complete).problems
+    return inspect(Path(spool), Options(quick, events, complete, received)).problems
 
 
 def verify_shard(directory: Path | str, *, quick: bool = False, events: bool = True,
                  complete: bool = False) -> list[Problem]:
     """The same of one shard directory."""
-    findings = Findings(Summary(str(directory)), _silent)
-    ShardCheck(Path(directory), findings, quick=quick, events=events, complete=complete).run()
-    return findings.result()
+    return inspect_shard(Path(directory), Options(quick, events, complete), silent).result()
 
 
-def inspect(spool: Path, *, quick: bool = False, events: bool = True, complete: bool = False,
-            progress: Progress | None = None) -> Verification:
+def inspect(spool: Path, options: Options, progress: Progress | None = None) -> Verification:
     """As `verify_spool`; with what was looked at."""
     if not spool.is_dir():
-        raise StoreUnusable(f"there is no spool {spool}")
+        raise FileNotFoundError(errno.ENOENT, "there is no such spool", str(spool))
     verification = Verification()
-    with held(spool / "lock", f"spool {spool}"):
-        if (problem := _check_version(spool)) is not None:
+    with held(spool / "lock", f"spool {spool}"), ExitStack() as stack:
+        if (problem := check_version(spool)) is not None:
             verification.problems.append(problem)
+        receipts = None
+        if options.received is not None:
+            receipts = stack.enter_context(closing(Receipts(options.received, options.complete)))
         for directory in shard_directories(spool):
-            findings = Findings(Summary(str(directory)), progress or _silent)
-            ShardCheck(directory, findings, quick=quick, events=events, complete=complete).run()
+            findings = inspect_shard(directory, options, progress or silent, receipts)
             verification.problems += findings.result()
             verification.summaries.append(findings.summary)
+        if receipts is not None:
+            findings = Findings(Summary(str(options.received)), progress or silent)
+            receipts.judge(findings)
+            verification.problems += findings.result()
     return verification
+
+
+def inspect_shard(directory: Path, options: Options, progress: Progress, receipts: Receipts | None = None) -> Findings:
+    """What is found in one shard."""
+    findings = Findings(Summary(str(directory)), progress)
+    try:
+        ShardCheck(directory, findings, quick=options.quick, events=options.events, complete=options.complete,
+                   receipts=receipts).run()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        findings.add("unreadable", error.filename or str(directory), f"the disk cannot read this: {error.strerror}")
+    return findings
 
 
 def shard_directories(spool: Path) -> list[Path]:
@@ -65,7 +92,8 @@ def shard_directories(spool: Path) -> list[Path]:
                   key=lambda entry: int(entry.name))
 
 
-def _check_version(spool: Path) -> Problem | None:
+def check_version(spool: Path) -> Problem | None:
+    """What is wrong with the version of a spool. Raises StoreUnusable for what is no spool, and StoreVersion."""
     path = spool / "version"
     try:
         text = path.read_text("ascii", "replace").strip()
@@ -80,5 +108,5 @@ def _check_version(spool: Path) -> Problem | None:
     return None
 
 
-def _silent(what: str, done: int, total: int) -> None:
+def silent(what: str, done: int, total: int) -> None:
     """Nobody wants to know."""

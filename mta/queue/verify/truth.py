@@ -7,6 +7,7 @@ That rest is what two checkpoints may have: some 40,000 changed deliveries, if t
 from __future__ import annotations
 
 import struct
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from typing import Any, Final
 
 import lmdb
 
-from mta.queue.effects import Effects
+from mta.queue.effects import Effects, Key
 from mta.queue.encoding import ShardState, delivery_value, message_head, message_value, unpack_delivery, unpack_message
 from mta.queue.fileops import FileOps
+from mta.queue.ids import SHARD_BITS
 from mta.queue.index import DATABASES, DELIVERY_KEY, MESSAGE_KEY, STATE_KEY, Index
 from mta.queue.records import BodyRef, Delivery, Message
+from mta.queue.shard import boot_id
 
 UNREADABLE: Final = (ValueError, TypeError, LookupError, struct.error, OverflowError)
 """What a damaged record may raise when it is unpacked."""
@@ -62,33 +65,40 @@ class Held:
 class Truth:
     """What the store would have in its queue if it were started now."""
 
-    def __init__(self, index: ReadOnlyIndex | None, state: ShardState, effects: Effects, where: str) -> None:
-        """Without an index there is only what `effects` has. `where` is the place of the index, for people."""
+    def __init__(self, index: ReadOnlyIndex, state: ShardState, effects: Effects, where: str,
+                 suspects: set[Key]) -> None:
+        """`where` is the place of the index, for people; `suspects` are marked as possibly delivered."""
         self.where = where
         self.state = state
         self.effects = effects
+        self._suspects = suspects
+        self._suspect_before_us = state.dup_before_us
+        if not state.clean and state.boot_id != boot_id():
+            self._suspect_before_us = max(time.time_ns() // 1000, state.last_id >> SHARD_BITS)  # as `begin_life` has it
         self._index = index
         self._gone: Counter[int] = Counter()  # deliveries of messages in the index that the journal removes
-        if index is not None:
-            for key, delivery in effects.deliveries.items():
-                if delivery is None and index.has_delivery(key):
-                    self._gone[key[0]] += 1
-        self._born: dict[int, list[int]] = {}
-        for (message_id, number), delivery in effects.deliveries.items():
+        self._born: dict[int, list[int]] = {}  # those of messages that are not in the index
+        for key, delivery in effects.deliveries.items():
             if delivery is not None and delivery.born:
-                self._born.setdefault(message_id, []).append(number)
+                self._born.setdefault(key[0], []).append(key[1])
+            elif delivery is None and index.has_delivery(key):
+                self._gone[key[0]] += 1
+
+    def may_have_been_delivered(self, delivery: Delivery) -> bool:
+        """Whether the next attempt would be announced as a possible duplicate."""
+        return (delivery.maybe_duplicate or delivery.key in self._suspects
+                or delivery.due_us <= self._suspect_before_us)
 
     def places(self, message_ids: list[int]) -> dict[int, BodyRef]:
         """Where the contents of those messages lie that are in the queue."""
         found: dict[int, BodyRef] = {}
-        if self._index is not None:
-            with self._index.env.begin() as txn:
-                cursor = txn.cursor(self._index.db["messages"])
-                for raw_key, value in cursor.getmulti([MESSAGE_KEY.pack(number) for number in message_ids]):
-                    message_id = MESSAGE_KEY.unpack(raw_key)[0]
-                    place, left = self._head(value)
-                    if place is not None and self._gone.get(message_id, 0) < left:
-                        found[message_id] = self._moved(message_id, place)
+        with self._index.env.begin() as txn:
+            cursor = txn.cursor(self._index.db["messages"])
+            for raw_key, value in cursor.getmulti([MESSAGE_KEY.pack(number) for number in message_ids]):
+                message_id = MESSAGE_KEY.unpack(raw_key)[0]
+                place, left = self._head(value)
+                if place is not None and self._gone.get(message_id, 0) < left:
+                    found[message_id] = self._moved(message_id, place)
         for message_id in message_ids:
             new = self.effects.messages.get(message_id)
             if new is not None:
@@ -104,8 +114,6 @@ class Truth:
                 yield Held(message, new.body, list(self._new_deliveries(message)))
 
     def _indexed(self) -> Iterator[Held]:
-        if self._index is None:
-            return
         held: Held | None = None
         with self._index.env.begin() as txn:
             for key, value in txn.cursor(self._index.db["messages"]):
@@ -136,12 +144,9 @@ class Truth:
                 return None
             value = delivery_value(state.record, 0, state.due_us, state.recipients)
         try:
-            delivery = unpack_delivery(value, message, number)
+            return unpack_delivery(value, message, number)
         except UNREADABLE:
             return None
-        if delivery.due_us <= self.state.dup_before_us:
-            delivery.maybe_duplicate = True
-        return delivery
 
     def _new_deliveries(self, message: Message) -> Iterator[Delivery]:
         for number in self._born.get(message.id, ()):

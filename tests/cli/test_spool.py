@@ -1,0 +1,106 @@
+"""`mta spool verify`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mta.control import exits
+from mta.queue import events
+from mta.queue.store import Transaction
+from mta.smtp.reply import Reply
+from tests.cli.conftest import Result
+from tests.queue.helpers import Bench
+
+Mta = Callable[..., Result]
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    """A spool with one message in the queue and one that was delivered."""
+    (tmp_path / "version").write_text("1\n")
+    (tmp_path / "lock").write_text("4711\n")
+    (tmp_path / "shards").mkdir()
+    bench = Bench(tmp_path / "shards" / "000")
+    for domain in ("waits.test", "done.test"):
+        [delivery] = bench.make(domain, message_id=f"<{domain}@x>")
+        message = delivery.message
+        bench.commit(Transaction([(message, [delivery])], events=[events.received(message, [delivery])]))
+    event = events.delivered(delivery, delivery.recipients, Reply(250, "2.0.0", ("Ok",)), events.Remote(""), attempt=1,
+                             time_us=bench.clock(), duration_s=0.1)
+    bench.commit(Transaction(removes=[delivery], events=[event]))
+    bench.close()
+    return tmp_path
+
+
+def test_a_sound_spool(mta: Mta, spool: Path) -> None:
+    """It says what was looked at, and ends with 0."""
+    found = mta("spool", "verify", "--spool", spool)
+    assert (found.code, found.err) == (exits.OK, "")
+    assert "shard 000: 1 message, 1 delivery to 1 recipient in the queue; " in found.out
+    assert "1 content read" in found.out
+    assert found.out.endswith(f"{spool}: sound\n")
+    assert "1 content found" in mta("spool", "verify", "--spool", spool, "--quick").out
+
+
+def test_a_damaged_spool(mta: Mta, spool: Path) -> None:
+    """A problem per line, with its place and what to do; the exit code is 1."""
+    (spool / "shards" / "000" / "version").write_text("x")
+    (spool / "version").write_text("y")
+    found = mta("spool", "verify", "--spool", spool)
+    assert found.code == exits.DAMAGED == 1
+    assert found.out.startswith(f"{spool}/version: 'y' is no version; ")
+    assert f"\n{spool}/shards/000/version: 'x' is no version; " in found.out
+    assert found.out.endswith("2 problems\n")
+    report = json.loads(mta("spool", "verify", "--spool", spool, "--json").out)
+    assert report["sound"] is False
+    assert [set(problem) for problem in report["problems"]] == [{"kind", "place", "text", "advice"}] * 2
+    assert [(shard["messages"], shard["events"]) for shard in report["shards"]] == [(1, 3)]
+
+
+def test_a_spool_that_cannot_be_looked_at(mta: Mta, spool: Path, tmp_path: Path) -> None:
+    """In use, of a newer version, no spool, or not there: one line, and a code for each."""
+    with (spool / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = mta("spool", "verify", "--spool", spool)
+        assert (found.code, found.out) == (exits.TEMPORARY, "")
+        assert "is in use by process 4711" in found.err
+    (spool / "version").write_text("7\n")
+    assert mta("spool", "verify", "--spool", spool).code == exits.DATA
+    (tmp_path / "other").mkdir()
+    assert mta("spool", "verify", "--spool", tmp_path / "other").code == exits.DATA
+    assert mta("spool", "verify", "--spool", tmp_path / "none").code == exits.NO_INPUT
+    assert mta("spool").code == exits.USAGE
+
+
+def test_nothing_is_changed(mta: Mta, spool: Path) -> None:
+    """Not a byte, and no file."""
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in spool.rglob("*") if path.is_file()}
+    mta("spool", "verify", "--spool", spool)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in spool.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("lines", "problem"), [
+    (['["<done.test@x>", "u0@done.test", 1]'], ""),
+    (['["done.test", "u0@done.test", 1]'], ""),
+    ([], "received 0 times"),
+    (['["done.test", "u0@done.test", 2]'], "received 2 times, but 1 events"),
+])
+def test_what_was_received_has_to_agree(mta: Mta, spool: Path, tmp_path: Path, lines: list[str], problem: str) -> None:
+    """The receivers' counts against the events."""
+    (tmp_path / "received").write_text("\n".join([*lines, ""]))
+    found = mta("spool", "verify", "--spool", spool, "--received", tmp_path / "received")
+    assert found.code == (exits.DAMAGED if problem else exits.OK)
+    assert problem in found.out
+
+
+def test_a_list_of_receipts_that_is_none(mta: Mta, spool: Path, tmp_path: Path) -> None:
+    """It is said, with its place."""
+    (tmp_path / "received").write_text("x\n")
+    found = mta("spool", "verify", "--spool", spool, "--received", tmp_path / "received")
+    assert found.code == exits.DATA
+    assert f"{tmp_path}/received:0: " in found.err
