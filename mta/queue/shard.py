@@ -71,12 +71,17 @@ class Shard:
             return
         if not text.isdecimal():
             raise StoreUnusable(f"{path} holds {text!r}, which is no version")
-        if int(text) > VERSION:
-            raise StoreVersion(f"{self.directory} was written by a newer version of this program (format {text}, "
-                               f"this one knows {VERSION})")
-        if int(text) < VERSION:
-            raise StoreVersion(f"{self.directory} was written by an older version of this program (format {text}), "
-                               f"and this one reads format {VERSION} only: let that version empty it")
+        check_format(self.directory, int(text))
+
+
+def check_format(directory: Path, version: int) -> None:
+    """Raise StoreVersion for a shard that this program cannot read."""
+    if version > VERSION:
+        raise StoreVersion(f"{directory} was written by a newer version of this program (format {version}, this one "
+                           f"knows {VERSION})")
+    if version < VERSION:
+        raise StoreVersion(f"{directory} was written by an older version of this program (format {version}), and this "
+                           f"one reads format {VERSION} only: let that version empty it")
 
 
 def boot_id() -> str:

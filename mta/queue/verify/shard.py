@@ -12,12 +12,12 @@ import lmdb
 
 from mta.queue.effects import Key
 from mta.queue.encoding import Position, ShardState, unpack_state
-from mta.queue.errors import StoreLocked, StoreVersion
+from mta.queue.errors import StoreLocked
 from mta.queue.ids import format_id, shard_of
 from mta.queue.index import DATABASES
 from mta.queue.inflight import SLOT
 from mta.queue.journal import segment_numbers
-from mta.queue.shard import VERSION
+from mta.queue.shard import check_format
 from mta.queue.verify.contents import ContentCheck
 from mta.queue.verify.events import EventCheck
 from mta.queue.verify.journal import ToleratingReader, place_of, replayed
@@ -94,9 +94,8 @@ class ShardCheck:
             return
         if not text.isdecimal():
             self._findings.add("version", str(path), f"{text[:20]!r} is no version")
-        elif int(text) > VERSION:
-            raise StoreVersion(f"{self._directory} was written by a newer version of this program (format {text}, this "
-                               f"one knows {VERSION})")
+        else:
+            check_format(self._directory, int(text))
 
     def _check_index(self) -> ReadOnlyIndex | None:
         """The index, open, if it can be used; with it the check of its databases has been done."""
