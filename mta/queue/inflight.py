@@ -16,6 +16,7 @@ from mta.queue.effects import Key
 from mta.queue.fileops import FileOps
 
 SLOT: Final = Struct("<QII")  # message id (0: free), index, nothing
+LAST_INDEX: Final = 0xFFFF  # of a delivery in its message
 _FIRST_SIZE: Final = 64 * 1024
 _FREE: Final = bytes(SLOT.size)
 
@@ -40,11 +41,13 @@ class Inflight:
         self._changing: dict[Key, int] = {}
         self._earlier: dict[Key, int] = {}
         for offset in range(self._size - SLOT.size, -1, -SLOT.size):
-            message_id, index, _ = SLOT.unpack_from(self._map, offset)
-            if message_id:
+            message_id, index, nothing = SLOT.unpack_from(self._map, offset)
+            if message_id and index <= LAST_INDEX and not nothing:
                 self._slots[(message_id, index)] = offset
-            else:
-                self._free.append(offset)
+                continue
+            self._free.append(offset)
+            if message_id or index or nothing:  # a loss of power may leave anything here
+                self._map[offset:offset + SLOT.size] = _FREE
         self.left_over: set[Key] = set(self._slots)
 
     def __len__(self) -> int:

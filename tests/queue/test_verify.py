@@ -28,6 +28,7 @@ from mta.queue.index import (
 )
 from mta.queue.journal import PAGE, segment_numbers, segment_path
 from mta.queue.records import Delivery, Message
+from mta.queue.shard import boot_id
 from mta.queue.store import Transaction
 from mta.queue.verify import verify_shard
 from mta.smtp.reply import Reply
@@ -476,13 +477,19 @@ def test_the_accounts_do_not_have_to_fit_into_memory(bench: Bench, monkeypatch: 
 
 
 def test_marks_that_are_none_are_found(bench: Bench) -> None:
-    """A mark names a delivery that this shard may have had."""
+    """A mark names a delivery that this shard may have had; only a loss of power leaves others."""
     [delivery] = accept(bench, "flying.test")
     bench.store.mark_inflight(delivery)
+    bench = bench.crash(boot_id=boot_id())
     bench.store.abandon()
     assert kinds(bench.directory) == []
     flip(bench.directory / "inflight", 64 * 16, 16)
     assert kinds(bench.directory) == ["inflight"]
+    Bench(bench.directory, boot_id="boot 2").store.abandon()
+    flip(bench.directory / "inflight", 64 * 16, 16)
+    assert kinds(bench.directory) == []
+    Bench(bench.directory, boot_id="boot 3").close()
+    assert kinds(bench.directory) == []
 
 
 def test_the_version_is_looked_at(bench: Bench) -> None:

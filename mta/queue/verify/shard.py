@@ -15,9 +15,9 @@ from mta.queue.encoding import Position, ShardState, unpack_state
 from mta.queue.errors import StoreLocked
 from mta.queue.ids import format_id, shard_of
 from mta.queue.index import DATABASES
-from mta.queue.inflight import SLOT
+from mta.queue.inflight import LAST_INDEX, SLOT
 from mta.queue.journal import segment_numbers
-from mta.queue.shard import check_format
+from mta.queue.shard import boot_id, check_format
 from mta.queue.verify.contents import ContentCheck
 from mta.queue.verify.events import EventCheck
 from mta.queue.verify.journal import ToleratingReader, place_of, replayed
@@ -165,7 +165,7 @@ class ShardCheck:
             self._findings.add("state", place_of(self._journal, state.position),
                                "the index says that the shard was left in good order here, but the journal goes on to "
                                f"{end.segment}:{end.offset}: what is there would not be read")
-        truth = Truth(index, state, effects, self._where, self._suspects(max(state.last_id, effects.last_id)))
+        truth = Truth(index, state, effects, self._where, self._suspects(state, effects.last_id))
         self._count(truth)
         ContentCheck(self._journal, truth, self._findings, self._quick).run()
         if self._events:
@@ -179,8 +179,11 @@ class ShardCheck:
             summary.deliveries += len(one.deliveries)
             summary.recipients += sum(len(delivery.recipients) for delivery in one.deliveries)
 
-    def _suspects(self, last_id: int) -> set[Key]:
-        """Marks of what may have been delivered. Those of deliveries that are gone are remains of a crash."""
+    def _suspects(self, state: ShardState, last_id: int) -> set[Key]:
+        """Marks of what may have been delivered. Those of deliveries that are gone are remains of a crash.
+
+        They are not synced while the shard is in use: after a loss of power they may be anything, and do not count.
+        """
         path = self._directory / "inflight"
         found: set[Key] = set()
         try:
@@ -188,13 +191,16 @@ class ShardCheck:
         except FileNotFoundError:
             return found
         number = int(self._directory.name) if self._directory.name.isdecimal() else None
+        last_id = max(last_id, state.last_id)
+        garbled = not state.clean and state.boot_id != boot_id()
         for offset in range(0, len(raw) - SLOT.size + 1, SLOT.size):
             message_id, index, nothing = SLOT.unpack_from(raw, offset)
             if not message_id:
                 continue
-            if nothing or index > 0xFFFF or message_id > last_id or number not in (None, shard_of(message_id)):
-                self._findings.add("inflight", f"{path}:{offset}", f"this marks {format_id(message_id)}/{index}, which "
-                                   "cannot be a delivery of this shard")
+            if nothing or index > LAST_INDEX or message_id > last_id or number not in (None, shard_of(message_id)):
+                if not garbled:
+                    self._findings.add("inflight", f"{path}:{offset}", f"this marks {format_id(message_id)}/{index}, "
+                                       "which cannot be a delivery of this shard")
             else:
                 found.add((message_id, index))
         return found
