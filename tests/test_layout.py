@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,17 @@ def test_every_package_is_in_the_table() -> None:
     assert packages == set(ALLOWED)
     picture = (ROOT / "ARCHITECTURE.md").read_text("utf-8").partition("## Layout")[2]
     assert [package for package in sorted(packages) if f"  {package}/ " not in picture] == []
+
+
+def test_every_test_that_the_architecture_names_is_there() -> None:
+    """An argument stands on tests that exist: `folder/test_module.py::test_name` in ARCHITECTURE.md."""
+    named = re.findall(r"`([\w/]+/test_\w+\.py)::(\w+)`", (ROOT / "ARCHITECTURE.md").read_text("utf-8"))
+    assert len(named) > 40
+    missing = [
+        f"{path}::{name}" for path, name in named
+        if not re.search(rf"^(def |class )?{name}\b", (ROOT / "tests" / path).read_text("utf-8"), re.MULTILINE)
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize("package", sorted(ALLOWED))
