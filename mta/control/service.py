@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,13 +16,41 @@ import gevent.socket
 from mta.control.channel import REQUEST_LIMIT, Channel, FrameError
 from mta.control.exits import CANNOT_CREATE, StartError
 from mta.control.protocol import RequestError, to_wire
+from mta.queue.shortage import SHORTAGE, Spell
 
 CONNECTIONS: Final = 64  # further ones wait in the backlog
+ACCEPT_PAUSE_S: Final = 0.2  # after a failure to accept for want of a descriptor
 IDLE_S: Final = 60.0  # a client that asks nothing, or does not take its answer, for this long is cut off
 
 _log = logging.getLogger(__name__)
 
 Handler = Callable[[str, dict[str, Any]], object]
+
+
+class _Server(gevent.server.StreamServer):  # type: ignore[misc]
+    """For which a lack of descriptors is no bug: those who ask wait in the backlog."""
+
+    def __init__(self, listener: Any, serve: Any, path: str) -> None:
+        super().__init__(listener, serve, spawn=gevent.pool.Pool(CONNECTIONS))
+        self._spell = Spell(_log, f"control socket {path}: cannot accept", f"control socket {path}: accepting")
+
+    def do_read(self) -> Any:
+        try:
+            accepted = super().do_read()
+        except OSError as error:
+            if error.errno not in SHORTAGE:
+                raise
+            self._spell.failed(str(error.strerror), time.monotonic())
+            self.stop_accepting()
+            gevent.spawn_later(ACCEPT_PAUSE_S, self._go_on)
+            return None
+        if self._spell.lasts:
+            self._spell.worked(time.monotonic())
+        return accepted
+
+    def _go_on(self) -> None:
+        if self.started:
+            self.start_accepting()
 
 
 class RequestService:
@@ -55,7 +84,7 @@ class RequestService:
             listener.listen(64)
         except OSError as error:
             raise StartError(CANNOT_CREATE, f"cannot create socket {self._path}: {error.strerror}") from error
-        self._server = gevent.server.StreamServer(listener, self._serve, spawn=gevent.pool.Pool(CONNECTIONS))
+        self._server = _Server(listener, self._serve, self._path)
         self._server.start()
 
     def stop(self) -> None:

@@ -25,6 +25,7 @@ from gevent.hub import get_hub  # noqa: E402
 from mta.config.schema import Config  # noqa: E402
 from mta.control.answers import Answers  # noqa: E402
 from mta.control.child import Child, run_child  # noqa: E402
+from mta.control.descriptors import Descriptors  # noqa: E402
 from mta.control.exits import CANNOT_CREATE, DATA, TEMPORARY, StartError  # noqa: E402
 from mta.control.hubstore import HubStore  # noqa: E402
 from mta.control.lag import LoopLag  # noqa: E402
@@ -34,6 +35,7 @@ from mta.delivery.clock import ClockWatch  # noqa: E402
 from mta.delivery.dns import Resolver  # noqa: E402
 from mta.delivery.engine import Engine  # noqa: E402
 from mta.delivery.limits import Limits  # noqa: E402
+from mta.delivery.openings import UNBOUNDED  # noqa: E402
 from mta.delivery.routing import Router  # noqa: E402
 from mta.delivery.settle import Settler  # noqa: E402
 from mta.inject.claims import DirectoryError  # noqa: E402
@@ -74,7 +76,8 @@ class Worker:
         watch = ClockWatch(clock_us, lambda: {shard: ids.last for shard, ids in self.ids.items()})
         self.settler = Settler(config, RetryClock(config.retry), lambda shard: self.ids[shard].next(), self.original,
                                clock_us, watch)
-        self.resolver = Resolver(config.dns)
+        self.descriptors = Descriptors()
+        self.resolver = Resolver(config.dns, self.descriptors.shares(config).lookups)
         self.engine = Engine(config, dict(self.stores), Router(config, self.resolver),
                              self.limits, self.settler, self.read_body, clock_us)
         self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit)
@@ -85,9 +88,11 @@ class Worker:
         ]
         self.pickups = [self._pickup(one.directory, shard) for one in config.pickup for shard in self.stores]
         self.doors: list[SmtpListener | PickupService] = [*self.listeners, *self.pickups]
+        self._share_descriptors()
         self.lag = LoopLag()
         self.service = RequestService(worker_socket(config.run, self.number), Answers(self).answer)
         self._listening: gevent.Greenlet[Any] | None = None
+        self._statm = open("/proc/self/statm", "rb", buffering=0)  # noqa: SIM115 - also when descriptors are short
 
     def _open_stores(self, config: Config) -> dict[int, HubStore]:
         stores = {}
@@ -176,7 +181,7 @@ class Worker:
         self.settler.retry = RetryClock(config.retry)
         if config.dns != self.config.dns or not config.dns.servers:  # /etc/resolv.conf may have changed, too
             # The old one answers what it was asked; nobody asks it any more.
-            self.resolver = Resolver(config.dns)
+            self.resolver = Resolver(config.dns, self.descriptors.shares(config).lookups)
         self.config = config
         self.engine.configure(config, Router(config, self.resolver))
         for store in self.stores.values():
@@ -184,7 +189,15 @@ class Worker:
         self.intake.configure(config)
         for door in self.doors:
             door.configure(config)
+        self._share_descriptors()
         log.info("configuration reloaded")
+
+    def _share_descriptors(self) -> None:
+        """Bound what clients and remote hosts may take, where the configuration allows more than there are."""
+        shares = self.descriptors.shares(self.config)
+        self.occupancy.most = shares.sessions
+        enough = shares.connections >= self.config.delivery.connections
+        self.engine.room.most = UNBOUNDED if enough else shares.connections
 
     def stop(self) -> None:
         """Take nothing new, finish what is under way within the time we have, write everything down."""
@@ -219,8 +232,8 @@ class Worker:
 
     def memory(self) -> int:
         """Resident bytes now."""
-        with open("/proc/self/statm", "rb") as statm:
-            return int(statm.read().split()[1]) * resource.getpagesize()
+        self._statm.seek(0)
+        return int(self._statm.read().split()[1]) * resource.getpagesize()
 
 
 def _body_or_why_not(store: Store, message: Message) -> bytes | Exception:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mta.config.schema import DeliveryTimeouts
 from mta.delivery.settle import Peer
-from mta.delivery.wire import AF_INET6, TlsError, Wire, WireError
+from mta.delivery.wire import AF_INET6, ShortageError, TlsError, Wire, WireError
 from mta.queue import events
 from mta.queue.records import DOTLESS, EIGHT_BIT, SMTPUTF8, Delivery
 from mta.queue.scheduler import Queue
@@ -111,6 +111,8 @@ class Connection:
             self.established = True
             self.engine.established(self)
             self._converse()
+        except ShortageError as shortage:
+            self.engine.lacking(str(shortage))
         except Exception as error:
             log.exception("bug: connection to %s ends", self.name)
             if not self.established:

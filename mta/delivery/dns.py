@@ -1,7 +1,8 @@
 """The DNS resolver of a worker: asks recursive servers over UDP and TCP, remembers what they say.
 
 Promises: `query` never raises for what a server or the network does, always returns within about `dns.attempts` x
-`dns.timeout` (and a moment more behind very many others), and asks for a name once however many greenlets want it.
+`dns.timeout` (and a moment more behind very many others; while this machine has no socket for a question it waits, as
+no server is to blame for that), and asks for a name once however many greenlets want it.
 Every question has a source port and an id of its own, both random, and an answer counts only if both and the question
 match. Names are looked up as they are: no search list, no hosts file.
 
@@ -11,6 +12,7 @@ hub, without a greenlet: an answer costs about 0.1 ms of CPU in all (`bench/dns.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -29,11 +31,13 @@ from mta.delivery.dns_answer import Answer
 from mta.delivery.dns_cache import Cache
 from mta.delivery.dns_lookup import Ask, Lookup, Servers
 from mta.delivery.dns_wire import MailHost, RecordType
+from mta.queue.shortage import SHORTAGE, Spell
 
 MOST_UNDER_WAY: Final = 1000  # lookups at once, with a socket or two each; the others wait
 MOST_FRESH: Final = 100  # of those, begun within FRESH_S: a burst of more could overflow a server's socket buffer
 FRESH_S: Final = 0.2  # after this a lookup is slow, and holds up nobody else
 MOST_SOCKETS: Final = 2  # of one lookup: for the question under way, and for the one before, which may yet be answered
+UNSENT_S: Final = 0.2  # after this a question for which there was no socket is tried again
 _RECEIVE: Final = 4096  # three times what we say we take; a datagram that is longer is read as broken
 _READ: Final = 1  # libev's EV_READ
 _AF_INET: Final = 2
@@ -42,6 +46,8 @@ _SOCK_DGRAM: Final = 2
 
 # Non-blocking sockets of the system: waiting is done by watchers of the hub, also where gevent has patched.
 _socket = monkey.get_original("socket", "socket")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -70,9 +76,13 @@ class _Flight:
 class Resolver:
     """The resolver. Used from the greenlets of one hub; `close` it when it is replaced."""
 
-    def __init__(self, settings: Dns) -> None:
-        """Raises ValueError when a server in `settings` is not given by its address."""
+    def __init__(self, settings: Dns, most_under_way: int = MOST_UNDER_WAY) -> None:
+        """`most_under_way` bounds the lookups at once: each takes one descriptor or two.
+
+        Raises ValueError when a server in `settings` is not given by its address.
+        """
         self._settings = settings
+        self._most_under_way = most_under_way
         self.servers = Servers(settings.servers or system_servers())
         for server in self.servers.all:
             if not _is_address(server.endpoint.host):
@@ -88,6 +98,9 @@ class Resolver:
         self._deadlines: deque[tuple[float, _Flight, Ask]] = deque()  # in order, since all wait equally long
         self._timer = get_hub().loop.timer(0.0)
         self._closed = False
+        self.shortage: str = ""  # what is lacking to ask, in words; empty when nothing is
+        self._unsent: deque[tuple[_Flight, Ask]] = deque()
+        self._spell = Spell(log, "no socket for a question to DNS", "DNS is asked")
 
     # -- the interface -------------------------------------------------------------------------------------------
 
@@ -131,6 +144,7 @@ class Resolver:
         self._timer.stop()
         self._pace.stop()
         self._waiting.clear()
+        self._unsent.clear()
         now = time.monotonic()
         for flight in list(self._flights.values()):
             self._land(flight, Answer("failure", (), now, "the resolver was closed"))
@@ -140,6 +154,8 @@ class Resolver:
     def _take_off(self, key: tuple[str, RecordType]) -> _Flight:
         """Raises ValueError for a name that cannot be."""
         now = time.monotonic()
+        if self._spell.lasts:
+            self._spell.worked(now)
         flight = _Flight(key, Lookup(*key, self._settings, self.servers.in_order(now)), AsyncResult())
         self._flights[key] = flight
         if self._closed:
@@ -184,7 +200,7 @@ class Resolver:
     # -- pace ----------------------------------------------------------------------------------------------------
 
     def _may_start(self) -> bool:
-        return self._fresh < MOST_FRESH and self._under_way < MOST_UNDER_WAY
+        return self._fresh < MOST_FRESH and self._under_way < self._most_under_way and not self._unsent
 
     def _start(self, flight: _Flight, now: float) -> None:
         self._grow_old(now)
@@ -221,6 +237,8 @@ class Resolver:
     def _ask_over_udp(self, flight: _Flight, ask: Ask, now: float) -> None:
         endpoint = ask.server.endpoint
         sock = None
+        if len(flight.sockets) == MOST_SOCKETS or (self.shortage and flight.sockets):
+            self._drop_socket(flight)
         try:
             sock = _socket(_AF_INET6 if ":" in endpoint.host else _AF_INET, _SOCK_DGRAM)
             sock.setblocking(False)
@@ -229,10 +247,11 @@ class Resolver:
         except OSError as error:
             if sock is not None:
                 sock.close()
-            self._go_on(flight, flight.lookup.broken(ask, _describe(error), now), now)
+            if error.errno in SHORTAGE:
+                self._put_off(flight, ask, _describe(error), now)
+            else:
+                self._go_on(flight, flight.lookup.broken(ask, _describe(error), now), now)
             return
-        if len(flight.sockets) == MOST_SOCKETS:
-            self._drop_socket(flight)
         watcher = get_hub().loop.io(sock.fileno(), _READ)
         flight.sockets.append((sock, watcher))
         watcher.start(self._readable, flight, ask, sock)
@@ -272,20 +291,54 @@ class Resolver:
                     wire = _receive_message(sock)
             except OSError as error:
                 why = _describe(error)
+                if error.errno in SHORTAGE and not flight.done:
+                    self._put_off(flight, ask, why, time.monotonic())
+                    return
             if not flight.done:
                 now = time.monotonic()
                 lookup = flight.lookup
                 step = lookup.broken(ask, why, now) if wire is None else lookup.received(ask, wire, now)
                 self._go_on(flight, step, now)
 
+    # -- a shortage of sockets -----------------------------------------------------------------------------------
+
+    def _put_off(self, flight: _Flight, ask: Ask, why: str, now: float) -> None:
+        """This machine had no socket for `ask`. It is tried again, and no server is blamed."""
+        ask.unsent = True
+        self.shortage = why
+        self._spell.failed(why, now)
+        if not self._unsent:
+            gevent.spawn_later(UNSENT_S, self._send_again)
+        self._unsent.append((flight, ask))
+
+    def _send_again(self) -> None:
+        """Questions that were put off, in turn, until there is no socket again."""
+        now = time.monotonic()
+        unsent, self._unsent = self._unsent, deque()
+        while unsent and not self._unsent:
+            flight, ask = unsent.popleft()
+            if not flight.done and ask is flight.lookup.current:
+                ask.unsent = False
+                self._expect(flight, ask, now)
+                if ask.over_tcp:
+                    gevent.spawn(self._ask_over_tcp, flight, ask)
+                else:
+                    self._ask_over_udp(flight, ask, now)
+        self._unsent += unsent
+        if not self._unsent:
+            self.shortage = ""
+            self._spell.worked(now)
+            self._start_waiting()
+
     # -- time ----------------------------------------------------------------------------------------------------
 
     def _expect(self, flight: _Flight, ask: Ask, now: float) -> None:
         """Have `ask` time out. One timer serves all, because all wait equally long."""
+        ask.due = now + self._settings.timeout
         deadlines = self._deadlines
         while deadlines and deadlines[0][1].done:
             deadlines.popleft()
-        deadlines.append((now + self._settings.timeout, flight, ask))
+        deadlines.append((ask.due, flight, ask))
         if not self._timer.active:
             self._start_timer(now)
 
@@ -302,7 +355,7 @@ class Resolver:
         deadlines = self._deadlines
         while deadlines and (deadlines[0][1].done or deadlines[0][0] <= now):
             _, flight, ask = deadlines.popleft()
-            if not flight.done:
+            if not flight.done and not ask.unsent and ask.due <= now:
                 self._go_on(flight, flight.lookup.timed_out(ask, now), now)
         if deadlines and not self._closed:
             self._start_timer(now)

@@ -81,6 +81,8 @@ class Ask:
     wire: bytes
     over_tcp: bool = False
     edns: bool = True
+    due: float = 0.0  # when its time is over; monotonic
+    unsent: bool = False  # there was no socket for it: it has all the time until there is one
 
 
 @dataclass(slots=True, eq=False)

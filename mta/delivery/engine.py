@@ -21,7 +21,7 @@ from mta.config.schema import Config
 from mta.delivery.ageing import Ageing
 from mta.delivery.connection import Connection, Job, patience, transaction_for
 from mta.delivery.limits import Limits
-from mta.delivery.openings import AT_ONCE, AT_ONCE_TO_FAILING, Line
+from mta.delivery.openings import AT_ONCE, AT_ONCE_TO_FAILING, Line, Room
 from mta.delivery.outcome import delivered_to_all, judge
 from mta.delivery.path import Path
 from mta.delivery.routing import Route, RouteFailure, Router
@@ -32,6 +32,7 @@ from mta.queue import events
 from mta.queue.ids import SHARD_BITS, format_id
 from mta.queue.records import Delivery, Message
 from mta.queue.scheduler import FOREVER_US, Queue, Scheduler
+from mta.queue.shortage import Spell
 from mta.queue.store import BodyDamaged, BodyUnreadable, Store, Transaction
 from mta.smtp.reply import Reply
 
@@ -40,6 +41,7 @@ ROUTES_KEPT = 50_000
 PATHS_KEPT = 20_000  # of those that have nothing to do but remember that their site failed
 STALL_S = 1.0  # a delivery that waited this long behind busy connections gets one of its own
 TURN_S = 1.0  # what a connection may do before it gives way to another worker
+SHORTAGE_S = 1.0  # after a socket was refused by this machine, until more connections are tried
 TELL_S = 5.0  # how often other workers are told that a site takes connections
 BRING_BATCH = 500
 LOOK_S = 1.0  # how often it is asked whether the clock was set
@@ -80,6 +82,8 @@ class Engine:
         self._contended = False  # more connections in all are wanted than may be
         self.opening: Line[Path] = Line(AT_ONCE)
         self.probing: Line[Path] = Line(AT_ONCE_TO_FAILING)
+        self.room: Room[Path] = Room()  # in this process; its owner knows how much there is
+        self._shortage = Spell(log, "no socket for an outgoing connection", "outgoing connections are opened")
         self._bringing: set[int] = set()  # shards that are being looked through for what is due too late
         self._alarm = Event()
         self._empty = Event()
@@ -326,7 +330,13 @@ class Engine:
     def _open(self, path: Path) -> bool:
         """Open a connection if all limits allow it; else wait for a lease."""
         line = self.probing if path.probing else self.opening
-        if self.stopping or path.route is None or self.choked() or not line.has_room(path):
+        if self.stopping or path.route is None or self.choked():
+            return False
+        if not self.room.has_room(path):
+            if self._resting:
+                self._end_one_rest(next(iter(self._resting)))
+            return False
+        if not line.has_room(path):
             return False
         lacking = self.limits.acquire([(path.lease, path.shaping.connections),
                                        (TOTAL, self.config.delivery.connections)])
@@ -340,6 +350,7 @@ class Engine:
         connection = Connection(self, path)
         path.connections.add(connection)
         path.opening += 1
+        self.room.begin()
         line.begin()
         connection.line = line
         self.connections.add(connection)
@@ -386,10 +397,29 @@ class Engine:
     def _end_rest(self, name: str, limit: int, resting: Collection[Connection]) -> None:
         """Close as many connections at rest as others have need for their leases, the longest at rest first."""
         while resting and self.limits.should_yield(name, limit, resting=True):
-            connection = next(iter(resting))
-            connection.stopping = True
-            self.rested(connection)
-            connection.wake()
+            self._end_one_rest(next(iter(resting)))
+
+    def _end_one_rest(self, connection: Connection) -> None:
+        connection.stopping = True
+        self.rested(connection)
+        connection.wake()
+
+    def lacking(self, why: str) -> None:
+        """This machine has no socket for one more connection. No site is at fault: paths wait, none is paused."""
+        self._shortage.failed(why, time.monotonic())
+        if not self.room.shortage:
+            gevent.spawn_later(SHORTAGE_S, self._try_more)
+        self.room.lacks(why)
+
+    def _try_more(self) -> None:
+        """The shortage may be over, or not as bad: go on with twice as many connections as there could be."""
+        if not self.room.grow():
+            gevent.spawn_later(SHORTAGE_S, self._try_more)
+        self._fill_room()
+
+    def _fill_room(self) -> None:
+        while (successor := self.room.next()) is not None:
+            self.kick(successor)
 
     def established(self, connection: Connection) -> None:
         """The peer took our EHLO."""
@@ -421,8 +451,11 @@ class Engine:
         path.connections.discard(connection)
         self.connections.discard(connection)
         self.limits.release([path.lease, TOTAL])
+        self.room.end()
         if not connection.established:
             self._opened(connection)
+        elif self._shortage.lasts:
+            self._shortage.worked(time.monotonic())
         if self.stopping:
             if not self.connections:
                 self._empty.set()
@@ -432,6 +465,8 @@ class Engine:
             self._stop_waiting(path)
             if not path.failures:
                 self.paths.pop(path.name, None)
+        if self.room.is_awaited:
+            self._fill_room()
 
     def is_wanted(self, connection: Connection) -> bool:
         """Whether the lease of `connection`, which ends, will be another one's at once."""
@@ -442,7 +477,7 @@ class Engine:
     def may_rest(self, connection: Connection) -> bool:
         """`connection` has nothing to do. Whether it may stay open to wait for work; it then counts as idle."""
         path = connection.path
-        if self.stopping or connection.stopping or self._spent(connection) or path.turns:
+        if self.stopping or connection.stopping or self._spent(connection) or path.turns or self.room.is_awaited:
             return False
         if path.suspended_until_us and path.suspended_until_us > self.clock_us():
             return False

@@ -3,6 +3,8 @@
 An address that does not answer holds a half-open connection for many seconds. Without a bound ten thousand dead
 domains would be ten thousand greenlets; with one bound for all they would stand in the way of everybody else. So there
 are two lines: sites that failed when last tried have a small one of their own.
+
+A third one, `Room`, is for connections as long as they last: a process has so many descriptors and no more.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+UNBOUNDED = 1 << 30
 AT_ONCE = 1000
 AT_ONCE_TO_FAILING = 200
 
@@ -51,3 +54,45 @@ class Line(Generic[T]):
     def next(self) -> T | None:
         """Take the first one out of the line if there is room for it. Ask again: it may have no use for it any more."""
         return self._waiting.popitem(last=False)[0] if self._waiting and self._open < self._limit else None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody stands in line."""
+        return bool(self._waiting)
+
+
+class Room(Line[T]):
+    """A bound on connections at once in one process, for what the machine lets it have.
+
+    Where a socket is refused all the same, as many as there are is the bound for now; it doubles with each `grow`.
+    """
+
+    __slots__ = ("_most", "shortage")
+
+    def __init__(self) -> None:
+        super().__init__(UNBOUNDED)
+        self._most = UNBOUNDED
+        self.shortage = ""  # what is lacking, in words; empty when nothing is
+
+    @property
+    def most(self) -> int:
+        """The bound when nothing is lacking."""
+        return self._most
+
+    @most.setter
+    def most(self, most: int) -> None:
+        self._most = most
+        self._limit = min(self._limit, most) if self.shortage else most
+
+    def lacks(self, why: str) -> None:
+        """The machine refused a socket to one of those that have begun."""
+        self.shortage = why
+        self._limit = max(min(self._limit, self._open - 1), 0)
+
+    def grow(self) -> bool:
+        """Try with more. Whether the shortage is over as far as one can know."""
+        self._limit = min(max(self._limit * 2, 1), self._most)
+        if self._limit == self._most or (not self._waiting and self._open < self._limit // 2):
+            self._limit = self._most
+            self.shortage = ""
+        return not self.shortage

@@ -93,6 +93,10 @@ class Resolver(Protocol):
     def prefetch(self, name: str, record_type: RecordType) -> None:
         """Begin a lookup without waiting for it."""
 
+    @property
+    def shortage(self) -> str:
+        """What this machine lacks to ask; empty when nothing."""
+
 
 class Router:
     """Routes by one configuration; made anew when it changes."""
@@ -105,6 +109,11 @@ class Router:
         self._delivery = config.delivery
         self._routes = config.routes
         self._ourselves = Ourselves(config, is_local or is_local_address)
+
+    @property
+    def shortage(self) -> str:
+        """Why nothing can be looked up now, for a lack of this machine; empty when it can."""
+        return self._resolver.shortage
 
     # -- from a domain to hosts ----------------------------------------------------------------------------------
 

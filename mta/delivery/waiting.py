@@ -46,7 +46,8 @@ def _state(engine: Engine, shard: int, domain: str, path: Path | None, next_due_
     if engine.stopping:
         return ("active", "") if in_flight else ("ready", "the MTA is stopping")
     if domain in engine.routing:
-        return "ready", "its route is being looked up"
+        shortage = engine.router.shortage
+        return "ready", "its route is being looked up" + (f"; no socket to ask DNS: {shortage}" if shortage else "")
     if path is not None and path.suspended_until_us > now_us:
         seconds = (path.suspended_until_us - now_us) // 1_000_000
         what = "no route" if path.route is None else f"{path.name} is suspended"
@@ -67,6 +68,10 @@ def _state(engine: Engine, shard: int, domain: str, path: Path | None, next_due_
 
 def _why(engine: Engine, path: Path) -> str:
     """What keeps mail that is due from going over `path`."""
+    if path in engine.room:
+        if engine.room.shortage:
+            return f"this machine has no socket for one more connection: {engine.room.shortage}"
+        return f"the descriptors of a worker allow {engine.room.most} connections, and there are as many"
     if path in engine.opening or path in engine.probing:
         return "many connections are being opened, its turn comes"
     if path.opening:

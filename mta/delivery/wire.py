@@ -21,6 +21,8 @@ import gevent
 from gevent import monkey
 from gevent.hub import get_hub
 
+from mta.queue.shortage import SHORTAGE
+
 socket = monkey.get_original("socket", "socket")
 
 AF_INET6 = 10
@@ -51,6 +53,10 @@ class TlsError(WireError):
     """The peer sent what is no TLS, or ended the session by an alert, after the handshake."""
 
 
+class ShortageError(Exception):
+    """This machine has no socket for a connection now; the text says what is lacking. No fault of the peer's."""
+
+
 class Wire:
     """One connection. Used by one greenlet; `wake` and `expire` may be called by any."""
 
@@ -76,10 +82,12 @@ class Wire:
     # -- life ---------------------------------------------------------------------------------------------------
 
     def connect(self, family: int, address: str, port: int, source: str | None) -> None:
-        """Connect before the deadline. Raises WireError."""
+        """Connect before the deadline. Raises WireError, and ShortageError."""
         try:
             sock = self._sock = socket(family, SOCK_STREAM)
-        except OSError as error:  # no more descriptors, or no IPv6 in this kernel
+        except OSError as error:  # no IPv6 in this kernel, say
+            if error.errno in SHORTAGE:
+                raise ShortageError(str(error.strerror)) from None
             raise WireError(f"socket: {error.strerror or error}") from None
         sock.setblocking(False)
         sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
@@ -96,6 +104,8 @@ class Wire:
             if self._wait(WRITE) is WOKEN:
                 raise WireError("connect: interrupted")
             code = sock.getsockopt(SOL_SOCKET, SO_ERROR)
+        if code in SHORTAGE:
+            raise ShortageError(os.strerror(code))
         if code:
             raise WireError(f"connect: {os.strerror(code)}")
 

@@ -20,7 +20,6 @@ and a few hundred bytes.
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
@@ -36,6 +35,7 @@ from gevent.hub import get_hub
 
 from mta.config.schema import Config, Listener
 from mta.inject.intake import Source
+from mta.queue.shortage import SHORTAGE, Spell
 from mta.smtp.budget import Budget
 from mta.smtp.reply import Reply
 from mta.smtp.server import CLOSED, CONTENT, Closed, Envelope, Peer, Server, ServerEvent, ServerSettings
@@ -55,7 +55,6 @@ ACCEPT_PAUSE_S = 0.1  # after a failure to accept that will not pass at once
 CLOSING_S = 5.0  # patience with a client that is to take our last reply
 DROPPED_AT_THE_END = 1_000_000  # octets read and dropped after our last reply
 
-_NO_DESCRIPTOR: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _TOO_MANY: Final = Reply(421, "4.3.2", ("Too many sessions, try again later",)).to_bytes()
 _TOO_MANY_OF_YOURS: Final = Reply(421, "4.7.0", ("Too many sessions from your address",)).to_bytes()
 _STOPPING: Final = Reply(421, "4.3.2", ("The server is going down, try again later",))
@@ -73,12 +72,13 @@ class Occupancy:
 
     def __init__(self) -> None:
         self.total = 0
+        self.most = math.inf  # what the descriptors of this process allow, whatever the configuration says
         self.content = Budget(math.inf)  # of the messages that they are receiving
         self._by_client: Counter[str] = Counter()
 
     def enter(self, address: str, limit: int, limit_per_client: int) -> bytes | None:
         """Count a session in. The refusal, if there are too many: then it is not counted."""
-        if self.total >= limit:
+        if self.total >= limit or self.total >= self.most:
             return _TOO_MANY
         if self._by_client[address] >= limit_per_client:
             return _TOO_MANY_OF_YOURS
@@ -118,6 +118,8 @@ class SmtpListener:
         self._empty = Event()
         self._empty.set()
         self._spare = _open_spare()
+        self._descriptors = Spell(log, "cannot accept a connection", "connections are accepted")
+        self._memory = Spell(log, "a session ends", "there is memory for sessions")
         loop = get_hub().loop
         self._readable = loop.io(self._sock.fileno(), _READ)
         self._pause = loop.timer(ACCEPT_PAUSE_S, ACCEPT_PAUSE_S)
@@ -187,6 +189,10 @@ class SmtpListener:
         except OSError as error:
             self._accept_failed(error)
             return
+        if self._descriptors.lasts:
+            self._descriptors.worked(time.monotonic())
+        if self._memory.lasts:
+            self._memory.worked(time.monotonic())
         sock = _socket(self._sock.family, self._sock.type, self._sock.proto, fileno=fd)
         sock.setblocking(False)
         client, port = address[:2]
@@ -203,7 +209,7 @@ class SmtpListener:
         session.start()
 
     def _accept_failed(self, error: OSError) -> None:
-        if error.errno in _NO_DESCRIPTOR:
+        if error.errno in SHORTAGE:
             self._give_up_spare()
             try:
                 fd, _ = self._sock._accept()
@@ -211,7 +217,7 @@ class SmtpListener:
             except OSError:
                 pass  # another worker or another thread was faster, or the client is gone
             self._spare = _open_spare()
-            log.error("cannot accept a connection: %s", error.strerror)
+            self._descriptors.failed(str(error.strerror), time.monotonic())
             self._readable.stop()
             self._pause.again(self._go_on)
         else:
@@ -305,8 +311,15 @@ class _Session:
             step(*args)
         except OSError:
             self._end()  # the client is gone, or too slow for our last words; what it did not finish never happened
+        except MemoryError:
+            self._no_memory()
         except Exception:
             self._failed()
+
+    def _no_memory(self) -> None:
+        """The session ends, which gives back what it held. The client has no answer, so it comes again."""
+        self._end()
+        self._listener._memory.failed("there is no memory", time.monotonic())
 
     def _failed(self) -> None:
         log.exception("bug: %r ends", self.machine)
@@ -338,6 +351,8 @@ class _Session:
             pass
         except OSError:
             self._end()
+        except MemoryError:
+            self._no_memory()
         except Exception:
             self._failed()
 
@@ -352,6 +367,9 @@ class _Session:
             self._deadline_s = math.inf
             try:
                 self._listener._submit(event.envelope, event.content, self._source_of(event.envelope), self._answered)
+            except MemoryError:
+                self._listener._memory.failed("there is no memory to take a message", time.monotonic())
+                self._answer = _LOCAL_ERROR
             except Exception:
                 log.exception("bug: a message of %r was not taken", self.machine)
                 self._answer = _LOCAL_ERROR
@@ -374,6 +392,8 @@ class _Session:
                 self._go_on()
         except OSError:
             self._end()
+        except MemoryError:
+            self._no_memory()
         except Exception:
             self._failed()
 

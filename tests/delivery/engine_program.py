@@ -11,6 +11,8 @@ monkey.patch_all()
 
 import errno  # noqa: E402
 import json  # noqa: E402
+import logging  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
@@ -149,6 +151,8 @@ class Unlimited:
 class World:
     """An engine, and a host that behaves as `data` says: whether the client gets an answer to DATA."""
 
+    shortage = ""  # as a router
+
     def __init__(self, **options: Any) -> None:
         limits = options.pop("limits", None) or Unlimited()
         retry = Retry(first=Duration(0.05), site_first=Duration(options.pop("pause", 0.05)), site_cap=Duration(3600),
@@ -264,18 +268,62 @@ def a_family_that_the_kernel_lacks() -> None:
 
 
 def no_descriptors() -> None:
-    """When no socket can be made the path pauses, as for a site that cannot be reached."""
+    """When this machine has no socket, mail waits with that reason; no site is paused for it, and nothing goes round in
+    circles. It goes on by itself, and all of it arrives."""
+    engine.SHORTAGE_S = 0.05
+    said: list[str] = []
+    engine.log.addHandler(listening := logging.Handler())
+    listening.emit = lambda record: said.append(record.getMessage())  # type: ignore
+    codes = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+    for code in codes:
+        lack_sockets(code)
+    # Once for each spell, and each world is one.
+    assert said == [f"no socket for an outgoing connection: {os.strerror(code)}" for code in codes]
+
+
+def lack_sockets(code: int) -> None:
     world = World(pause=60)
+    real, left, tries = wire.socket, 3, 0
 
-    def none_left(family: int, kind: int) -> Any:
-        raise OSError(errno.EMFILE, "Too many open files")
+    def scarce(family: int, kind: int) -> Any:
+        nonlocal left, tries
+        tries += 1
+        if not left:
+            raise OSError(code, os.strerror(code))
+        left -= 1
+        return real(family, kind)
 
-    wire.socket = none_left
-    world.make()
-    world.until(lambda: world.shelf.told("suspended"))
-    assert "Too many open files" in world.shelf.events[0]["text"]
-    gevent.sleep(0.05)
-    assert world.asked["addresses"] == 1
+    wire.socket = scarce
+    for number in range(20):
+        world.make(domain=f"d{number}.test")
+    world.until(lambda: len(world.taken) == 3 and world.engine.room.shortage)
+    world.until(lambda: not world.engine.connections)
+    gevent.sleep(0.2)
+    assert tries <= 20 + 10, tries
+    waits = [standing(world.engine, 0, f"d{number}.test", 1)[:2] for number in range(20)]
+    reason = f"this machine has no socket for one more connection: {os.strerror(code)}"
+    assert waits.count(("ready", reason)) >= 16, waits
+    left = 1000
+    world.until(world.drained)
+    assert world.shelf.told("suspended") == 0
+    assert len(world.taken) == 20
+    wire.socket = real
+
+
+def a_bound_of_descriptors() -> None:
+    """A worker has room for so many connections: those at rest make way for sites that have none, and all mail goes."""
+    world = World()
+    world.slow_s = 0.05
+    world.engine.room.most = 2
+    for number in range(20):
+        world.make(domain=f"d{number}.test")
+    reason = "the descriptors of a worker allow 2 connections, and there are as many"
+    world.until(lambda: sum(standing(world.engine, 0, f"d{number}.test", 1)[1] == reason for number in range(20)) > 15)
+    while not world.drained():
+        assert len(world.engine.connections) <= 2
+        gevent.sleep(0.001)
+    assert len(world.taken) == 20
+    assert world.shelf.told("suspended") == 0
 
 
 def a_bug_while_opening() -> None:

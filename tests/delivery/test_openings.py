@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mta.delivery.openings import Line
+from mta.delivery.openings import Line, Room
 
 
 def test_the_bound_holds_and_places_go_on_in_order() -> None:
@@ -49,3 +49,34 @@ def test_who_comes_at_a_free_moment_leaves_the_line() -> None:
     assert "b" not in line
     line.end()
     assert line.next() is None
+
+
+def test_room_shrinks_to_what_there_is_and_grows_again() -> None:
+    """After a refusal there are as many as there could be; each step allows twice as many, until nobody waits."""
+    room: Room[str] = Room()
+    room.most = 20
+    for _ in range(10):
+        room.begin()
+    for _ in range(4):  # that many of them have found no socket
+        room.lacks("Too many open files")
+        room.end()
+    assert room.shortage == "Too many open files"
+    assert not room.has_room("a")
+    assert room.next() is None
+    assert not room.grow()
+    assert room.next() == "a"
+    for _ in range(6):
+        room.end()
+    assert room.grow()
+    assert room.shortage == ""
+
+
+def test_room_without_any_tries_one() -> None:
+    """When not even one could be had, one is tried at the next step, not before."""
+    room: Room[str] = Room()
+    room.begin()
+    room.lacks("Too many open files in system")
+    room.end()
+    assert not room.has_room("a")
+    room.grow()
+    assert room.next() == "a"
