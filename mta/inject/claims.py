@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final, NamedTuple, Protocol
 
 from mta.inject.batch import BEGIN, Position
+from mta.queue.shortage import SHORTAGE
 
 _TOKEN_BYTES: Final = 8
 _NAME_LIMIT: Final = 230  # octets kept of a name: the token in front and `.error` behind must fit into 255
@@ -152,7 +153,8 @@ class SpoolDirectory:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def open_file(self, claim: Claim) -> BinaryIO:
-        """The file, checked to be one. Raises FileError; FileNotFoundError when somebody took it away."""
+        """The file, checked to be one. Raises FileError; FileNotFoundError when somebody took it away; OSError when we
+        lack a descriptor or memory for it, which is not the file's fault."""
         path = self.path(claim)
         try:
             # Not even opened when it is no file: opening a device may do something.
@@ -161,6 +163,8 @@ class SpoolDirectory:
         except FileNotFoundError:
             raise
         except OSError as error:
+            if error.errno in SHORTAGE:
+                raise
             raise FileError(f"it cannot be read: {error.strerror}") from None
         try:
             _check(os.fstat(descriptor))
@@ -170,7 +174,7 @@ class SpoolDirectory:
             raise
 
     def read(self, claim: Claim, limit: int) -> bytes:
-        """The whole of a file of at most `limit` octets. Raises FileError; FileNotFoundError."""
+        """The whole of a file of at most `limit` octets. Raises as `open_file`, and MemoryError."""
         with self.open_file(claim) as file:
             before = os.fstat(file.fileno())
             if before.st_size > limit:

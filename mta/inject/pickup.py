@@ -34,7 +34,9 @@ There is no gevent here and no clock: `run` carries a blocking function to a thr
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +48,7 @@ from mta.inject.claims import Claim, FileError, SpoolDirectory, shown
 from mta.inject.formats import FormatError, Submission, parse_message
 from mta.inject.intake import Accepted, Intake, Source
 from mta.queue.errors import StoreError
+from mta.queue.shortage import SHORTAGE
 from mta.smtp.reply import Reply
 
 BATCH: Final = 64
@@ -250,6 +253,12 @@ class Pickup:
                 continue
             except (FormatError, FileError) as error:
                 found.append((claim, str(error)))
+            except MemoryError:
+                raise _no_memory(claim) from None
+            except OSError as error:
+                if error.errno in SHORTAGE:  # the file is as good as it was
+                    raise
+                found.append((claim, f"it cannot be read: {error.strerror}"))
             except Exception:
                 log.exception("bug: %s could not be read", shown(claim.name))
                 found.append((claim, "internal error; the log has more"))
@@ -342,6 +351,12 @@ class Pickup:
             portion.failure = error
         except FileNotFoundError:
             raise
+        except MemoryError:
+            raise _no_memory(batch.claim) from None
+        except OSError as error:
+            if error.errno in SHORTAGE:
+                raise
+            portion.failure = FileError(f"it cannot be read: {error.strerror}")
         except Exception:
             log.exception("bug: %s could not be read", shown(batch.claim.name))
             portion.failure = FileError("internal error; the log has more")
@@ -415,6 +430,10 @@ class Pickup:
             if len(ours) < _MARKS_AT_ONCE:
                 return
             after = ours[-1][0]
+
+
+def _no_memory(claim: Claim) -> OSError:
+    return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), claim.name)
 
 
 _PREFIX: Final = b"pickup:"

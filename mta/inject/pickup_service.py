@@ -114,7 +114,7 @@ class PickupService:
                         adopted = True
                     self._take_all()
                     self._trouble = ""
-                except (OSError, DirectoryError) as error:
+                except (OSError, DirectoryError, MemoryError) as error:
                     self._report(error)
                     in_order = False
                     self._pause(TROUBLE_S)
@@ -167,8 +167,8 @@ class PickupService:
             log.warning("%s: no inotify (%s); looking every second", self._directory.directory, error.strerror)
             return None
 
-    def _report(self, error: OSError | DirectoryError) -> None:
-        trouble = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
+    def _report(self, error: OSError | DirectoryError | MemoryError) -> None:
+        trouble = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error) or "no memory"
         if trouble != self._trouble:
             log.error("spool directory %s: %s", self._directory.directory, trouble)
         self._trouble = trouble
@@ -224,4 +224,15 @@ class _HubStore:
 
 
 def _in_thread(function: Callable[..., Any], *arguments: object) -> Any:
-    return get_hub().threadpool.apply(function, arguments)
+    value, error = get_hub().threadpool.apply(_outcome, (function, arguments))
+    if error is not None:
+        raise error
+    return value
+
+
+def _outcome(function: Callable[..., Any], arguments: tuple[object, ...]) -> tuple[Any, BaseException | None]:
+    """In a thread of gevent's, which would print whatever is raised there."""
+    try:
+        return function(*arguments), None
+    except BaseException as error:
+        return None, error

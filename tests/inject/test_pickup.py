@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mta.config.schema import Config, SmtpIn
+from mta.inject import claims
 from mta.inject import pickup as pickup_module
 from mta.inject.claims import DirectoryError, SpoolDirectory
 from mta.inject.formats import Submission, parse_message
@@ -198,6 +201,37 @@ def test_an_unreadable_file_goes_aside(tmp_path: Path, monkeypatch: pytest.Monke
     finish(one)
     assert store.recipients() == ["2@x.example"]
     assert "it cannot be read: Permission denied" in (tmp_path / "failed/secret.error").read_text()
+
+
+@pytest.mark.parametrize("name", ["one.eml", "one.bsmtp"])
+@pytest.mark.parametrize("lacking", [OSError(errno.EMFILE, "Too many open files"), MemoryError()], ids=str)
+def test_what_we_lack_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lacking: Exception
+) -> None:
+    """Without a descriptor or memory to read it a file stays claimed, and is taken when there is."""
+    drop(tmp_path, name, transactions("1@x.example") if name.endswith("bsmtp") else message("1@x.example"))
+    store = MemoryStore()
+    process = make(tmp_path, store)
+
+    class Scarce:
+        """The os module, without descriptors for files."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(os, name)
+
+        def open(self, path: str, flags: int, *mode: int) -> int:
+            if flags & os.O_NOFOLLOW:
+                raise lacking
+            return os.open(path, flags, *mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "os", Scarce())
+        with pytest.raises(OSError, match=r"Too many open files|Cannot allocate memory"):
+            process.step()
+    assert os.listdir(tmp_path / "failed") == []
+    process.adopt()
+    finish(process)
+    assert store.recipients() == ["1@x.example"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
