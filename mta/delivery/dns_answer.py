@@ -32,6 +32,7 @@ class Answer(Generic[T]):
     records: tuple[T, ...]
     expires: float  # monotonic seconds
     detail: str = ""
+    proven: bool = True  # of `nodata`: there was an SOA with it (RFC 2308 2.2); else it may be a resolver's own fault
 
 
 class Verdict(NamedTuple):

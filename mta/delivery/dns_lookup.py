@@ -139,7 +139,8 @@ class Lookup:
         if verdict.kind == "alias":
             return self._follow(verdict.text, ttl, now)
         self.current = None
-        return Answer(verdict.kind, verdict.records, now + believe_s(verdict.kind, ttl, self.settings))
+        proven = verdict.kind != "nodata" or message.soa_ttl is not None
+        return Answer(verdict.kind, verdict.records, now + believe_s(verdict.kind, ttl, self.settings), proven=proven)
 
     def timed_out(self, ask: Ask, now: float) -> Ask | Answer[Any] | None:
         """`dns.timeout` has passed since `ask` was sent."""

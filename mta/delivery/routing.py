@@ -13,7 +13,8 @@ whatever is left out is said: in the failure's text, in `Route.notes`, and by `m
 | only `MX 0 .`                                   | 556 5.1.10 (RFC 7505)                                     |
 | us among its MX hosts                           | the hosts preferred to us; none: 550 5.4.6                |
 | no MX, but an address                           | that address                                              |
-| neither                                         | 550 5.4.4                                                 |
+| neither, proven by the SOA in the answers       | 550 5.4.4                                                 |
+| neither, by empty answers (RFC 2308 2.2)        | 451 4.4.4: some resolver's fault, for all we know         |
 | no existence (NXDOMAIN), or an impossible name  | 550 5.1.2                                                 |
 | servers that fail (SERVFAIL, REFUSED, silence)  | 451 4.4.3, also when only the MX question fails           |
 | MX hosts without a usable address               | a route; no host of it has addresses: 451 4.4.4 or 4.4.3  |
@@ -162,7 +163,7 @@ class Router:
         if answer.kind == "nxdomain":
             return RouteFailure(True, 550, "5.1.2", f"domain {domain} does not exist", answer.expires)
         if answer.kind == "nodata":
-            return self._by_address(domain, answer.expires)
+            return self._by_address(domain, answer)
         port = self._delivery.port
         hosts = [Host(record.host, port, record.preference) for record in answer.records if record.host != "."]
         if not hosts:
@@ -175,16 +176,19 @@ class Router:
             notes.append(f"an address for a name is no proper MX host, but is tried: {', '.join(literals[:5])}")
         return self._without_us(domain, hosts, answer.expires, notes)
 
-    def _by_address(self, domain: str, expires: float) -> Route | RouteFailure:
+    def _by_address(self, domain: str, no_mx: Answer[MailHost]) -> Route | RouteFailure:
         """No MX: the domain itself is the host, if it has an address (RFC 5321 5.1)."""
         host = Host(domain, self._delivery.port, 0)
         found = self.addresses(host)
-        expires = min(expires, found.expires)
+        expires = min(no_mx.expires, found.expires)
         if found.failure:
             families: tuple[Literal["A", "AAAA"], ...] = ("A", "AAAA")  # one may be off, but the word is the domain's
-            kinds = {self._resolver.query(domain, family).kind for family in families}
-            if kinds <= {"nodata", "nxdomain"}:
+            answers: list[Answer[str]] = [self._resolver.query(domain, family) for family in families]
+            if {answer.kind for answer in answers} <= {"nodata", "nxdomain"}:
                 text = f"domain {domain} has neither MX nor address records"
+                if not (no_mx.proven and all(answer.proven for answer in answers)):
+                    text = f"{text}, says the resolver, but the SOA that would prove it is not in its answer"
+                    return RouteFailure(False, 451, "4.4.4", text, expires)
                 return RouteFailure(True, 550, "5.4.4", text, expires)
             return RouteFailure(False, 451, found.enhanced, found.failure, expires)
         return self._without_us(domain, [host], expires, ["no MX: its own address is used"])

@@ -27,6 +27,8 @@ class FakeResolver:
         self.table = table
         self.asked: list[tuple[str, str]] = []
         self.expires: dict[tuple[str, str], float] = {}
+        self.unproven: set[tuple[str, str]] = set()
+        self.shortage = ""
 
     def query(self, name: str, record_type: str) -> Any:
         self.asked.append((name, record_type))
@@ -36,7 +38,8 @@ class FakeResolver:
         if records:
             return Answer("ok", tuple(records), self.expires.get((name, record_type), 300.0))
         known = any(name == other for other, _ in self.table)
-        return Answer("nodata" if known else "nxdomain", (), 60.0)
+        proven = (name, record_type) not in self.unproven
+        return Answer("nodata" if known else "nxdomain", (), 60.0, proven=proven)
 
     def prefetch(self, name: str, record_type: str) -> None:
         """Nothing: the table has it all."""
@@ -117,6 +120,17 @@ def test_no_mx_and_no_address_is_permanent() -> None:
     assert failure(found) == (True, 550, "5.4.4")
     assert isinstance(found, RouteFailure)
     assert found.text == "domain a.org has neither MX nor address records"
+
+
+@pytest.mark.parametrize("unproven", ["MX", "A", "AAAA"])
+def test_empty_answers_without_proof_are_no_bounce(unproven: str) -> None:
+    """Without an SOA (RFC 2308 2.2) an empty answer may be a resolver's own doing: the mail waits, and says so."""
+    resolver = FakeResolver({("a.org", "TXT"): [1]})
+    resolver.unproven = {("a.org", unproven)}
+    found = Router(Config(hostname="mta.example.net"), resolver, lambda address: False).route("a.org")
+    assert failure(found) == (False, 451, "4.4.4")
+    assert isinstance(found, RouteFailure)
+    assert "the SOA that would prove it is not in its answer" in found.text
 
 
 def test_no_mx_and_a_failing_address_waits() -> None:
