@@ -1,8 +1,10 @@
-"""A store in a gevent process: its threads wake the hub, and what is submitted is written when the hub is idle.
+"""A store in a gevent process: its threads wake the hub, and what is submitted is written when it is worth it.
 
-Each group that goes to the disk has a price, in syncs and in turns of the threads. So a message that somebody waits
-for goes out as soon as no socket has anything to read, which on a quiet machine is at once; while there is always
-something to read, after `HURRY_S` with all that has gathered. The size of a group follows the load.
+Each group that goes to the disk has a price, in syncs and in turns of the threads. Messages that are just being sent
+to us (`coming`) are worth a short wait, as one group can take them all; where there is none, a message that somebody
+waits for goes out as soon as no socket has anything to read. So a client that is alone waits for its sync and nothing
+else, and twenty that send at once are one group. The wait is `HURRY_S` at most, and who does not come in that time is
+not waited for again: a slow upload costs the others one such wait, not one for each of their messages.
 
 Outcomes of deliveries, which nobody waits for, go with the next such group, or by themselves after `PATIENCE_S`. What
 is lost by a crash in that time is done again and announced as `maybe_duplicate`.
@@ -19,6 +21,7 @@ from gevent.hub import get_hub
 
 from mta.config.schema import Config
 from mta.queue.store import Store, StoreError, Transaction
+from mta.smtp.coming import Coming
 
 HURRY_S: Final = 0.002
 PATIENCE_S: Final = 0.02
@@ -30,6 +33,8 @@ class HubStore(Store):
     """A `Store` that flushes and collects by itself. Its callbacks run on the hub: they must not wait."""
 
     patient = True
+    coming: Coming
+    """The messages that are being sent to this process, for whoever receives them to count."""
     _hurries = False  # a flush is due soon
     _gathers = False  # or at all
     _watcher: Any = None
@@ -43,6 +48,7 @@ class HubStore(Store):
         loop = get_hub().loop
         watcher = loop.async_()
         store = cls.open(directory, config, shard, watcher.send, clock_us=clock_us)
+        store.coming = Coming()
         store._watcher = watcher
         store._idle = loop.idle()
         # Repeating ones: only `again` waits anew each time, `start` goes on with what was left of the last wait.
@@ -52,19 +58,36 @@ class HubStore(Store):
         return store
 
     def submit(self, tx: Transaction, done: Callable[[StoreError | None], None] | None = None) -> None:
-        """As `Store.submit`; flushed when the hub has nothing better to do, or before long. Hot path."""
+        """As `Store.submit`; flushed when it is worth it, or before long. Hot path (bench/throughput.py)."""
         super().submit(tx, done)
-        if not (self._gathers if done is None else self._hurries):
+        if done is None:
+            if not self._gathers:
+                self._schedule()
+        elif not self._hurries:
             self._schedule()
+        elif not self.coming.count:
+            self._idle.start(self._rested)
 
     def _schedule(self) -> None:
+        self._gathers = True
         if self.awaited:
-            self._hurries = self._gathers = True
-            self._idle.start(self._flush)
-            self._hurry.again(self._flush)
+            self._hurries = True
+            self._hurry.again(self._waited)
+            if not self.coming.count:
+                self._idle.start(self._rested)
         else:
-            self._gathers = True
             self._patience.again(self._flush)
+
+    def _rested(self) -> None:
+        """There is nothing to read. If more has begun to come meanwhile, the last of it brings us here again."""
+        if self.coming.count:
+            self._idle.stop()
+        else:
+            self._flush()
+
+    def _waited(self) -> None:
+        self.coming.give_up()
+        self._flush()
 
     def _flush(self) -> None:
         self._hurries = self._gathers = False

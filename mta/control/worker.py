@@ -81,7 +81,7 @@ class Worker:
         self.engine = Engine(config, dict(self.stores), Router(config, self.resolver),
                              self.limits, self.settler, self.read_body, clock_us)
         self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit)
-        self.occupancy = Occupancy()
+        self.occupancy = Occupancy(self.store.coming)
         self.listeners = [
             SmtpListener(sock, config, config.listeners[index], self.intake.submit, self.intake_closed, self.occupancy)
             for index, sock in child.sockets()

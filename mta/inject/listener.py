@@ -37,6 +37,7 @@ from mta.config.schema import Config, Listener
 from mta.inject.intake import Source
 from mta.queue.shortage import SHORTAGE, Spell
 from mta.smtp.budget import Budget
+from mta.smtp.coming import Coming
 from mta.smtp.reply import Reply
 from mta.smtp.server import CLOSED, CONTENT, Closed, Envelope, Peer, Server, ServerEvent, ServerSettings
 
@@ -70,10 +71,11 @@ log = logging.getLogger(__name__)
 class Occupancy:
     """How many sessions there are, in all and by client, and what they hold. Several listeners may share one."""
 
-    def __init__(self) -> None:
+    def __init__(self, coming: Coming | None = None) -> None:
         self.total = 0
         self.most = math.inf  # what the descriptors of this process allow, whatever the configuration says
         self.content = Budget(math.inf)  # of the messages that they are receiving
+        self.coming = coming or Coming()  # those messages
         self._by_client: Counter[str] = Counter()
 
     def enter(self, address: str, limit: int, limit_per_client: int) -> bytes | None:
@@ -150,6 +152,7 @@ class SmtpListener:
             commands=config.smtp.commands,
             intake_closed=self._intake_closed,
             budget=self._occupancy.content,
+            coming=self._occupancy.coming,
         )
 
     def start(self) -> None:

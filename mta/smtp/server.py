@@ -64,6 +64,7 @@ from typing import Final, TypeAlias
 from mta.queue.records import Recipient
 from mta.smtp.address import Address, AddressError, parse_path
 from mta.smtp.budget import UNKNOWN, Budget
+from mta.smtp.coming import Coming
 from mta.smtp.data import DataReader
 from mta.smtp.envelope import Envelope, ParameterError, read_mail_parameters, read_rcpt_parameters
 from mta.smtp.errors import LocalProtocolError
@@ -96,8 +97,8 @@ class ServerSettings:
     """What the sessions of one listener have in common. Made once, with the replies that depend on it."""
 
     __slots__ = (
-        "budget", "check_recipient", "command_length", "commands", "ehlo", "errors", "greeting", "helo", "hostname",
-        "intake_closed", "line_length", "message_size", "recipients", "unknown",
+        "budget", "check_recipient", "coming", "command_length", "commands", "ehlo", "errors", "greeting", "helo",
+        "hostname", "intake_closed", "line_length", "message_size", "recipients", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -113,8 +114,10 @@ class ServerSettings:
         check_recipient: Callable[[Address], Reply | None] | None = None,
         intake_closed: Callable[[], Reply | None] | None = None,
         budget: Budget | None = None,
+        coming: Coming | None = None,
     ) -> None:
-        """The limits are those of `mta.config.schema.SmtpIn`. `budget` is what all sessions hold together.
+        """The limits are those of `mta.config.schema.SmtpIn`. `budget` is what all sessions hold together, and
+        `coming` counts their transactions.
 
         `check_recipient` may refuse a recipient; `intake_closed` is asked at every MAIL and may refuse it, with
         `452 4.3.1` when there is no room.
@@ -129,6 +132,7 @@ class ServerSettings:
         self.check_recipient = check_recipient
         self.intake_closed = intake_closed
         self.budget = budget or Budget(inf)
+        self.coming = coming or Coming()
         self.unknown = min(UNKNOWN, message_size)
         self.greeting = Reply(220, "", (f"{hostname} ESMTP",)).to_bytes()
         self.helo = Reply(250, "", (hostname,)).to_bytes()
@@ -203,8 +207,8 @@ class Server:
     """One incoming session. The module's docstring says how it works."""
 
     __slots__ = (
-        "_commands", "_envelope", "_errors", "_esmtp", "_events", "_handlers", "_held", "_helo", "_more", "_no_memory",
-        "_reader", "_replies", "_rest", "_settings", "_skipped", "_stopping", "peer", "state",
+        "_coming", "_commands", "_envelope", "_errors", "_esmtp", "_events", "_handlers", "_held", "_helo", "_more",
+        "_no_memory", "_reader", "_replies", "_rest", "_settings", "_skipped", "_stopping", "peer", "state",
     )  # fmt: skip
 
     def __init__(self, settings: ServerSettings, peer: Peer) -> None:
@@ -215,6 +219,7 @@ class Server:
         self._envelope: Envelope | None = None
         self._reader: DataReader | None = None
         self._held = 0  # octets that are counted in the budget for the message under way
+        self._coming = -1  # the number of the message under way in `settings.coming`
         self._no_memory = False  # the content under way is not kept
         self._errors = 0  # since the last message accepted
         self._commands = 0  # likewise, those that start no message
@@ -285,6 +290,7 @@ class Server:
         """The connection has ended: forget what has come of a message."""
         self._reader = None
         self._release()
+        self._transaction_ended()
 
     def stop(self, reply: Reply) -> list[ServerEvent]:
         """End the session with `reply` (421) as soon as no transaction is under way."""
@@ -391,13 +397,18 @@ class Server:
         if self.state != CLOSED:
             self._enter(READY)
 
+    def _transaction_ended(self) -> None:
+        if self._envelope is not None:
+            self._envelope = None
+            self._settings.coming.end(self._coming)
+
     # -- states and replies -----------------------------------------------------------------------------------------
 
     def _enter(self, state: State) -> None:
         self.state = state
         self._handlers = _HANDLERS[state]
         if state in _WITHOUT_ENVELOPE:
-            self._envelope = None
+            self._transaction_ended()
             if self._held and state != PAUSED:
                 self._release()
             if self._stopping is not None and state == READY:
@@ -491,6 +502,7 @@ class Server:
             return
         self._held = size
         self._envelope = envelope
+        self._coming = self._settings.coming.begin()
         self._enter(MAIL)
         self._replies.append(_SENDER_OK)
 

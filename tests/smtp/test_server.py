@@ -11,6 +11,7 @@ import pytest
 from mta.queue.records import NOTIFY_DELAY, NOTIFY_FAILURE, NOTIFY_NEVER, NOTIFY_SUCCESS, Recipient
 from mta.smtp.address import Address
 from mta.smtp.budget import Budget
+from mta.smtp.coming import Coming
 from mta.smtp.errors import LocalProtocolError
 from mta.smtp.reply import Reply
 from mta.smtp.server import SKIP_LIMIT, Closed, Envelope, MessageReceived, Server, ServerSettings
@@ -573,6 +574,38 @@ def test_sessions_share_what_they_may_hold() -> None:
     say(three, "MAIL FROM:<a@example.com> SIZE=400")
     three.gone()
     assert budget.used == 0
+
+
+def test_the_messages_that_clients_are_sending_are_counted() -> None:
+    """A message counts from its MAIL until its content is there, or until it will not come; once, whatever happens.
+    One that was given up does not count again when it ends."""
+    coming = Coming()
+    one, two = new_server(coming=coming), new_server(coming=coming)
+    open_transaction(one)
+    assert coming.count == 1
+    open_transaction(two)
+    assert coming.count == 2
+    one.receive(CONTENT + b".\r\n")
+    assert coming.count == 1
+    one.answer(QUEUED)
+    two.gone()
+    assert coming.count == 0
+    two = new_server(coming=coming)
+    for end in ("RSET", "EHLO again.example", "DATA x", "QUIT"):
+        say(two, "MAIL FROM:<a@example.com>")
+        assert coming.count == 1
+        say(two, end)
+        assert coming.count == (end == "DATA x")
+        say(two, "RSET")
+    two.gone()
+    say(one, "MAIL FROM:<a@example.com>")
+    coming.give_up()
+    two = new_server(coming=coming)
+    say(two, "MAIL FROM:<a@example.com>")
+    assert coming.count == 1
+    one.close(Reply(421, "4.4.2", ("Timeout",)))
+    one.gone()
+    assert coming.count == 1
 
 
 @pytest.mark.parametrize("declared", ["", " SIZE=100"])

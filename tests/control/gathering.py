@@ -1,0 +1,60 @@
+"""Prints whether a store waits for messages that are being sent, and for none that does not come.
+
+    python -m tests.control.gathering DIRECTORY
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import sys  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import gevent  # noqa: E402
+from gevent.event import Event  # noqa: E402
+
+from mta.config.schema import Config  # noqa: E402
+from mta.control import hubstore  # noqa: E402
+from mta.control.hubstore import HubStore  # noqa: E402
+from mta.queue.store import Transaction  # noqa: E402
+
+
+def attach(directory: str, hurry_s: float) -> HubStore:
+    """A store that waits so long for messages that are coming."""
+    hubstore.HURRY_S = hurry_s  # type: ignore[misc]
+    return HubStore.attach(Path(directory), Config(hostname="mta.example"), 0, lambda: time.time_ns() // 1000)
+
+
+def submit(store: HubStore) -> Callable[[], None]:
+    """Submit what somebody waits for; call the result to wait until it is durable."""
+    durable = Event()
+    store.submit(Transaction(events=[b"{}"]), lambda error: durable.set())
+    return lambda: durable.wait() and None
+
+
+def main(directory: str) -> None:
+    """With a wait that never ends, and with a short one."""
+    store = attach(directory, 3600.0)
+    submit(store)()
+    print("alone: at once", flush=True)
+    number = store.coming.begin()
+    first = submit(store)
+    gevent.sleep(0.01)
+    print("one comes:", "waits" if store.pending else "early", flush=True)
+    store.coming.end(number)
+    second = submit(store)
+    first()
+    second()
+    print("it has come:", store.statistics.groups - 1, "group", flush=True)
+    store.close()
+    store = attach(directory, 0.002)
+    number = store.coming.begin()
+    submit(store)()
+    print("it does not come:", store.coming.count, "to wait for", flush=True)
+    store.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
