@@ -126,9 +126,11 @@ class Worker:
         """Intake: make a message durable, then give it to the scheduler. Hot path."""
 
         def durable(error: StoreError | None) -> None:
-            if error is None:
-                self._schedule(self.number, (accepted,))
-            done(error)
+            try:
+                done(error)  # first of all: the client waits
+            finally:
+                if error is None:
+                    self._schedule(self.number, (accepted,))
 
         self.store.submit(Transaction([(accepted.message, accepted.deliveries)], events=[accepted.event]), durable)
 
