@@ -199,7 +199,7 @@ class Worker:
         shares = self.descriptors.shares(self.config)
         self.occupancy.most = shares.sessions
         enough = shares.connections >= self.config.delivery.connections
-        self.engine.room.most = UNBOUNDED if enough else shares.connections
+        self.engine.connecting.room.most = UNBOUNDED if enough else shares.connections
 
     def stop(self) -> None:
         """Take nothing new, finish what is under way within the time we have, write everything down."""
@@ -225,7 +225,7 @@ class Worker:
         while True:
             try:
                 gevent.select.select([self.limits.fileno()], [], [], NUDGE_CARE_S)
-                self.engine.nudged(self.limits.recv_nudges())
+                self.engine.connecting.nudged(self.limits.recv_nudges())
             except Exception:
                 log.exception("bug: what was told through the table of limits")
                 gevent.sleep(NUDGE_CARE_S)

@@ -16,7 +16,7 @@ import gevent
 
 from mta.delivery.settle import Verdict
 from mta.queue.records import Delivery
-from mta.queue.scheduler import Queue
+from mta.queue.scheduler import Queue, pool_of
 from mta.queue.store import Transaction
 
 if TYPE_CHECKING:
@@ -127,6 +127,6 @@ class Ageing:
         self._look(shard)
 
     def _reason(self, delivery: Delivery) -> str:
-        """Why it waits, as far as its path knows."""
-        path = self._engine.path_of(delivery.domain)
-        return path.reason if path is not None else ""
+        """Why it waits, as far as its lane knows."""
+        lane = self._engine.ways.lane_of(delivery.domain, pool_of(delivery.queue))
+        return lane.reason if lane is not None else ""

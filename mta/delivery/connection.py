@@ -27,6 +27,7 @@ from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
     from mta.delivery.engine import Engine
+    from mta.delivery.lane import Lane
     from mta.delivery.openings import Line
     from mta.delivery.path import Path
     from mta.delivery.routing import Host
@@ -73,11 +74,13 @@ class RefusalError(Exception):
 
 
 class Connection:
-    """A connection of `path`. Made by the engine, which spawns `run`."""
+    """A connection of `path` that pulls from `lane`. Made by `Connecting`, which spawns `run`."""
 
-    def __init__(self, engine: Engine, path: Path) -> None:
+    def __init__(self, engine: Engine, path: Path, lane: Lane) -> None:
         self.engine = engine
         self.path = path
+        self.lane = lane
+        self.leases = [name for name, _ in path.leases]
         self.wire = Wire(engine.sweeper)
         self.client = Client("")
         self.target: Target | None = None
@@ -106,20 +109,21 @@ class Connection:
         try:
             failure = self._open()
             if failure is not None:
-                self.engine.connection_failed(self, failure)
+                self.engine.keeper.connection_failed(self, failure)
                 return
             self.established = True
-            self.engine.established(self)
+            self.engine.connecting.established(self)
             self._converse()
         except ShortageError as shortage:
-            self.engine.lacking(str(shortage))
+            self.engine.connecting.lacking(str(shortage))
         except Exception as error:
             log.exception("bug: connection to %s ends", self.name)
             if not self.established:
-                self.engine.connection_failed(self, Reply(451, "4.3.5", (f"internal error: {error}",), local=True))
+                reply = Reply(451, "4.3.5", (f"internal error: {error}",), local=True)
+                self.engine.keeper.connection_failed(self, reply)
         finally:
             self.wire.close()
-            self.engine.closed(self)
+            self.engine.connecting.closed(self)
 
     def wake(self) -> None:
         """There may be work, or it is time to close."""
@@ -140,7 +144,7 @@ class Connection:
                     best = refusal
             if self.stopping:
                 break
-        return best.reply if best is not None else self.engine.no_address(self.path)
+        return best.reply if best is not None else self.engine.keeper.no_address(self.path)
 
     def _targets(self) -> Iterator[Target]:
         """Addresses of the hosts by preference, equal ones in random order, at most `delivery.addresses`."""
@@ -181,7 +185,7 @@ class Connection:
         self.target = target
         now_s = time.monotonic()
         client = self.client = Client(
-            engine.ehlo_name, tls=tls, esmtp=esmtp,
+            self.path.source.ehlo, tls=tls, esmtp=esmtp,
             pipelining=shaping.pipelining and not engine.no_pipelining.has(target.address, now_s))
         client.pipeline_across = not engine.no_pipelining_across.has(target.address, now_s)
         self._waited_for = None
@@ -189,7 +193,7 @@ class Connection:
         wire.waiting_for = "the connection"
         phase = "connect"
         try:
-            wire.connect(target.family, target.address, target.host.port, engine.source_address(target.family))
+            wire.connect(target.family, target.address, target.host.port, self.path.source.address(target.family))
             while True:
                 self._send(client.output(), timeouts.block)
                 phase = client.phase
@@ -203,7 +207,7 @@ class Connection:
                         raise WireError(f"connection closed by the host while waiting for {wire.waiting_for}")
                     if client.phase == "handshake":
                         phase = "handshake"
-                        wire.start_tls(engine.tls_context, target.host.name)
+                        wire.start_tls(self.path.source.tls_context, target.host.name)
                         client.tls_established()
                 elif self.stopping:
                     raise WireError("we are shutting down")
@@ -222,9 +226,9 @@ class Connection:
                 raise RefusalError(Reply(451, "4.4.6", (text,), local=True), "greeting")
         elif isinstance(event, Ready):
             version, cipher = self.wire.tls_facts() or ("", "")
-            source = self.engine.source_address(target.family) or ""
+            source = self.path.source.address(target.family) or ""
             remote = events.Remote(self.path.name, target.host.name, str(target), source, version, cipher)
-            self.peer = Peer(remote, self.name, self.client.capabilities.dsn)
+            self.peer = Peer(remote, self.name, self.client.capabilities.dsn, self.path.source.name)
             return True
         else:
             assert isinstance(event, StartTls), event
@@ -270,21 +274,21 @@ class Connection:
 
     def _fill(self) -> None:
         """Give the machine what it can take, and the wire what the machine has to say."""
-        client, engine, turns = self.client, self.engine, self.path.turns
-        while turns.count and client.can_send:
-            job = engine.next_job(self)
+        client, dispatch, path = self.client, self.engine.dispatch, self.path
+        while client.can_send and (self.lane.turns.count or path.claims or len(path.lanes) > 1):
+            job = dispatch.next_job(self)
             if job is None:
                 break
             if job.cold:
                 try:
                     self._write()  # what the peer waits for does not wait for our disk
                 except WireError:
-                    engine.untouched(job)
+                    dispatch.untouched(job)
                     raise
-                if not engine.read_content(job):
+                if not dispatch.read_content(job):
                     continue
                 if not client.can_send:
-                    engine.untouched(job)
+                    dispatch.untouched(job)
                     break
             self.jobs.append(job)
             self.messages += 1
@@ -298,7 +302,7 @@ class Connection:
             for job in self.jobs:
                 if job.transaction.dot_sent and not job.marked:
                     job.marked = True
-                    self.engine.mark_in_flight(job)
+                    self.engine.dispatch.mark_in_flight(job)
             self._send(output, self.engine.config.delivery.timeouts.block)
 
     def _send(self, output: list[bytes], block_s: float) -> None:
@@ -308,10 +312,10 @@ class Connection:
 
     def _rest(self) -> bool:
         """Nothing to do: wait for work, the peer, or the end of patience. Whether the connection goes on."""
-        wire, engine = self.wire, self.engine
-        if engine.may_rest(self):
+        wire, connecting = self.wire, self.engine.connecting
+        if connecting.may_rest(self):
             self._waited_for = None
-            wire.deadline = time.monotonic() + engine.config.delivery.idle
+            wire.deadline = time.monotonic() + self.engine.config.delivery.idle
             wire.waiting_for = "work"
             try:
                 # Bytes: the peer closes, or says why it will. A session that ends between messages is no failure.
@@ -319,10 +323,10 @@ class Connection:
             except WireError:
                 pass
             finally:
-                engine.rested(self)
+                connecting.rested(self)
         self.client.quit()
         wire.write(self.client.output(), QUIT_S)
-        if engine.is_wanted(self):
+        if connecting.is_wanted(self):
             self._await_end()
         return False
 
@@ -345,7 +349,7 @@ class Connection:
                 for position, job in enumerate(self.jobs):
                     if job.transaction is event.transaction:
                         del self.jobs[position]
-                        self.engine.settle(self, job)
+                        self.engine.dispatch.settle(self, job)
                         break
 
     def _set_deadline(self, phase: str) -> None:

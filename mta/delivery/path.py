@@ -1,22 +1,25 @@
 """A path: everything that shares the connections from one source to one site.
 
 Pure state, no I/O and no clock of its own: the engine tells it what happened and asks it what may be done. A path
-decides three things: whose delivery goes next (`turns`), whether one more connection is worth opening
-(`wants_connection`), and when to stand still (`refused`, `broken`, `suspend`).
+decides whether one more connection may be opened (`may_open`), and when to stand still (`refused`, `broken`,
+`suspend`). Whose mail goes over it is the matter of the lanes that lead to it (`mta.delivery.lane`).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from mta.config.schema import Shaping
-from mta.delivery.fairness import Turns
 from mta.delivery.leases import Refusal
+from mta.queue.records import Delivery
 from mta.queue.scheduler import Queue
 
 if TYPE_CHECKING:
     from mta.delivery.connection import Connection
+    from mta.delivery.lane import Lane
     from mta.delivery.routing import Route
+    from mta.delivery.sources import Source
 
 HOLD_FIRST_S = 1.0  # wait before a new connection after one that failed beside others; doubles up to HOLD_CAP_S
 HOLD_CAP_S = 60.0
@@ -27,73 +30,58 @@ GOOD_FOR_S = 60.0  # a completed transaction vouches for the site this long
 class Path:
     """One (source, site), or the connections of its own that a domain with an entry in `shaping.domains` has."""
 
-    __slots__ = ("connections", "contended", "doubted", "failures", "good_until_s", "hold_s", "hold_until_s",
-                 "idle", "lease", "name", "opening", "reason", "route", "shaping", "stalled", "suspended_until_us",
-                 "tell_s", "turns", "waiting_for")
+    __slots__ = ("claims", "connections", "contended", "doubted", "failures", "good_until_s", "hold_s",
+                 "hold_until_s", "idle", "lanes", "lease", "leases", "name", "opening", "reason", "route", "shaping",
+                 "source", "suspended_by", "suspended_until_us", "tell_s", "waiting_for")
 
-    def __init__(self, name: str, route: Route | None, shaping: Shaping) -> None:
+    def __init__(self, name: str, source: Source, shaping: Shaping) -> None:
         self.name = name
-        self.route = route
+        self.source = source
         self.shaping = shaping
-        self.turns: Turns[Queue] = Turns()
+        self.route: Route | None = None
+        self.lanes: dict[Lane, None] = {}  # those that lead to it; with several, the next one in turn first
+        self.claims: deque[tuple[Queue, Delivery]] = deque()  # in flight for it: they left from this source before
         self.connections: set[Connection] = set()
         self.idle: list[Connection] = []
         self.opening = 0  # of the connections, those without an established session yet
         self.lease = name  # name of its limit in the table that all workers share
+        self.leases: list[tuple[str, int]] = [(name, shaping.connections)]  # what each connection needs one of
         self.contended = False  # another worker wants connections of this limit
         self.doubted = False  # of the connections that are being opened together, one has failed and none succeeded
         self.failures = 0  # in a row, of the site as such
         self.suspended_until_us = 0
+        self.suspended_by = ""  # who said so: "site", "source", ...
         self.hold_until_s = 0.0  # before, no new connection; monotonic
         self.hold_s = 0.0  # how long that was
         self.good_until_s = 0.0
         self.reason = ""  # why it last stood still: what the peer or the network said
         self.tell_s = 0.0  # when the other workers are to be told again that the site takes connections; monotonic
         self.waiting_for = ""  # the limit that keeps it from one more connection
-        self.stalled = False  # a check for deliveries that wait behind busy connections is due
 
     def __repr__(self) -> str:
         return (f"<Path {self.name}: {len(self.connections)} connections ({len(self.idle)} idle, {self.opening} "
-                f"opening), {len(self.turns)} queues>")
+                f"opening), {len(self.lanes)} lanes>")
 
     @property
     def probing(self) -> bool:
         """After failures one connection goes first; the others wait for what it finds."""
         return self.failures > 0
 
-    def backlog(self, at_most: int) -> int:
-        """Deliveries in memory that wait for a connection, counted up to `at_most`."""
-        count = 0
-        for queue in self.turns:
-            count += len(queue.ready)
-            if count >= at_most:
-                return at_most
-        return count
+    @property
+    def has_work(self) -> bool:
+        """Whether something waits that may go over it."""
+        if self.claims:
+            return True
+        return any(lane.turns.count for lane in self.lanes)
 
-    def head(self) -> object:
-        """The first delivery that waits, to see later whether it still does."""
-        for queue in self.turns:
-            if queue.ready:
-                return queue.ready[0]
-        return None
-
-    def wants_connection(self, now_s: float, forced: bool = False) -> bool:
-        """Whether one more connection would help and is not forbidden by this path's own state.
-
-        One is opened for the first delivery; more as long as deliveries wait in larger number than there are
-        connections, so that a fast site is served by few and a slow one by many. `forced` is for a delivery that has
-        waited behind busy connections for a while.
-        """
+    def may_open(self, now_s: float) -> bool:
+        """Whether one more connection is not forbidden by this path's own state. Suspension is asked for apart."""
         have = len(self.connections)
-        if self.idle or not self.turns or now_s < self.hold_until_s:
+        if self.idle or now_s < self.hold_until_s:
             return False
         if self.doubted and self.opening:
             return False  # or there would always be another one to wait for, and the site never be given a rest
-        if have == 0:
-            return True
-        if self.probing or have >= self.shaping.connections:
-            return False
-        return forced or self.backlog(have + 1) > have
+        return not have or (not self.failures and have < self.shaping.connections)
 
     def succeeded(self, now_s: float) -> None:
         """A transaction was completed: the site works."""
@@ -140,7 +128,13 @@ class Path:
         """The site took a connection."""
         self.hold_s = 0.0
 
-    def suspend(self, until_us: int) -> None:
-        """Stand still: nothing goes over it before `until_us`, and then one connection as a probe."""
+    def failed(self, until_us: int) -> None:
+        """The site is at fault: nothing goes over it before `until_us`, and then one connection as a probe."""
         self.failures += 1
+        self.suspend(until_us, self.reason, "site")
+
+    def suspend(self, until_us: int, reason: str, by: str) -> None:
+        """Stand still until then, for whatever reason."""
         self.suspended_until_us = until_us
+        self.suspended_by = by
+        self.reason = reason

@@ -49,6 +49,7 @@ class Peer:
     remote: events.Remote
     name: str = ""  # host, address and port, as in `mx1.example.org [192.0.2.1:25]`
     has_dsn: bool = False  # it sends notifications itself (RFC 3461)
+    source: str = ""  # name of the source that we are connected from
 
 
 NOBODY = Peer(events.Remote(""))
@@ -160,6 +161,7 @@ class Settler:
         if delivery.tried == 0:
             delivery.due_us = self.retry.next_us(attempt, now_us)
         delivery.tried += len(deferred)
+        delivery.source = peer.source
         for (reply, failure), recipients in _grouped(deferred):
             verdict.events.append(events.deferred(
                 delivery, recipients, reply, peer.remote, failure=failure, attempt=attempt, time_us=now_us,

@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from mta.queue.scheduler import domain_of
+from mta.queue.scheduler import domain_of, pool_of
 
 if TYPE_CHECKING:
     from mta.delivery.engine import Engine
+    from mta.delivery.lane import Lane
     from mta.delivery.path import Path
 
 
@@ -21,17 +22,17 @@ class Standing(NamedTuple):
     state: str  # "active", "ready" (due, waits for something of ours), "waiting" (not due), "suspended"
     reason: str  # why nothing moves, in words; empty when it moves
     in_flight: int  # deliveries handed to a connection
-    connections: int  # of its path
+    connections: int  # of its lane
 
 
 def standing(engine: Engine, shard: int, name: str, next_due_us: int) -> Standing:
     """How the queue `name` stands, whose first delivery is due at `next_due_us`."""
     queue = engine.scheduler.queues.get((shard, name))
     domain = domain_of(name)
-    path = engine.path_of(domain)
+    lane = engine.ways.lane_of(domain, pool_of(name))
     in_flight = len(queue.in_flight) if queue is not None else 0
-    state, reason = _state(engine, shard, domain, path, next_due_us, in_flight)
-    return Standing(state, reason, in_flight, len(path.connections) if path is not None else 0)
+    state, reason = _state(engine, shard, domain, lane, next_due_us, in_flight)
+    return Standing(state, reason, in_flight, len(lane.connections) if lane is not None else 0)
 
 
 def why_not_now(engine: Engine, shard: int, name: str) -> str:
@@ -40,18 +41,22 @@ def why_not_now(engine: Engine, shard: int, name: str) -> str:
     return found.reason or "others of its queue go first"
 
 
-def _state(engine: Engine, shard: int, domain: str, path: Path | None, next_due_us: int,
+def _state(engine: Engine, shard: int, domain: str, lane: Lane | None, next_due_us: int,
            in_flight: int) -> tuple[str, str]:
     now_us = engine.clock_us()
     if engine.stopping:
         return ("active", "") if in_flight else ("ready", "the MTA is stopping")
-    if domain in engine.routing:
+    if domain in engine.ways.routing:
         shortage = engine.router.shortage
         return "ready", "its route is being looked up" + (f"; no socket to ask DNS: {shortage}" if shortage else "")
-    if path is not None and path.suspended_until_us > now_us:
-        seconds = (path.suspended_until_us - now_us) // 1_000_000
-        what = "no route" if path.route is None else f"{path.name} is suspended"
-        return "suspended", f"{what} for another {seconds} s: {path.reason}"
+    until_us = lane.suspended(now_us) if lane is not None else 0
+    if lane is not None and until_us:
+        path = min(lane.paths, key=lambda path: path.suspended_until_us)
+        what = path.name if path.route is not None else "no route"
+        which = f"{what} is suspended" if path.route is not None else what
+        if len(lane.paths) > 1:
+            which = f"all paths of {lane.name} are suspended, {what}"
+        return "suspended", f"{which} for another {(until_us - now_us) // 1_000_000} s: {path.reason}"
     if in_flight:
         return "active", ""
     if next_due_us > now_us:
@@ -61,18 +66,23 @@ def _state(engine: Engine, shard: int, domain: str, path: Path | None, next_due_
         return "ready", trouble
     if engine.choked():  # by another shard
         return "ready", "the spool's disk does not keep up, outcomes cannot be written down"
-    if path is None:
+    if lane is None:
         return "ready", "waits for room in memory" if engine.scheduler.starved else "it is being read from disk"
-    return "ready", _why(engine, path)
+    if len(lane.paths) == 1:
+        return "ready", _why(engine, lane.paths[0])
+    return "ready", "; ".join(f"{path.source.name}: {_why(engine, path)}" for path in lane.paths)
 
 
 def _why(engine: Engine, path: Path) -> str:
     """What keeps mail that is due from going over `path`."""
-    if path in engine.room:
-        if engine.room.shortage:
-            return f"this machine has no socket for one more connection: {engine.room.shortage}"
-        return f"the descriptors of a worker allow {engine.room.most} connections, and there are as many"
-    if path in engine.opening or path in engine.probing:
+    connecting = engine.connecting
+    if path.suspended_until_us > engine.clock_us():
+        return f"suspended for another {(path.suspended_until_us - engine.clock_us()) // 1_000_000} s: {path.reason}"
+    if path in connecting.room:
+        if connecting.room.shortage:
+            return f"this machine has no socket for one more connection: {connecting.room.shortage}"
+        return f"the descriptors of a worker allow {connecting.room.most} connections, and there are as many"
+    if path in connecting.opening or path in connecting.probing:
         return "many connections are being opened, its turn comes"
     if path.opening:
         return "a connection is being opened" + (f" as a probe, after: {path.reason}" if path.probing else "")

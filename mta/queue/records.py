@@ -97,6 +97,7 @@ class Delivery:
     history: list[Attempt] = field(default_factory=list)  # the last few failed attempts
     maybe_duplicate: bool = False  # a crash left it open whether the peer has it already
     losses: int = 0  # connections that ended under it without a verdict, since the last attempt that counted
+    source: str = ""  # name of the source of the last attempt that deferred it: where possible the next one's, too
     tried: int = 0  # recipients at the end of the list that the attempt under way has deferred; in memory only
 
     @property

@@ -38,28 +38,31 @@ class SchedulerIO(Protocol):
         """`next_wake_us` has become sooner."""
 
     def offer(self, queue: Queue) -> None:
-        """`queue` has deliveries in its window: bring it to its path."""
+        """`queue` has deliveries in its window: bring it to its lane."""
 
     def withdraw(self, queue: Queue) -> None:
-        """`queue` leaves memory: its path forgets it."""
+        """`queue` leaves memory: its lane forgets it."""
 
 
 class Queue:
     """The part of one queue, in one shard, that is in memory."""
 
-    __slots__ = ("behind", "domain", "in_flight", "loading", "more", "name", "path", "ready", "shard", "tenant")
+    __slots__ = ("behind", "domain", "in_flight", "lane", "loading", "more", "name", "pool", "ready", "shard",
+                 "tenant", "way")
 
-    def __init__(self, shard: int, name: str, domain: str, tenant: str) -> None:
+    def __init__(self, shard: int, name: str, domain: str, tenant: str, pool: str = "") -> None:
         self.shard = shard
         self.name = name
         self.domain = domain
         self.tenant = tenant
+        self.pool = pool
+        self.way = f"{domain}/{pool}" if pool else domain  # what decides on its lane
         self.ready: deque[Delivery] = deque()
         self.in_flight: dict[tuple[int, int], Delivery] = {}
         self.more = False  # the index may hold due deliveries that are not in memory
         self.behind = False  # it certainly does: fresh mail goes to the end of that line
         self.loading = 0  # how many deliveries the load under way may bring
-        self.path: object | None = None  # the delivery engine's
+        self.lane: object | None = None  # the delivery engine's
 
     def __repr__(self) -> str:
         more = "+" if self.more else ""
@@ -74,6 +77,11 @@ def domain_of(name: str) -> str:
 def tenant_of(name: str) -> str:
     """The tenant in a queue name, empty when it has none."""
     return name.rpartition("@")[0].rpartition(":")[2]
+
+
+def pool_of(name: str) -> str:
+    """The pool in a queue name, empty when it has none."""
+    return name.rpartition("@")[2].partition("/")[2]
 
 
 class Scheduler:
@@ -300,7 +308,7 @@ class Scheduler:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _open(self, shard: int, name: str, domain: str) -> Queue:
-        queue = self.queues[(shard, name)] = Queue(shard, name, domain, tenant_of(name))
+        queue = self.queues[(shard, name)] = Queue(shard, name, domain, tenant_of(name), pool_of(name))
         return queue
 
     def _close(self, queue: Queue) -> None:

@@ -28,7 +28,7 @@ from gevent.server import StreamServer  # noqa: E402
 from mta.config.schema import Bounces, Config, DeliveryTimeouts, Retry, Shaping, ShapingRules  # noqa: E402
 from mta.config.schema import Delivery as DeliverySettings  # noqa: E402
 from mta.config.units import Duration  # noqa: E402
-from mta.delivery import ageing, connection, engine, wire  # noqa: E402
+from mta.delivery import ageing, connecting, connection, dispatch, engine, ways, wire  # noqa: E402
 from mta.delivery.clock import ClockWatch  # noqa: E402
 from mta.delivery.leases import Refusal  # noqa: E402
 from mta.delivery.limits import Limits  # noqa: E402
@@ -270,9 +270,9 @@ def a_family_that_the_kernel_lacks() -> None:
 def no_descriptors() -> None:
     """When this machine has no socket, mail waits with that reason; no site is paused for it, and nothing goes round in
     circles. It goes on by itself, and all of it arrives."""
-    engine.SHORTAGE_S = 0.05
+    connecting.SHORTAGE_S = 0.05
     said: list[str] = []
-    engine.log.addHandler(listening := logging.Handler())
+    connecting.log.addHandler(listening := logging.Handler())
     listening.emit = lambda record: said.append(record.getMessage())  # type: ignore
     codes = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
     for code in codes:
@@ -296,7 +296,7 @@ def lack_sockets(code: int) -> None:
     wire.socket = scarce
     for number in range(20):
         world.make(domain=f"d{number}.test")
-    world.until(lambda: len(world.taken) == 3 and world.engine.room.shortage)
+    world.until(lambda: len(world.taken) == 3 and world.engine.connecting.room.shortage)
     world.until(lambda: not world.engine.connections)
     gevent.sleep(0.2)
     assert tries <= 20 + 10, tries
@@ -314,7 +314,7 @@ def a_bound_of_descriptors() -> None:
     """A worker has room for so many connections: those at rest make way for sites that have none, and all mail goes."""
     world = World()
     world.slow_s = 0.05
-    world.engine.room.most = 2
+    world.engine.connecting.room.most = 2
     for number in range(20):
         world.make(domain=f"d{number}.test")
     reason = "the descriptors of a worker allow 2 connections, and there are as many"
@@ -360,7 +360,7 @@ def lost_before_a_cold_delivery() -> None:
 
 def a_bug_in_settling() -> None:
     """A delivery that cannot be settled waits and is read again; its connection goes on."""
-    engine.PUT_OFF_S = 0.1
+    dispatch.PUT_OFF_S = 0.1
     world = World()
     real = world.settler.settle
     failed: list[Delivery] = []
@@ -573,7 +573,7 @@ def a_reload_while_a_route_is_looked_up() -> None:
 def nothing_is_begun_while_outcomes_cannot_be_written() -> None:
     """When the disk is so far behind that outcomes pile up, open connections get no more mail and no new one is opened;
     when it has caught up all goes on by itself."""
-    engine.STALL_S = 0.05
+    connecting.STALL_S = 0.05
     world = World(shaping=ShapingRules(default=Shaping(connections=2)))
     world.slow_s = 0.1
     for _ in range(3):
@@ -592,16 +592,16 @@ def nothing_is_begun_while_outcomes_cannot_be_written() -> None:
 def a_free_place_is_taken_by_one_who_can_use_it() -> None:
     """Connections are opened one at a time here. One that waits in line has no mail any more when its turn comes: the
     next one gets it, nobody waits for ever."""
-    engine.AT_ONCE = 1
-    engine.STALL_S = 3600.0
+    connecting.AT_ONCE = 1
+    connecting.STALL_S = 3600.0
     world = World()
     world.trickle_s = 0.01
     for domain in ("a.test", "b.test", "c.test"):
         world.make(domain=domain)
         world.until(lambda domain=domain: f"mx.{domain}" in world.engine.paths)
     path = world.engine.paths["mx.b.test"]
-    world.until(lambda: path in world.engine.opening)
-    for queue in list(path.turns):
+    world.until(lambda: path in world.engine.connecting.opening)
+    for queue in list(world.engine.lanes["mx.b.test"].turns):
         world.engine.scheduler.park(queue, clock_us() + 10**12)
     world.until(lambda: len(world.taken) == 2)
 
@@ -615,8 +615,8 @@ def many_sites_share_a_small_total() -> None:
         world = World(delivery=DeliverySettings(connections=2), limits=limits)
         gevent.spawn(listen, world, limits)
         kicks = Counter[str]()
-        kick = world.engine.kick
-        world.engine.kick = lambda path: kicks.update([path.name]) or kick(path)  # type: ignore
+        kick = world.engine.connecting.kick
+        world.engine.connecting.kick = lambda lane: kicks.update([lane.name]) or kick(lane)  # type: ignore
         for number in range(sites):
             world.make(domain=f"d{number}.test")
         most = 0
@@ -657,24 +657,25 @@ def listen(world: World, limits: Limits) -> None:
     """As a worker does."""
     while True:
         gevent.select.select([limits.fileno()], [], [])
-        world.engine.nudged(limits.recv_nudges())
+        world.engine.connecting.nudged(limits.recv_nudges())
 
 
 def sites_that_failed_are_forgotten_in_time() -> None:
     """The memory of failed sites is bounded, and looking through it is rare also when all are busy."""
-    engine.PATHS_KEPT = 100
+    ways.PATHS_KEPT = 100
     world = World(pause=3600)
+    source = world.engine.sources.all[""]
     looks: list[int] = []
-    forget = world.engine._forget_paths
-    world.engine._forget_paths = lambda: looks.append(len(world.engine.paths)) or forget()  # type: ignore
-    world.engine._forget_above = 100
+    forget = world.engine.ways._forget_paths
+    world.engine.ways._forget_paths = lambda: looks.append(len(world.engine.paths)) or forget()  # type: ignore
+    world.engine.ways._forget_above = 100
     for number in range(1000):
-        world.engine._path(f"idle{number}", None, "d.test")
+        world.engine.ways._named(f"idle{number}", source, "d.test")
         assert len(world.engine.paths) <= 100
     assert len(looks) <= 1000 / 10 + 1
     looks.clear()
     for number in range(1000):
-        world.engine._path(f"busy{number}", None, "d.test").connections.add(object())  # type: ignore
+        world.engine.ways._named(f"busy{number}", source, "d.test").connections.add(object())  # type: ignore
     assert len(looks) <= 1000 / 10 + 1
     assert sum(name.startswith("busy") for name in world.engine.paths) == 1000
 
@@ -699,10 +700,10 @@ def why_mail_waits() -> None:
     assert standing(world.engine, 0, "d.test", clock_us() + 10**9)[:2] == ("waiting", "for its retry time")
     shelf.problem = None
 
-    Unlimited.lacking = engine.TOTAL
+    Unlimited.lacking = connecting.TOTAL
     scheduler._parked.clear()
     world.make()
-    assert path.turns
+    assert path.has_work
     assert standing(world.engine, 0, "d.test", 1)[:2] == ("ready", "limit of 5000 connections in all is reached")
     assert standing(world.engine, 0, "other.test", 1)[:2] == ("ready", "it is being read from disk")
     scheduler.starved = True

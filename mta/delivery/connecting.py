@@ -1,0 +1,319 @@
+"""When connections are opened, rest, make room for others, and end: needs, leases, and lines of those who wait.
+
+A lane says whether one more connection would help, its paths whether one may be opened; a lease of every limit that
+holds for the path is needed as well, and a place among the connections that are being opened just now. Who lacks
+something is called when it may have become free; nobody looks around.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Final
+
+import gevent
+
+from mta.delivery.connection import Connection
+from mta.delivery.openings import AT_ONCE, AT_ONCE_TO_FAILING, Line, Room
+from mta.delivery.path import Path
+from mta.queue.shortage import Spell
+
+if TYPE_CHECKING:
+    from mta.delivery.engine import Engine
+    from mta.delivery.lane import Lane
+
+TOTAL: Final = "*"  # name of the limit on outgoing connections in all; no site has it
+STALL_S = 1.0  # a delivery that waited this long behind busy connections gets one of its own
+TURN_S = 1.0  # what a connection may do before it gives way to another worker
+SHORTAGE_S = 1.0  # after a socket was refused by this machine, until more connections are tried
+TELL_S = 5.0  # how often other workers are told that a site takes connections
+
+log = logging.getLogger(__name__)
+
+
+class Connecting:
+    """The connections of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: dict[str, OrderedDict[Path, None]] = {}  # paths that wait for a lease, by the name of the limit
+        self._resting: OrderedDict[Connection, None] = OrderedDict()  # connections without work, the longest first
+        self._contended = False  # more connections in all are wanted than may be
+        self.opening: Line[Path] = Line(AT_ONCE)
+        self.probing: Line[Path] = Line(AT_ONCE_TO_FAILING)
+        self.room: Room[Path] = Room()  # in this process; its owner knows how much there is
+        self._shortage = Spell(log, "no socket for an outgoing connection", "outgoing connections are opened")
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    def kick(self, lane: Lane) -> None:
+        """There is work in `lane`: wake a connection that rests, or open one. Hot path."""
+        for path in lane.paths:
+            if path.idle:
+                connection = path.idle.pop()
+                del self._resting[connection]
+                self.lend(connection, lane)
+                connection.wake()
+                return
+        while lane.wants_connection():
+            if not self._open_one(lane):
+                break
+        if lane.turns.count and not lane.stalled:
+            lane.stalled = True
+            gevent.spawn_later(STALL_S, self._look_again, lane, lane.head())
+
+    def kick_path(self, path: Path) -> None:
+        """There may be room on `path` now: it is used before others."""
+        for lane in tuple(path.lanes):
+            if not lane.turns.count:
+                continue
+            if len(lane.paths) > 1 and lane.wants_connection() and self._may_open(path) and self._open(lane, path):
+                lane.took(path, [])
+            self.kick(lane)
+
+    def _look_again(self, lane: Lane, head: object) -> None:
+        """Deliveries wait behind busy connections: if not even the first one has moved on, open another."""
+        lane.stalled = False
+        if not lane.turns.count or self._engine.stopping:
+            return
+        if lane.head() is head and lane.wants_connection(forced=True):
+            self._open_one(lane)
+        self.kick(lane)
+
+    def _may_open(self, path: Path) -> bool:
+        """Whether nothing about `path` itself forbids one more connection."""
+        if path.suspended_until_us and path.suspended_until_us > self._engine.clock_us():
+            return False
+        return path.may_open(time.monotonic())
+
+    def _open_one(self, lane: Lane) -> bool:
+        """Open one connection for `lane`, over the path whose turn it is among those that may have one."""
+        candidates = lane.candidates(self._may_open)
+        for number, path in enumerate(candidates, 1):
+            if self._open(lane, path):
+                lane.took(path, candidates[number:])
+                return True
+        return False
+
+    def _open(self, lane: Lane, path: Path) -> bool:
+        """Open a connection if all limits allow it; else wait for a lease."""
+        engine = self._engine
+        line = self.probing if path.probing else self.opening
+        if engine.stopping or path.route is None or engine.choked():
+            return False
+        if not self.room.has_room(path):
+            if self._resting:
+                self._end_one_rest(next(iter(self._resting)))
+            return False
+        if not line.has_room(path):
+            return False
+        lacking = engine.limits.acquire(path.leases)
+        if lacking is not None:
+            if path.waiting_for != lacking:
+                self.stop_waiting(path)
+                path.waiting_for = lacking
+                self._waiting.setdefault(lacking, OrderedDict())[path] = None
+            return False
+        self.stop_waiting(path)
+        connection = Connection(engine, path, lane)
+        path.connections.add(connection)
+        lane.connections.add(connection)
+        path.opening += 1
+        self.room.begin()
+        line.begin()
+        connection.line = line
+        engine.connections.add(connection)
+        gevent.spawn(connection.run)
+        return True
+
+    def serve_claims(self, lane: Lane, path: Path) -> bool:
+        """Something waits for `path` alone: see that a connection takes it. False when none can."""
+        if path.idle:
+            connection = path.idle.pop()
+            del self._resting[connection]
+            connection.wake()
+            return True
+        return bool(path.connections) or (self._may_open(path) and self._open(lane, path))
+
+    def established(self, connection: Connection) -> None:
+        """The peer took our EHLO."""
+        self._opened(connection)
+        path, limits = connection.path, self._engine.limits
+        path.took()
+        now_s = time.monotonic()
+        if now_s >= path.tell_s or limits.learned(path.lease):
+            path.tell_s = now_s + TELL_S
+            limits.served(path.lease)
+
+    def _opened(self, connection: Connection) -> None:
+        """It is no longer being opened, whatever came of it: the next one in line may."""
+        connection.path.opening -= 1
+        line = connection.line
+        assert line is not None
+        line.end()
+        while (successor := line.next()) is not None:
+            self.kick_path(successor)
+
+    def lend(self, connection: Connection, lane: Lane) -> None:
+        """Have `connection` pull from `lane` from now on."""
+        if connection.lane is not lane:
+            connection.lane.connections.discard(connection)
+            connection.lane = lane
+            lane.connections.add(connection)
+
+    def closed(self, connection: Connection) -> None:
+        """The connection has ended, however it did."""
+        engine, path = self._engine, connection.path
+        path.connections.discard(connection)
+        connection.lane.connections.discard(connection)
+        engine.connections.discard(connection)
+        engine.limits.release(connection.leases)
+        self.room.end()
+        if not connection.established:
+            self._opened(connection)
+        elif self._shortage.lasts:
+            self._shortage.worked(time.monotonic())
+        if engine.stopping:
+            if not engine.connections:
+                engine.empty.set()
+            return
+        for lane in {connection.lane: None, **path.lanes}:
+            if lane.turns.count:
+                self.kick(lane)
+            elif not lane.connections:
+                engine.ways.drop(lane)
+        if not path.connections:
+            if path.claims and not self.serve_claims(connection.lane, path):
+                engine.dispatch.return_claims(path)
+            if not path.has_work:
+                self.stop_waiting(path)
+        if self.room.is_awaited:
+            self._fill_room()
+
+    # -- leases --------------------------------------------------------------------------------------------------
+
+    def stop_waiting(self, path: Path) -> None:
+        """`path` has no more use for the lease that it waits for."""
+        if path.waiting_for:
+            paths = self._waiting[path.waiting_for]
+            del paths[path]
+            if not paths:
+                del self._waiting[path.waiting_for]
+                self._engine.limits.want(path.waiting_for, 0)
+            path.waiting_for = ""
+
+    def nudged(self, names: Iterable[str]) -> None:
+        """Leases of these limits became free, or another worker wants some of ours."""
+        for name in names:
+            self._serve_waiting(name)
+            path = self._engine.paths.get(name)
+            if path is not None:
+                path.contended = True
+                self._end_rest(name, path.shaping.connections, path.idle)
+            if name == TOTAL:
+                self._contended = True
+                self._end_rest(TOTAL, self._engine.config.delivery.connections, self._resting)
+
+    def _serve_waiting(self, name: str) -> None:
+        """Leases of `name` may be free: the paths that wait for one try again in turn, until one is refused."""
+        waiting = self._waiting.get(name)
+        while waiting:
+            path, _ = waiting.popitem(last=False)
+            path.waiting_for = ""
+            had = len(path.connections)
+            self.kick_path(path)
+            if path.waiting_for == name:
+                if len(path.connections) == had:
+                    waiting.move_to_end(path, last=False)
+                return
+        if waiting is not None:
+            del self._waiting[name]
+            self._engine.limits.want(name, 0)
+
+    def is_wanted(self, connection: Connection) -> bool:
+        """Whether the lease of `connection`, which ends, will be another one's at once."""
+        path = connection.path
+        return (path.contended or self._contended or path.waiting_for != ""
+                or (path.has_work and len(path.connections) >= path.shaping.connections))
+
+    def gives_way(self, connection: Connection, resting: bool) -> bool:
+        """Whether another worker should have this connection's lease now. One at work is asked once in its turn."""
+        path = connection.path
+        if not path.contended and not self._contended:
+            return False
+        if not resting:
+            now_s = time.monotonic()
+            if now_s - connection.turn_s < TURN_S:
+                return False
+            connection.turn_s = now_s
+        limits, total = self._engine.limits, self._engine.config.delivery.connections
+        if ((path.contended and limits.should_yield(path.lease, path.shaping.connections, resting))
+                or (self._contended and limits.should_yield(TOTAL, total, resting))):
+            connection.stopping = True
+            return True
+        if resting:  # not even one at rest is wanted
+            path.contended = self._contended = False
+        return False
+
+    # -- resting -------------------------------------------------------------------------------------------------
+
+    def may_rest(self, connection: Connection) -> bool:
+        """`connection` has nothing to do. Whether it may stay open to wait for work; it then counts as idle."""
+        engine, path = self._engine, connection.path
+        if engine.stopping or connection.stopping or self.spent(connection) or path.has_work \
+                or self.room.is_awaited:
+            return False
+        if path.suspended_until_us and path.suspended_until_us > engine.clock_us():
+            return False
+        if self.gives_way(connection, resting=True):
+            return False
+        connection.idle = True
+        path.idle.append(connection)
+        self._resting[connection] = None
+        return True
+
+    def rested(self, connection: Connection) -> None:
+        """The rest is over: work, the peer, time, or somebody else who needs the lease."""
+        connection.idle = False
+        if connection in self._resting:  # else it was taken out to be given work
+            del self._resting[connection]
+            connection.path.idle.remove(connection)
+
+    def _end_rest(self, name: str, limit: int, resting: Collection[Connection]) -> None:
+        """Close as many connections at rest as others have need for their leases, the longest at rest first."""
+        while resting and self._engine.limits.should_yield(name, limit, resting=True):
+            self._end_one_rest(next(iter(resting)))
+
+    def _end_one_rest(self, connection: Connection) -> None:
+        connection.stopping = True
+        self.rested(connection)
+        connection.wake()
+
+    # -- sockets of this machine ---------------------------------------------------------------------------------
+
+    def lacking(self, why: str) -> None:
+        """This machine has no socket for one more connection. No site is at fault: paths wait, none is paused."""
+        self._shortage.failed(why, time.monotonic())
+        if not self.room.shortage:
+            gevent.spawn_later(SHORTAGE_S, self._try_more)
+        self.room.lacks(why)
+
+    def _try_more(self) -> None:
+        """The shortage may be over, or not as bad: go on with twice as many connections as there could be."""
+        if not self.room.grow():
+            gevent.spawn_later(SHORTAGE_S, self._try_more)
+        self._fill_room()
+
+    def _fill_room(self) -> None:
+        while (successor := self.room.next()) is not None:
+            self.kick_path(successor)
+
+    def spent(self, connection: Connection) -> bool:
+        """Whether `connection` has carried what one may carry, or is too old."""
+        shaping = connection.path.shaping
+        mail_max = connection.client.capabilities.mail_max
+        return (connection.messages >= shaping.messages_per_connection
+                or 0 < mail_max <= connection.messages
+                or time.monotonic() - connection.opened_s >= shaping.connection_age)

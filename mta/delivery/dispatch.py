@@ -1,0 +1,195 @@
+"""Which delivery goes next over a connection, and what becomes of it: jobs out, verdicts in.
+
+A delivery that was deferred goes by the source that it left from before, as long as that may be used: greylisting and
+reputation are kept by address. A connection from another source that comes upon it leaves it to that path as a *claim*.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import gevent
+
+from mta.delivery.connection import Connection, Job, transaction_for
+from mta.delivery.lane import Lane
+from mta.delivery.outcome import delivered_to_all, judge
+from mta.delivery.path import Path
+from mta.delivery.settle import Verdict
+from mta.queue.ids import format_id
+from mta.queue.records import Delivery
+from mta.queue.scheduler import Queue
+from mta.queue.store import BodyDamaged, BodyUnreadable
+
+if TYPE_CHECKING:
+    from mta.delivery.engine import Engine
+
+PUT_OFF_S = 300.0
+CLAIMS = 100  # deliveries kept for one path that other sources came upon
+
+log = logging.getLogger(__name__)
+
+
+class Dispatch:
+    """Hands out the deliveries of one engine, and settles them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # -- out -----------------------------------------------------------------------------------------------------
+
+    def next_job(self, connection: Connection) -> Job | None:
+        """The next transaction for `connection`, fairly among the queues of its lane. Hot path (bench S1, S2)."""
+        engine, path = self._engine, connection.path
+        if engine.stopping or connection.stopping or engine.choked() or engine.connecting.spent(connection):
+            return None
+        now_us = engine.clock_us()
+        if path.suspended_until_us > now_us or engine.connecting.gives_way(connection, resting=False):
+            return None
+        if len(path.lanes) > 1:
+            self._take_turns(connection)
+        lane, scheduler, settler = connection.lane, engine.scheduler, engine.settler
+        turns, claims = lane.turns, path.claims
+        while True:
+            if claims:
+                queue, delivery = claims.popleft()
+            else:
+                ready = turns.next()
+                if ready is None:
+                    return None
+                queue = ready
+                popped = scheduler.pop(queue)
+                if not queue.ready:
+                    turns.discard(queue)
+                if popped is None:
+                    continue
+                delivery = popped
+                if delivery.source and delivery.source != path.source.name and self._claimed(lane, queue, delivery):
+                    continue
+            if settler.expired(delivery, now_us):
+                self.conclude(queue, delivery, partial(settler.expire, delivery, path.reason))
+                continue
+            at_most = path.shaping.recipients_per_message
+            rcpt_max = connection.client.capabilities.rcpt_max
+            if rcpt_max and rcpt_max < at_most:
+                at_most = rcpt_max
+            transaction = transaction_for(delivery, at_most)
+            return Job(queue, delivery, transaction, time.monotonic(), delivery.message.content is None)
+
+    def _take_turns(self, connection: Connection) -> None:
+        """Several pools use this path: their lanes take turns for each message, as far as they have mail."""
+        lanes = connection.path.lanes
+        for _ in range(len(lanes)):
+            lane = next(iter(lanes))
+            del lanes[lane]
+            lanes[lane] = None
+            if lane.turns.count:
+                self._engine.connecting.lend(connection, lane)
+                return
+
+    def _claimed(self, lane: Lane, queue: Queue, delivery: Delivery) -> bool:
+        """Leave `delivery` to the path of the source that it left from before, if that can be used now."""
+        path = lane.path_from(delivery.source)
+        if path is None or len(path.claims) >= CLAIMS or path.suspended_until_us > self._engine.clock_us():
+            return False
+        path.claims.append((queue, delivery))
+        if self._engine.connecting.serve_claims(lane, path):
+            return True
+        path.claims.pop()
+        return False
+
+    def return_claims(self, path: Path) -> None:
+        """What was kept for `path` may go by another source."""
+        while path.claims:
+            queue, delivery = path.claims.pop()
+            delivery.source = ""
+            self._engine.scheduler.put_back(queue, delivery)
+
+    def read_content(self, job: Job) -> bool:
+        """Read the content of a message that is not in memory. Whether there is one; if not, its delivery is settled.
+
+        A damaged one leaves the queue; one that cannot be read now waits for its next attempt.
+        """
+        engine = self._engine
+        store, settler = engine.stores[job.queue.shard], engine.settler
+        try:
+            job.transaction.content = engine.read_body(store, job.delivery.message)
+        except BodyDamaged as damage:
+            log.error("%s", damage)
+            self.conclude(job.queue, job.delivery, partial(settler.quarantine, job.delivery, str(damage)))
+            return False
+        except BodyUnreadable as trouble:
+            log.error("%s", trouble)
+            self.conclude(job.queue, job.delivery, partial(settler.postpone, job.delivery, str(trouble)))
+            return False
+        except Exception:
+            log.exception("bug: the content of %s cannot be read", format_id(job.delivery.message.id))
+            self._put_off(job.queue, job.delivery)
+            return False
+        return True
+
+    def untouched(self, job: Job) -> None:
+        """The connection cannot carry `job` after all."""
+        self._engine.scheduler.put_back(job.queue, job.delivery)
+
+    def mark_in_flight(self, job: Job) -> None:
+        """The end of the content is about to be sent: from here on a crash may leave a duplicate."""
+        self._engine.stores[job.queue.shard].mark_inflight(job.delivery)
+
+    # -- in ------------------------------------------------------------------------------------------------------
+
+    def settle(self, connection: Connection, job: Job) -> None:
+        """A transaction has ended. Hot path (bench S1, S2)."""
+        transaction, delivery, path = job.transaction, job.delivery, connection.path
+        settler = self._engine.settler
+        now_s = time.monotonic()
+        reply = delivered_to_all(transaction)
+        if reply is not None and transaction.recipients is delivery.recipients:
+            connection.completed += 1
+            path.succeeded(now_s)
+            self.conclude(job.queue, delivery, partial(
+                settler.deliver, delivery, reply, connection.peer, now_s - job.started_s))
+            return
+        outcome = judge(transaction, connection.completed > 0, delivery.losses)
+        if not transaction.lost and outcome.host_failure is None:
+            connection.completed += 1
+            path.succeeded(now_s)
+        elif transaction.mail is not None or transaction.lost_phase:
+            delivery.losses += 1
+        if outcome.host_failure is not None:  # first, so that what goes back to its queue opens no connection
+            self._engine.keeper.site_failed(path, str(outcome.host_failure))
+        self.conclude(job.queue, delivery, partial(
+            settler.settle, delivery, outcome, connection.peer, now_s - job.started_s), job.marked)
+
+    def conclude(self, queue: Queue, delivery: Delivery, judged: Callable[[], Verdict], marked: bool = False) -> None:
+        """Commit the verdict on a delivery in flight. What it says becomes true when it is durable; until then a crash
+        undoes it. A bug on the way makes this delivery wait, and nothing else."""
+        stores, scheduler = self._engine.stores, self._engine.scheduler
+        try:
+            verdict = judged()
+            if verdict.updates or verdict.removes:
+                shard, notices = queue.shard, verdict.notices
+                stores[shard].submit(
+                    verdict.commit(), (lambda error: self._schedule(shard, notices, error)) if notices else None)
+            elif marked:
+                stores[queue.shard].clear_inflight(delivery)  # refused after all, and nothing to write down
+        except Exception:
+            log.exception("bug: %s for %s cannot be settled", format_id(delivery.message.id), delivery.domain)
+            self._put_off(queue, delivery)
+            return
+        if verdict.again:
+            scheduler.put_back(queue, delivery)
+        else:
+            scheduler.done(queue, delivery)
+
+    def _put_off(self, queue: Queue, delivery: Delivery) -> None:
+        """Leave a delivery that a bug keeps from being settled alone for a while, then read it again."""
+        gevent.spawn_later(PUT_OFF_S, self._engine.scheduler.let_go, queue, delivery)
+
+    def _schedule(self, shard: int, deliveries: list[Delivery], error: Exception | None) -> None:
+        if error is None:
+            for delivery in deliveries:
+                self._engine.scheduler.add(shard, delivery)
