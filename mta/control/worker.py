@@ -38,6 +38,7 @@ from mta.delivery.limits import Limits  # noqa: E402
 from mta.delivery.openings import UNBOUNDED  # noqa: E402
 from mta.delivery.routing import Router  # noqa: E402
 from mta.delivery.settle import Settler  # noqa: E402
+from mta.inject.balance import Balance  # noqa: E402
 from mta.inject.claims import DirectoryError  # noqa: E402
 from mta.inject.intake import Accepted, Intake  # noqa: E402
 from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
@@ -81,7 +82,8 @@ class Worker:
         self.engine = Engine(config, dict(self.stores), Router(config, self.resolver),
                              self.limits, self.settler, self.read_body, clock_us)
         self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit)
-        self.occupancy = Occupancy(self.store.coming)
+        self.balance = Balance(config.run, self.number, child.setup.workers)
+        self.occupancy = Occupancy(self.store.coming, self.balance)
         self.listeners = [
             SmtpListener(sock, config, config.listeners[index], self.intake.submit, self.intake_closed, self.occupancy)
             for index, sock in child.sockets()
@@ -203,6 +205,7 @@ class Worker:
 
     def stop(self) -> None:
         """Take nothing new, finish what is under way within the time we have, write everything down."""
+        self.balance.leave()
         doors = [gevent.spawn(door.stop, self.child.deadline) for door in self.doors]
         finished = self.engine.stop()
         in_time = self.child.finish(finished)

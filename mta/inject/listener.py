@@ -12,7 +12,8 @@ and a few hundred bytes.
   4.5.3.2.6 gives it ten minutes).
 * A connection too many is told `421 4.3.2` and closed at once. Without a file descriptor left for it, a spare one is
   given up for a moment to do just that; otherwise it would wait in the backlog for ever and wake us for ever.
-* One connection is accepted per turn of the event loop, so that several workers on one socket share a burst.
+* A burst of connections is spread over all workers: who has more sessions than another one lets that go first, for
+  `COURTESY_S`, and then takes one connection (`mta.inject.balance`).
 * Whether the client is still there when `250` is written is not asked: see `mta.smtp.server`.
 * A session that we end is not simply closed: unread input would make the kernel send a reset, which may overtake our
   last reply. Our side is shut first, and for a moment what still comes is read and dropped.
@@ -34,6 +35,7 @@ from gevent.event import Event
 from gevent.hub import get_hub
 
 from mta.config.schema import Config, Listener
+from mta.inject.balance import Balance
 from mta.inject.intake import Source
 from mta.queue.shortage import SHORTAGE, Spell
 from mta.smtp.budget import Budget
@@ -52,6 +54,7 @@ _READ: Final = 1  # libev's EV_READ and EV_WRITE
 _WRITE: Final = 2
 
 CHUNK = 65_536
+COURTESY_S = 0.001  # for a worker with fewer sessions to take a connection
 ACCEPT_PAUSE_S = 0.1  # after a failure to accept that will not pass at once
 CLOSING_S = 5.0  # patience with a client that is to take our last reply
 DROPPED_AT_THE_END = 1_000_000  # octets read and dropped after our last reply
@@ -71,12 +74,20 @@ log = logging.getLogger(__name__)
 class Occupancy:
     """How many sessions there are, in all and by client, and what they hold. Several listeners may share one."""
 
-    def __init__(self, coming: Coming | None = None) -> None:
+    def __init__(self, coming: Coming | None = None, balance: Balance | None = None) -> None:
         self.total = 0
         self.most = math.inf  # what the descriptors of this process allow, whatever the configuration says
         self.content = Budget(math.inf)  # of the messages that they are receiving
         self.coming = coming or Coming()  # those messages
         self._by_client: Counter[str] = Counter()
+        self._balance = balance
+        if balance is not None:
+            balance.tell(0)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether another worker has fewer sessions."""
+        return self._balance is not None and self._balance.is_ahead
 
     def enter(self, address: str, limit: int, limit_per_client: int) -> bytes | None:
         """Count a session in. The refusal, if there are too many: then it is not counted."""
@@ -84,16 +95,21 @@ class Occupancy:
             return _TOO_MANY
         if self._by_client[address] >= limit_per_client:
             return _TOO_MANY_OF_YOURS
-        self.total += 1
         self._by_client[address] += 1
+        self._count(1)
         return None
 
     def leave(self, address: str) -> None:
         """Count a session out."""
-        self.total -= 1
         self._by_client[address] -= 1
         if not self._by_client[address]:
             del self._by_client[address]
+        self._count(-1)
+
+    def _count(self, difference: int) -> None:
+        self.total += difference
+        if self._balance is not None:
+            self._balance.tell(self.total)
 
 
 class SmtpListener:
@@ -125,6 +141,7 @@ class SmtpListener:
         loop = get_hub().loop
         self._readable = loop.io(self._sock.fileno(), _READ)
         self._pause = loop.timer(ACCEPT_PAUSE_S, ACCEPT_PAUSE_S)
+        self._courtesy = loop.timer(COURTESY_S, COURTESY_S)
         self.configure(config)
 
     def __repr__(self) -> str:
@@ -169,6 +186,7 @@ class SmtpListener:
         Returns when all are gone, or a moment after the deadline.
         """
         self._pause.close()
+        self._courtesy.close()
         self._readable.close()
         self._sock.close()
         self._give_up_spare()
@@ -184,6 +202,19 @@ class SmtpListener:
     # -- accepting; on the hub ----------------------------------------------------------------------------------
 
     def _accept(self) -> None:
+        """There is a connection: ours, unless another worker takes it now."""
+        if self._occupancy.is_ahead:
+            self._readable.stop()
+            self._courtesy.again(self._accept_after_all)
+        else:
+            self._take()
+
+    def _accept_after_all(self) -> None:
+        self._courtesy.stop()
+        self.start()
+        self._take()
+
+    def _take(self) -> None:
         try:
             # Not accept(): in a patched process that makes a gevent socket.
             fd, address = self._sock._accept()
