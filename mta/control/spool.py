@@ -4,7 +4,7 @@
     SPOOL/version         layout version; a spool of a newer version is refused
     SPOOL/shards/NNN/     the durable queues, each of one worker at a time
     RUN/lock              as above, so that two instances never share control sockets and the table of limits
-    RUN/control.sock, RUN/worker-N.sock, RUN/worker-N.nudge, RUN/limits/
+    RUN/control.sock, RUN/worker-N.sock, RUN/worker-N.nudge, RUN/limits/, RUN/sessions
 
 The locks are open files that every child inherits: the kernel releases them when the last process of an instance is
 gone, however it went. A supervisor that was killed leaves children that stop by themselves within seconds; a new
