@@ -1,7 +1,14 @@
 """The bytes of the table of limits: its LMDB environment, the records in it, and the FIFOs that wake workers.
 
-Two kinds of records: `L` and the name of a limit holds its leases (`mta.delivery.leases`); `N`, the number of a worker
-in two bytes, and the name of a limit is a nudge for that worker: [number of leases granted, name].
+Records by the first byte of their key, behind which stands a name or the number of a worker in two bytes:
+
+    L name          the leases of a limit (`mta.delivery.leases`)
+    R name          the level of a bucket (`mta.delivery.rates`)
+    C name          a counter (`mta.delivery.counters`)
+    S name          the state of a path: [name, record] (`mta.delivery.pathstate`)
+    W worker        this worker lives, and wants to hear of changes of states
+    N worker, name  a nudge for that worker: [leases granted, whether others want some, whether the state changed, name]
+    B               id of the boot in which all this was written: monotonic times mean nothing in another one
 """
 
 from __future__ import annotations
@@ -12,8 +19,9 @@ import os
 import stat
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import lmdb
 import msgpack
@@ -23,9 +31,14 @@ from mta.delivery.leases import Leases
 MAP_SIZE: Final = 256_000_000  # address space; some 150 bytes are used for a limit that anybody holds or wants
 PREALLOCATED: Final = 4_000_000  # so that a full disk stops no delivery
 FIRST_LIMIT: Final = b"L"  # the position to begin at with `some_limits`
+LEVEL: Final = b"R"
+COUNTER: Final = b"C"
+STATE: Final = b"S"
 
 _LIMIT: Final = b"L"
 _NUDGE: Final = b"N"
+_WORKER: Final = b"W"
+_BOOT: Final = b"B"
 _LONGEST_KEY: Final = 500  # LMDB takes 511
 
 log = logging.getLogger(__name__)
@@ -36,10 +49,23 @@ def open_table(directory: Path) -> Any:
     directory.mkdir(mode=0o700, exist_ok=True)
     env = lmdb.open(str(directory), map_size=MAP_SIZE, sync=False, metasync=False, mode=0o600, max_spare_txns=0)
     _preallocate(directory / "data.mdb")
+    boot = boot_id()
+    with env.begin(write=True) as txn:
+        if txn.get(_BOOT) != boot:
+            txn.drop(env.open_db(txn=txn), delete=False)
+            txn.put(_BOOT, boot)
     return env
 
 
-def _key(name: str) -> bytes:
+def boot_id() -> bytes:
+    """Of this boot of the machine; empty where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    except OSError:
+        return b""
+
+
+def key_of(name: str) -> bytes:
     """A key that LMDB takes, whatever the length of the name."""
     encoded = name.encode()
     if len(encoded) <= _LONGEST_KEY:
@@ -49,14 +75,14 @@ def _key(name: str) -> bytes:
 
 def load(txn: Any, name: str, limit: int) -> Leases:
     """The leases of the limit `name`; `limit` is for one without a record."""
-    record = txn.get(_LIMIT + _key(name))
+    record = txn.get(_LIMIT + key_of(name))
     now = time.monotonic()
     return Leases(name, limit, now=now) if record is None else Leases.decode(record, now)
 
 
 def save(txn: Any, state: Leases) -> None:
     """Write the leases back; no record when nobody holds or wants any."""
-    key = _LIMIT + _key(state.name)
+    key = _LIMIT + key_of(state.name)
     record = state.encode()
     if record is None:
         txn.delete(key)
@@ -78,38 +104,86 @@ def some_limits(txn: Any, position: bytes, count: int) -> tuple[list[Leases], by
     return states, None
 
 
-def add_nudge(txn: Any, worker: int, name: str, granted: int) -> None:
-    """Nudge `worker`: `granted` more leases of `name` are its own now; with 0, others want some that it holds."""
-    key = _NUDGE + struct.pack("!H", worker) + _key(name)
+def records(txn: Any, kind: bytes, position: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+    """Up to `count` records of a kind from the key `position` on, as (key, record), and the key to go on from; None at
+    the end. An empty position is the beginning."""
+    found_rows: list[tuple[bytes, bytes]] = []
+    with txn.cursor() as cursor:
+        found = cursor.set_range(position or kind)
+        while found and cursor.key()[:1] == kind:
+            if len(found_rows) == count:
+                return found_rows, bytes(cursor.key())
+            found_rows.append((bytes(cursor.key()), bytes(cursor.value())))
+            found = cursor.next()
+    return found_rows, None
+
+
+def walk(env: Any, kind: bytes, batch: int) -> Iterator[list[tuple[bytes, bytes]]]:
+    """All records of a kind, in pieces; the table is free for others between two of them."""
+    position: bytes | None = kind
+    while position is not None:
+        with env.begin(write=True) as txn:  # not a reader: a killed one would keep old pages for ever
+            piece, position = records(txn, kind, position, batch)
+        yield piece
+
+
+class Nudge(NamedTuple):
+    """What a worker is told about a name."""
+
+    key: bytes  # in the table
+    granted: int  # so many more leases are its own now
+    wanted: bool  # others want leases that it holds
+    changed: bool  # another worker changed the state
+    name: str
+
+
+def add_nudge(txn: Any, worker: int, name: str, granted: int = 0, wanted: bool = False, changed: bool = False) -> None:
+    """Nudge `worker`."""
+    key = _NUDGE + struct.pack("!H", worker) + key_of(name)
     record = txn.get(key)
     if record is not None:
-        granted += msgpack.unpackb(record)[0]
-    txn.put(key, msgpack.packb([granted, name]))
+        before = msgpack.unpackb(record)
+        granted, wanted, changed = granted + before[0], wanted or before[1], changed or before[2]
+    txn.put(key, msgpack.packb([granted, wanted, changed, name]))
 
 
-def nudges_of(txn: Any, worker: int) -> list[tuple[bytes, int, str]]:
-    """The nudges of `worker`: key in the table, number of leases granted, name of the limit."""
+def nudges_of(txn: Any, worker: int) -> list[Nudge]:
+    """The nudges of `worker`."""
     prefix = _NUDGE + struct.pack("!H", worker)
     nudges = []
     with txn.cursor() as cursor:
         found = cursor.set_range(prefix)
         while found and cursor.key().startswith(prefix):
-            count, name = msgpack.unpackb(cursor.value())
-            nudges.append((bytes(cursor.key()), count, name))
+            nudges.append(Nudge(bytes(cursor.key()), *msgpack.unpackb(cursor.value())))
             found = cursor.next()
     return nudges
 
 
+def enter(txn: Any, worker: int) -> None:
+    """`worker` lives."""
+    txn.put(_WORKER + struct.pack("!H", worker), b"")
+
+
+def leave(txn: Any, worker: int) -> None:
+    """It does not any more."""
+    txn.delete(_WORKER + struct.pack("!H", worker))
+
+
+def workers(txn: Any) -> list[int]:
+    """Those that live."""
+    return [struct.unpack("!H", key[1:])[0] for key, _ in records(txn, _WORKER, b"", 0x10000)[0]]
+
+
 def nudged_workers(txn: Any) -> list[int]:
     """The workers that have nudges, each once."""
-    workers = []
+    nudged = []
     with txn.cursor() as cursor:
         found = cursor.set_range(_NUDGE)
         while found and cursor.key().startswith(_NUDGE):
             worker: int = struct.unpack("!H", cursor.key()[1:3])[0]
-            workers.append(worker)
+            nudged.append(worker)
             found = cursor.set_range(_NUDGE + struct.pack("!H", worker + 1)) if worker < 0xFFFF else False
-    return workers
+    return nudged
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

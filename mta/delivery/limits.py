@@ -1,16 +1,31 @@
-"""The table of limits that all workers share: a limit on connections holds over all of them at every instant.
+"""The table that all workers share: a limit holds over all of them at every instant, and what one learns all know.
 
 It is an LMDB environment in the runtime directory. Every operation is one write transaction of some microseconds
 (`bench/limits.py`), which is atomic over all processes; a process that is killed inside one leaves no trace of it, and
-its lock is recovered. Nothing is synced: the table lives as long as the instance.
+its lock is recovered. Nothing is synced: the table lives as long as the instance (`mta.delivery.learnt` carries over
+what has to live longer).
 
-Nobody polls. A worker that is refused is entered in the same transaction as wanting (`mta.delivery.leases` has the
-rules), and is nudged when a lease has been granted to it. Those who hold more than their part are nudged, too, so
-that a connection at rest makes room. A nudge is an entry in the table, made in the transaction that caused it, plus
-a byte in the worker's FIFO, which only says "look". So a nudge cannot be lost when a buffer is full; and if the nudging
-worker is killed between the two, `clear_worker` or the next heartbeat makes up for it.
+**Leases**: how many at once. `acquire` takes one of each of any number of limits, all or none; `release` gives the same
+names back. A worker that is refused is entered in the same transaction as wanting (`mta.delivery.leases` has the
+rules), and is nudged when a lease has been granted to it. Those who hold more than their part are nudged, too, so that
+a connection at rest makes room. A granted lease that the worker does not take within `GRANT_S` goes on to the next in
+line, unless the worker waits for a further limit of the same set: those are taken in one order by everybody, the
+smaller limit first, among equals by name, so nobody waits in a circle, and who has come so far does not begin anew.
 
-A granted lease that the worker does not take within `GRANT_S` goes on to the next in line.
+**Rates**: how many in a time (`mta.delivery.rates`). `reserve` says when:
+
+    at = limits.reserve(buckets)        # the path's own, then provider, source, tenant, in any order
+    if at <= time.monotonic(): ...      # it is yours: send now, or `hand_back`
+    else: ...                           # your place in line is kept: call `reserve` again at that time
+
+**Counters**: how many in a day, and how many there are (`mta.delivery.counters`).
+
+**States**: suspensions, lowered limits and what adaptation found (`mta.delivery.pathstate`), by the name of a path or
+of whatever else may stand still. `state` is a look into a dict.
+
+Nobody polls. A nudge is an entry in the table, made in the transaction that caused it, plus a byte in the worker's
+FIFO, which only says "look". So a nudge cannot be lost when a buffer is full; and if the nudging worker is killed
+between the two, `clear_worker` or the next heartbeat makes up for it.
 """
 
 from __future__ import annotations
@@ -19,15 +34,19 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import lmdb
 
 from mta.delivery import limit_table
+from mta.delivery.counters import DAY_S, LEVEL, Counter
 from mta.delivery.leases import FIRM_FIRST_S, Leases, Refusal
+from mta.delivery.pathstate import PathState
+from mta.delivery.rates import Bucket
+from mta.delivery.shared_rates import SharedRates
+from mta.delivery.shared_states import SharedStates, all_states
 
 GRANT_S: Final = 1.0
 FOREVER: Final = float("inf")
@@ -41,6 +60,11 @@ class _Wait(NamedTuple):
 
     limit: int
     until: float  # then it is worth another look, though nothing was heard; monotonic seconds
+
+
+def limited(leases: Iterable[tuple[str, int | None]]) -> tuple[str, ...]:
+    """The names of those that are limited: what `release` has to give back."""
+    return tuple([name for name, limit in leases if limit is not None])
 
 
 class Limits:
@@ -58,6 +82,7 @@ class Limits:
         self._waiting: dict[str, _Wait] = {}  # wanted and not granted yet
         self._learned: dict[str, int] = {}  # of limits that we hold or want: `Leases.taken` where there is one
         self._granted: dict[str, tuple[int, float]] = {}  # not taken yet: how many, since when
+        self._kept: dict[str, str] = {}  # of those, the ones that we keep while we wait for another limit of their set
         self._yielding: dict[str, int] = {}  # leases that we said we would give back
         self._owed: list[str] = []  # given back when the table could not be written
         self._again: set[str] = set()  # refused because the table could not be written
@@ -67,8 +92,12 @@ class Limits:
             if worker is not None:
                 self._bell = limit_table.open_bell(self._bell_path(worker))
                 self.clear_worker(worker)
+                with self._env.begin(write=True) as txn:
+                    limit_table.enter(txn, worker)
         except lmdb.Error as error:
             raise OSError(errno.EIO, f"table of limits: {error}", str(directory)) from error
+        self._rates = SharedRates(self._env)
+        self._states = SharedStates(self._env, self._worker)
 
     def close(self) -> None:
         """Give everything back and close the table."""
@@ -83,25 +112,32 @@ class Limits:
 
     # -- leases --------------------------------------------------------------------------------------------------
 
-    def acquire(self, leases: Sequence[tuple[str, int]]) -> str | None:
+    def acquire(self, leases: Sequence[tuple[str, int | None]]) -> str | None:
         """Take one lease of each (name, limit), all or none. Returns None, or the name of the limit that is full.
 
-        The worker then waits for that limit: it will be nudged, and until then is refused without a look.
+        A limit of None is none, and costs nothing; 0 lets nobody through. When refused the worker waits for the limit
+        that is named: it will be nudged, and until then is refused without a look.
         """
         waiting = self._waiting
+        wanted = []
         for name, limit in leases:
-            wait = waiting.get(name)
-            if wait is not None and wait.limit == limit and time.monotonic() < wait.until:
-                return name
+            if limit is not None:
+                wanted.append((limit, name))
+                wait = waiting.get(name)
+                if wait is not None and wait.limit == limit and time.monotonic() < wait.until:
+                    return name
+        if not wanted:
+            return None
+        wanted.sort()
         try:
             with self._env.begin(write=True) as txn:
-                full, nudged = self._acquire(txn, sorted(leases, key=itemgetter(1)))
+                full, nudged = self._acquire(txn, wanted)
         except lmdb.Error as error:
             log.error("table of limits: %s", error)
-            self._again.add(leases[0][0])
-            return leases[0][0]
+            self._again.add(wanted[0][1])
+            return wanted[0][1]
         if full is None:
-            for name, _ in leases:
+            for _, name in wanted:
                 waiting.pop(name, None)
                 if name in self._granted:
                     self._take_granted(name)
@@ -109,15 +145,20 @@ class Limits:
             # A receiver's own limit may rise without a word: then it is looked at again, now and then.
             until = max(full.firm_until, full.now + FIRM_FIRST_S) if full.taken else FOREVER
             waiting[full.name] = _Wait(full.limit, until)
+            for _, name in wanted:
+                if name == full.name:
+                    break
+                if name in self._granted:
+                    self._kept[name] = full.name
         self._ring(nudged)
         return full.name if full is not None else None
 
-    def _acquire(self, txn: Any, leases: Sequence[tuple[str, int]]) -> tuple[Leases | None, set[int]]:
+    def _acquire(self, txn: Any, leases: Sequence[tuple[int, str]]) -> tuple[Leases | None, set[int]]:
         """The smallest limit first. Returns the limit that is full, if any, and the workers to wake."""
         me = self._worker
         nudged: set[int] = set()
         taken: list[Leases] = []
-        for name, limit in leases:
+        for limit, name in leases:
             if name in self._granted:
                 continue
             state = limit_table.load(txn, name, limit)
@@ -129,7 +170,7 @@ class Limits:
             else:
                 self._learned.pop(name, None)
             for worker in granted:
-                self._nudge(txn, worker, name, 1, nudged)
+                self._grant_nudge(txn, worker, name, nudged)
             if not took:
                 if not waited:
                     self._tell_holders(txn, state, nudged)
@@ -174,7 +215,9 @@ class Limits:
         return self._learned.get(name, 0)
 
     def release(self, names: Sequence[str]) -> None:
-        """Give one lease of each back. Those who wait are nudged."""
+        """Give one lease of each back: of those that were limited (`limited`). Those who wait are nudged."""
+        if not names and not self._owed:
+            return
         nudged: set[int] = set()
         for name in names:
             yielding = self._yielding.pop(name, 0)
@@ -198,9 +241,12 @@ class Limits:
         if name not in self._waiting and name not in self._granted:
             return
         nudged: set[int] = set()
-        granted = self._granted.pop(name, (0, 0.0))[0] if not count else 0
+        granted = 0
         if not count:
+            granted = self._drop_granted(name)
             self._waiting.pop(name, None)
+            for kept in [kept for kept, waited in self._kept.items() if waited == name]:
+                self._owed.extend([kept] * self._drop_granted(kept))
         try:
             with self._env.begin(write=True) as txn:
                 state = limit_table.load(txn, name, 0)
@@ -211,26 +257,127 @@ class Limits:
             log.error("table of limits: %s", error)
             self._owed.extend([name] * granted)
         self._ring(nudged)
+        self.release(())
 
     def should_yield(self, name: str, limit: int, resting: bool = False) -> bool:
         """Whether this worker should give a lease of `name` back for another one; `resting`: one it does not use.
 
         When it says so it counts on it: until the next `release` of `name` it answers as if that had been done.
         """
+        return self.gives_way(((name, limit),), resting) is not None
+
+    def gives_way(self, leases: Sequence[tuple[str, int | None]], resting: bool = False) -> str | None:
+        """Which of these limits asks this worker to give a lease back, as in `should_yield`, if any does.
+
+        For the set of a connection, in one look. Give all of the set back then.
+        """
         try:
             with self._env.begin(write=True) as txn:  # not a reader: a killed one would keep old pages for ever
-                state = limit_table.load(txn, name, limit)
+                states = [limit_table.load(txn, name, limit) for name, limit in leases if limit is not None]
         except lmdb.Error as error:
             log.error("table of limits: %s", error)
-            return False
-        yielding = self._yielding.get(name, 0)
-        for _ in range(yielding):
-            state.give_back(self._worker)
-            state.grant()
-        if not state.should_yield(self._worker, resting):
-            return False
-        self._yielding[name] = yielding + 1
+            return None
+        for state in states:
+            yielding = self._yielding.get(state.name, 0)
+            for _ in range(yielding):
+                state.give_back(self._worker)
+                state.grant()
+            if state.should_yield(self._worker, resting):
+                self._yielding[state.name] = yielding + 1
+                return state.name
+        return None
+
+    # -- rates and counters --------------------------------------------------------------------------------------
+
+    def reserve(self, buckets: Sequence[Bucket], count: int = 1) -> float:
+        """When `count` messages may go by all these rates; monotonic seconds. Hot path (`bench/limits.py`).
+
+        Not later than now: they are taken; send now, or `hand_back`. Later: nothing is taken, but a place in line is
+        ours. Call it again with the same buckets at that time; earlier it gives the same answer for nothing, later than
+        some seconds the place is lost. It may be put off once more, by another one of the buckets.
+
+        The place belongs to this worker and these names: whoever calls first when it is due gets what it is for, so let
+        one caller per path wait. A bucket with another rate than before (a reload, adaptation) is in force at once:
+        what waits is moved to the new rate. Then call again for all that wait.
+        """
+        return self._rates.reserve(buckets, count)
+
+    def hand_back(self, buckets: Sequence[Bucket], count: int = 1) -> None:
+        """What `reserve` gave is not used after all: the `count` messages that were taken, or the place in line.
+
+        It is given to others if nobody has taken or come after; else it is lost, as the others have their times.
+        """
+        self._rates.hand_back(buckets, count)
+
+    def count(self, name: str, number: int, limit: int | None, period_s: int = DAY_S) -> bool:
+        """Count `number` more under `name`; False, and nothing counted, when that would be more than `limit`.
+
+        Begins again with each period, which is reckoned from the epoch: a day is a calendar day in UTC
+        (`counters.ends_us` tells when it ends). With a period of `counters.LEVEL` it never does: it is what there is
+        now, as the size of a queue; a negative `number` counts down, and each worker's part goes with it when it dies.
+        """
+        now_us = time.time_ns() // 1000
+        key = limit_table.COUNTER + limit_table.key_of(name)
+        try:
+            with self._env.begin(write=True) as txn:
+                record = txn.get(key)
+                counter = Counter(name, period_s) if record is None else Counter.decode(record)
+                counter.period_s = period_s
+                counter.begin(now_us)
+                if not counter.add(self._worker, number, limit):
+                    return False
+                self._save_counter(txn, key, counter)
+        except lmdb.Error as error:
+            log.error("table of limits: %s", error)
+            return number <= 0
         return True
+
+    def counted(self, name: str) -> int:
+        """How many there are now under `name`, over all workers."""
+        with self._env.begin(write=True) as txn:
+            record = txn.get(limit_table.COUNTER + limit_table.key_of(name))
+        counter = Counter(name, LEVEL) if record is None else Counter.decode(record)
+        return 0 if counter.is_over(time.time_ns() // 1000) else counter.total
+
+    @staticmethod
+    def _save_counter(txn: Any, key: bytes, counter: Counter) -> None:
+        record = counter.encode()
+        if record is None:
+            txn.delete(key)
+        else:
+            txn.put(key, record)
+
+    # -- states --------------------------------------------------------------------------------------------------
+
+    def state(self, name: str) -> PathState:
+        """What all workers know of `name`. Costs nothing in the steady state: a nudge replaces our copy."""
+        return self._states.state(name)
+
+    def update(self, name: str, change: Callable[[PathState], PathState]) -> PathState:
+        """Change what all workers know of `name`, and return it. `change` gets the newest state and returns another, by
+        `replace`, `with_hold` and `without`; it runs inside the transaction, so it does no more than reckon.
+
+        Others are nudged when they have to act (`PathState.differs`): not for a new `adaptive` alone. So do not round
+        too finely what adaptation allows, and do not update for each message but for what was seen in a second or so.
+        """
+        state, nudged = self._states.update(name, change)
+        self._ring(nudged)
+        return state
+
+    def changed(self) -> list[str]:
+        """The names whose state another worker, or the control process, has changed since the last call.
+
+        For after `recv_nudges`. Also of names that this worker has never asked for.
+        """
+        return self._states.take_changed()
+
+    def forget(self, name: str | None = None) -> None:
+        """Drop our copy of a state that is not needed now; of all when the wall clock was set, which moves them."""
+        self._states.forget(name)
+
+    def states(self) -> Iterator[tuple[str, PathState]]:
+        """All states that anybody has changed, in pieces. For the control process."""
+        return all_states(self._env, BATCH)
 
     # -- nudges --------------------------------------------------------------------------------------------------
 
@@ -241,7 +388,8 @@ class Limits:
     def recv_nudges(self) -> list[str]:
         """The limits to look at: a lease was granted to us (`acquire` takes it), or others want some of ours.
 
-        Call it when `fileno` is readable, and on every heartbeat: it also sees to what went wrong in between.
+        Call it when `fileno` is readable, and on every heartbeat: it also sees to what went wrong in between. The names
+        whose state was changed come from `changed`, afterwards.
         """
         try:
             while os.read(self._bell, 4096):
@@ -253,17 +401,22 @@ class Limits:
         now = time.monotonic()
         try:
             with self._env.begin(write=True) as txn:
-                for key, count, name in limit_table.nudges_of(txn, self._worker):
-                    txn.delete(key)
-                    names.add(name)
-                    if count:
+                for nudge in limit_table.nudges_of(txn, self._worker):
+                    txn.delete(nudge.key)
+                    name = nudge.name
+                    if nudge.changed:
+                        self._states.nudged(txn, name)
+                    if nudge.granted or nudge.wanted:
+                        names.add(name)
+                    if nudge.granted:
                         self._waiting.pop(name, None)
-                        self._granted[name] = (self._granted.get(name, (0, 0.0))[0] + count, now)
+                        self._granted[name] = (self._granted.get(name, (0, 0.0))[0] + nudge.granted, now)
         except lmdb.Error as error:
             log.error("table of limits: %s", error)
-        late = [name for name, (_, since) in self._granted.items() if now - since > GRANT_S]
+        late = [name for name, (_, since) in self._granted.items()
+                if now - since > GRANT_S and self._kept.get(name) not in self._waiting]
         for name in late:
-            self._owed.extend([name] * self._granted.pop(name)[0])
+            self._owed.extend([name] * self._drop_granted(name))
         if self._owed:
             self.release(())
         return list(names)
@@ -272,6 +425,12 @@ class Limits:
         count, since = self._granted.pop(name)
         if count > 1:
             self._granted[name] = (count - 1, since)
+        else:
+            self._kept.pop(name, None)
+
+    def _drop_granted(self, name: str) -> int:
+        self._kept.pop(name, None)
+        return self._granted.pop(name, (0, 0.0))[0]
 
     def _give_back(self, txn: Any, state: Leases, count: int, nudged: set[int]) -> None:
         state.give_back(self._worker, count)
@@ -279,16 +438,18 @@ class Limits:
         if not mine.held and not mine.want:
             self._learned.pop(state.name, None)
         for worker in state.grant():
-            self._nudge(txn, worker, state.name, 1, nudged)
+            self._grant_nudge(txn, worker, state.name, nudged)
         limit_table.save(txn, state)
 
     def _tell_holders(self, txn: Any, state: Leases, nudged: set[int]) -> None:
         for worker, share in state.shares.items():
             if share.held:  # us, too: one of our own connections may rest
-                self._nudge(txn, worker, state.name, 0, nudged)
+                limit_table.add_nudge(txn, worker, state.name, wanted=True)
+                nudged.add(worker)
 
-    def _nudge(self, txn: Any, worker: int, name: str, granted: int, nudged: set[int]) -> None:
-        limit_table.add_nudge(txn, worker, name, granted)
+    @staticmethod
+    def _grant_nudge(txn: Any, worker: int, name: str, nudged: set[int]) -> None:
+        limit_table.add_nudge(txn, worker, name, granted=1)
         nudged.add(worker)
 
     def _ring(self, workers: Iterable[int]) -> None:
@@ -322,11 +483,19 @@ class Limits:
                 for state in states:
                     if state.shares.pop(worker, None) is not None:
                         for other in state.grant():
-                            self._nudge(txn, other, state.name, 1, nudged)
+                            self._grant_nudge(txn, other, state.name, nudged)
                         limit_table.save(txn, state)
             self._ring(nudged)
+        for piece in limit_table.walk(self._env, limit_table.COUNTER, BATCH):
+            with self._env.begin(write=True) as txn:
+                for key, _ in piece:
+                    record = txn.get(key)
+                    counter = Counter("", LEVEL) if record is None else Counter.decode(record)
+                    if counter.parts.pop(worker, None) is not None:
+                        self._save_counter(txn, key, counter)
         with self._env.begin(write=True) as txn:
-            for key, _, _ in limit_table.nudges_of(txn, worker):
-                txn.delete(key)
+            limit_table.leave(txn, worker)
+            for nudge in limit_table.nudges_of(txn, worker):
+                txn.delete(nudge.key)
             left = limit_table.nudged_workers(txn)
         self._ring(left)
