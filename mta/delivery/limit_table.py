@@ -28,8 +28,8 @@ import msgpack
 
 from mta.delivery.leases import Leases
 
-MAP_SIZE: Final = 256_000_000  # address space; some 150 bytes are used for a limit that anybody holds or wants
-PREALLOCATED: Final = 4_000_000  # so that a full disk stops no delivery
+SIZE_FIRST: Final = 1 << 22  # some 150 bytes are used for a limit that anybody holds or wants
+SIZE_MOST: Final = 1 << 28
 FIRST_LIMIT: Final = b"L"  # the position to begin at with `some_limits`
 LEVEL: Final = b"R"
 COUNTER: Final = b"C"
@@ -45,16 +45,47 @@ log = logging.getLogger(__name__)
 
 
 def open_table(directory: Path) -> Any:
-    """The environment, made if need be. Raises OSError and lmdb.Error."""
+    """The environment, made if need be. Raises OSError and lmdb.Error.
+
+    Writers change the pages of the map itself, which takes a third of the time of writing to the file. What the map is
+    as large as has to be on the disk already for that, else a full disk would end the process (SIGBUS) instead of an
+    operation; so the map is small, and grows when it is full (`cope`).
+    """
     directory.mkdir(mode=0o700, exist_ok=True)
-    env = lmdb.open(str(directory), map_size=MAP_SIZE, sync=False, metasync=False, mode=0o600, max_spare_txns=0)
-    _preallocate(directory / "data.mdb")
+    path = directory / "data.mdb"
+    size = max(path.stat().st_size if path.exists() else 0, SIZE_FIRST)
+    env = _open(directory, size, True)
+    if not _allocate(path, size):
+        env.close()
+        env = _open(directory, SIZE_MOST, False)
     boot = boot_id()
     with env.begin(write=True) as txn:
         if txn.get(_BOOT) != boot:
             txn.drop(env.open_db(txn=txn), delete=False)
             txn.put(_BOOT, boot)
     return env
+
+
+def _open(directory: Path, size: int, writemap: bool) -> Any:
+    return lmdb.open(str(directory), map_size=size, sync=False, metasync=False, mode=0o600, max_spare_txns=0,
+                     writemap=writemap)
+
+
+def cope(env: Any, error: lmdb.Error) -> None:
+    """An operation failed and left no trace. Do what helps the next one: give the table more room if it is full."""
+    try:
+        if isinstance(error, lmdb.MapResizedError):  # another process gave it more
+            env.set_mapsize(0)
+            return
+        if isinstance(error, lmdb.MapFullError):
+            path = Path(env.path(), "data.mdb")
+            size = min(max(env.info()["map_size"] * 2, path.stat().st_size), SIZE_MOST)
+            if size > env.info()["map_size"] and _allocate(path, size):
+                env.set_mapsize(size)
+                return
+    except (lmdb.Error, OSError) as trouble:
+        log.error("table of limits: %s", trouble)
+    log.error("table of limits: %s", error)
 
 
 def boot_id() -> bytes:
@@ -200,12 +231,14 @@ def open_bell(path: str) -> int:
     return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _preallocate(path: Path) -> None:
+def _allocate(path: Path, size: int) -> bool:
+    """Whether the file has that size on the disk now."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.posix_fallocate(fd, 0, PREALLOCATED)
+        os.posix_fallocate(fd, 0, size)
     except OSError as error:
-        # A file system that cannot do it, or is full already: the table grows as it can.
-        log.debug("%s: %s", path, error)
+        log.warning("%s: %s", path, error)
+        return False
     finally:
         os.close(fd)
+    return True

@@ -133,7 +133,7 @@ class Limits:
             with self._env.begin(write=True) as txn:
                 full, nudged = self._acquire(txn, wanted)
         except lmdb.Error as error:
-            log.error("table of limits: %s", error)
+            limit_table.cope(self._env, error)
             self._again.add(wanted[0][1])
             return wanted[0][1]
         if full is None:
@@ -193,7 +193,7 @@ class Limits:
                 state.served()
                 self._give_back(txn, state, 0, nudged)
         except lmdb.Error as error:
-            log.error("table of limits: %s", error)
+            limit_table.cope(self._env, error)
         self._ring(nudged)
 
     def refused(self, name: str, begun: float, serves_us: bool) -> Refusal:
@@ -206,7 +206,7 @@ class Limits:
                 refusal = state.refused(self._worker, begun, serves_us)
                 limit_table.save(txn, state)
         except lmdb.Error as error:
-            log.error("table of limits: %s", error)
+            limit_table.cope(self._env, error)
             return Refusal.WITHIN if serves_us else Refusal.ALONE
         return refusal
 
@@ -229,7 +229,7 @@ class Limits:
                     self._give_back(txn, limit_table.load(txn, name, 0), 1, nudged)
             self._owed.clear()
         except lmdb.Error as error:
-            log.error("table of limits: %s", error)
+            limit_table.cope(self._env, error)
             self._owed.extend(names)
         self._ring(nudged)
 
@@ -254,7 +254,7 @@ class Limits:
                     state.want(self._worker, count, time.monotonic())
                     self._give_back(txn, state, granted, nudged)
         except lmdb.Error as error:
-            log.error("table of limits: %s", error)
+            limit_table.cope(self._env, error)
             self._owed.extend([name] * granted)
         self._ring(nudged)
         self.release(())
@@ -275,7 +275,7 @@ class Limits:
             with self._env.begin(write=True) as txn:  # not a reader: a killed one would keep old pages for ever
                 states = [limit_table.load(txn, name, limit) for name, limit in leases if limit is not None]
         except lmdb.Error as error:
-            log.error("table of limits: %s", error)
+            limit_table.cope(self._env, error)
             return None
         for state in states:
             yielding = self._yielding.get(state.name, 0)
@@ -328,7 +328,7 @@ class Limits:
                     return False
                 self._save_counter(txn, key, counter)
         except lmdb.Error as error:
-            log.error("table of limits: %s", error)
+            limit_table.cope(self._env, error)
             return number <= 0
         return True
 
@@ -412,7 +412,7 @@ class Limits:
                         self._waiting.pop(name, None)
                         self._granted[name] = (self._granted.get(name, (0, 0.0))[0] + nudge.granted, now)
         except lmdb.Error as error:
-            log.error("table of limits: %s", error)
+            limit_table.cope(self._env, error)
         late = [name for name, (_, since) in self._granted.items()
                 if now - since > GRANT_S and self._kept.get(name) not in self._waiting]
         for name in late:

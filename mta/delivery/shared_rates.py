@@ -77,7 +77,7 @@ class SharedRates:
             with self._env.begin(write=True) as txn:
                 at = self._take(txn, hand, buckets, amount, now)
         except lmdb.Error as error:
-            log.error("table of limits: %s", error)
+            limit_table.cope(self._env, error)
             return now + AGAIN_S
         if at > now:
             hand.at, hand.count, hand.left = at, amount, 0
@@ -141,7 +141,7 @@ class SharedRates:
                         level.used -= (count + hand.left) * bucket.spacing
                     txn.put(key, level.encode(bucket.spacing))
         except lmdb.Error as error:
-            log.error("table of limits: %s", error)
+            limit_table.cope(self._env, error)
 
     def _new_hand(self, key: tuple[str, ...], buckets: Sequence[Bucket], now: float) -> _Hand:
         """Places that were had at other rates are lost, but who comes from them is served at the new ones."""

@@ -67,7 +67,7 @@ class SharedStates:
             with self._env.begin(write=True) as txn:
                 state = load(txn, name)
         except lmdb.Error as error:
-            log.error("table of limits: %s", error)
+            limit_table.cope(self._env, error)
             return UNKNOWN
         self._keep(name, state)
         return state
@@ -87,7 +87,7 @@ class SharedStates:
                         for worker in nudged:
                             limit_table.add_nudge(txn, worker, name, changed=True)
         except lmdb.Error as error:
-            log.error("table of limits: %s", error)
+            limit_table.cope(self._env, error)
             after, nudged = change(self._copies.get(name, UNKNOWN)), set()
         self._keep(name, after)
         return after, nudged
