@@ -167,6 +167,8 @@ class Child:
                 self._line.sendall(encode(message))
         except OSError:
             pass  # the supervisor is gone: _listen() sees the end of the line and acts
+        except MemoryError:
+            pass  # one heartbeat less: if it stays like that we shall be ended
 
 
 def run_child(main: Callable[[Child], None]) -> int:
@@ -176,6 +178,7 @@ def run_child(main: Callable[[Child], None]) -> int:
     reported to the supervisor with its code; any other exception is a bug: the traceback goes to stderr, the code is
     `exits.SOFTWARE`.
     """
+    _end_without_memory()
     child = Child.attach()
     try:
         main(child)
@@ -187,3 +190,22 @@ def run_child(main: Callable[[Child], None]) -> int:
         child.failed(exits.SOFTWARE, f"bug: {type(error).__name__}: {error}")
         return exits.SOFTWARE
     return exits.OK
+
+
+def _end_without_memory() -> None:
+    """End the process when something of ours finds no memory, and nobody there knows what to do without it.
+
+    Else a greenlet that keeps time or watches deadlines would be gone, and the process go on without it. To be started
+    anew costs nothing that was accepted, as kill -9 does not (Postfix's mymalloc has the same rule).
+    """
+    hub: Any = gevent.get_hub()
+    usual = hub.handle_error
+    text = b"error: there is no memory: this process ends, and is started again\n"  # made while there was some
+
+    def handle(context: object, kind: type[BaseException], value: object, trace: object) -> None:
+        if kind is not None and issubclass(kind, MemoryError):
+            os.write(2, text)
+            os._exit(exits.OS_ERROR)
+        usual(context, kind, value, trace)
+
+    hub.handle_error = handle

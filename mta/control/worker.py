@@ -247,6 +247,8 @@ def _body_or_why_not(store: Store, message: Message) -> bytes | Exception:
         return store.body(message)
     except (BodyDamaged, BodyUnreadable) as error:
         return error
+    except MemoryError:
+        return BodyUnreadable("there is no memory to read the content now")
 
 
 def main(child: Child) -> None:

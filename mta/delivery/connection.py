@@ -116,6 +116,8 @@ class Connection:
             self._converse()
         except ShortageError as shortage:
             self.engine.connecting.lacking(str(shortage))
+        except MemoryError:
+            raise  # the process ends and starts anew
         except Exception as error:
             log.exception("bug: connection to %s ends", self.name)
             if not self.established:
@@ -265,6 +267,8 @@ class Connection:
             self._handle(client.lost(str(error)))
         except RemoteProtocolError as error:
             self._handle(client.lost(f"protocol error: {error}"))
+        except MemoryError:
+            raise
         except Exception as error:
             log.exception("bug: the conversation with %s ends", self.name)
             self._handle(client.lost(f"internal error: {error}"))

@@ -71,6 +71,8 @@ def main(child: Child) -> None:
     if behaviour == "hang":
         gevent.sleep(0.1)
         monkey.get_original("time", "sleep")(60)
+    if behaviour == "no memory":
+        gevent.spawn_later(0.1, bytearray, 1 << 62)
     child.stop_requested.wait()
     left_s = child.deadline - time.monotonic()
     tell(child, "stopping", left_s=left_s, orphaned=child.orphaned)

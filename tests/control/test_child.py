@@ -163,6 +163,17 @@ def test_a_blocked_hub_is_shown_and_replaced(mta: Fixture, start: Callable[..., 
     mta.report("worker-0", "started")
 
 
+def test_who_finds_no_memory_starts_anew(mta: Fixture, start: Callable[..., Running]) -> None:
+    """A greenlet that ends for want of memory leaves no process behind that lacks it: one line, and a new one."""
+    running = start(worker_0="no memory")
+    running.ready()
+    old = mta.report("worker-0", "started")["pid"]
+    running.line("there is no memory: this process ends, and is started again")
+    mta.behave()
+    assert mta.report("worker-0", "started")["pid"] != old
+    assert "Traceback" not in "\n".join(running.lines)
+
+
 def test_a_failed_start_is_one_clear_line(mta: Fixture, start: Callable[..., Running]) -> None:
     """A StartError of a child ends the start with its text and code."""
     running = start(worker_0="no disk")
