@@ -144,7 +144,7 @@ def story() -> Story:
                     time.sleep(0.1)
                 story.reasons |= reasons
                 story.numbers |= {domain: [*story.numbers.get(domain, []), *found] for domain, found in mine.items()}
-                story.early |= delivered(mta)
+                story.early |= delivered(mta) & {number for numbers in mine.values() for number in numbers}
                 story.detail = detail(mta, "servfail.mx.test")
                 story.lasted_s = time.monotonic() - began
                 story.memory = (memory, mta.status()["workers"][0]["memory"])
