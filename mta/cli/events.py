@@ -159,6 +159,7 @@ _DETAILS: Final[dict[str, Callable[[Event], list[str]]]] = {
     "deleted": lambda event: [f"by {_text(event, 'operator')}", _text(event, "reason")],
     "notified": lambda event: [f"{_text(event, 'action')}: notification {_text(event, 'notification')}"],
     "suspended": _suspended,
+    "alarm": lambda event: [_text(event, "subject"), _text(event, "text")],
 }
 
 

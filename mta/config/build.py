@@ -21,9 +21,24 @@ from mta.config.describe import expected_text, one_of, options_of, section_of
 from mta.config.problems import OptionPath, Problem, path_text, printable, quoted
 from mta.config.schema import Config, Route
 from mta.config.tree import Node, Scalar, Sequence
-from mta.config.units import KINDS, Directory, Duration, Endpoint, Network, Rate, Size, parse_directory
+from mta.config.units import (
+    KINDS,
+    Directory,
+    Domain,
+    Duration,
+    Endpoint,
+    FilePath,
+    Network,
+    Rate,
+    RouteKey,
+    Size,
+    parse_directory,
+)
 
 MAX_PROBLEMS = 500
+
+
+_ENTRIES: dict[Any, str] = dict.fromkeys((Domain, RouteKey), "domains, each with its options")
 
 
 class _Fault(Exception):  # noqa: N818 -- never leaves this module; the fault was reported
@@ -133,10 +148,11 @@ class Builder:
 
     def mapping(self, node: Node, wanted: Any, path: OptionPath, metadata: Mapping[str, Any],
                 base: object) -> dict[str, Any]:
-        """Sections by domain."""
-        key_type, section_type = get_args(wanted)
+        """Sections or values by domain, or by name."""
+        key_type, item_type = get_args(wanted)
         result: dict[str, Any] = {}
-        for name, (key, value) in self.entries(node, path, "domains, each with its options").items():
+        expected = _ENTRIES.get(key_type, "names, each with its value")
+        for name, (key, value) in self.entries(node, path, expected).items():
             try:
                 domain = KINDS[key_type].parse(name)
             except ValueError as error:
@@ -150,7 +166,10 @@ class Builder:
                 continue
             self.given[(*path, domain)] = (key.line, key.column)
             try:
-                result[domain] = self.section(value, section_type, (*path, domain), base)
+                if section_of(item_type) is item_type:
+                    result[domain] = self.section(value, item_type, (*path, domain), base)
+                else:
+                    result[domain] = self.option(key, value, item_type, (*path, domain), metadata, None)
             except _Fault:
                 self.faulty.add((*path, domain))
         return result
@@ -260,7 +279,7 @@ class Builder:
         try:
             if wanted is Endpoint:
                 return _endpoint(text, metadata)
-            if wanted is Directory:
+            if wanted in (Directory, FilePath):
                 return _directory(text, self.file)
             value = kind.parse(text)
         except ValueError as error:

@@ -18,10 +18,14 @@ from mta.config.units import (
     Domain,
     Duration,
     Endpoint,
+    FilePath,
+    HeaderName,
     HostName,
     IPv4,
     IPv6,
+    Name,
     Network,
+    Proxy,
     Rate,
     RouteKey,
     Size,
@@ -105,12 +109,16 @@ def expected_text(wanted: Any, metadata: Mapping[str, Any]) -> str:
         low, high = metadata.get("min"), metadata.get("max")
         bounds = "" if low is None else f" from {low} up" if high is None else f" from {low} to {high}"
         return ("a whole number" if wanted is int else "a number") + bounds
+    if origin is dict:
+        return f"{KINDS[get_args(wanted)[0]].name.removeprefix('a ')}: {expected_text(get_args(wanted)[1], metadata)}"
     return "a text" if wanted is str else "options"
 
 
 _NOUNS = {
     Duration: "duration", Size: "size", Rate: "rate", Endpoint: "host:port", Network: "network", HostName: "host name",
     Domain: "domain", RouteKey: "domain or `*`", IPv4: "IPv4 address", IPv6: "IPv6 address", Directory: "directory",
+    FilePath: "file", Name: "name", Proxy: "proxy",
+    HeaderName: "header field",
     bool: "true or false", int: "whole number", float: "number", str: "text",
 }
 
@@ -124,7 +132,8 @@ def type_text(wanted: Any) -> str:
         inner = get_args(wanted)[0]
         return f"list of {'section' if section_of(inner) else type_text(inner)}{'' if inner is Endpoint else 's'}"
     if origin is dict:
-        return f"section by {type_text(get_args(wanted)[0])}"
+        key, inner = get_args(wanted)
+        return f"{'section' if section_of(inner) else type_text(inner)} by {type_text(key)}"
     if origin is Literal:
         return ", ".join(f"`{word}`" for word in get_args(wanted))
     if origin in (Union, types.UnionType):
@@ -153,6 +162,8 @@ def plain_value(value: Any, wanted: Any) -> Any:
         return KINDS[wanted].format(value)
     if get_origin(wanted) is tuple:
         return [plain_value(item, get_args(wanted)[0]) for item in value]
+    if get_origin(wanted) is dict:
+        return {key: plain_value(item, get_args(wanted)[1]) for key, item in value.items()}
     return value
 
 
@@ -174,7 +185,8 @@ def written(value: Any, wanted: Any) -> str:
         literal = get_origin(inner) in (Literal, Union, types.UnionType)
         return f'"{text}"' if text == value and not literal and _NOT_A_TEXT.fullmatch(text) else text
     if isinstance(value, dict):
-        return "{}"
+        inside = ((written(key, str), written(item, get_args(inner)[1])) for key, item in value.items())
+        return "{" + ", ".join(f"{key}: {item}" for key, item in inside) + "}" if section_of(inner) is None else "{}"
     return str(value)
 
 

@@ -10,6 +10,8 @@ from mta.config.describe import Option, options_of, plain_value, section_of, wri
 from mta.config.problems import OptionPath, path_text, printable
 from mta.config.schema import Config, Route
 
+_BY_NAME = ("routes", "domains", "senders", "sources", "pools", "tenants")  # mappings whose keys are the operator's
+
 Places = Mapping[OptionPath, tuple[int, int]]
 
 
@@ -119,7 +121,7 @@ def _margin(path: OptionPath, depth: int, before: OptionPath) -> str:
 
 
 def _name(path: OptionPath, depth: int) -> str:
-    return written(path[depth], str) if depth and path[depth - 1] in ("routes", "domains") else str(path[depth])
+    return written(path[depth], str) if depth and path[depth - 1] in _BY_NAME else str(path[depth])
 
 
 @dataclass(frozen=True, slots=True)

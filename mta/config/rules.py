@@ -38,6 +38,7 @@ def contradictions(
     yield from _directories(config, view)
     yield from _limits(config, view)
     yield from _delivery(config, view)
+    yield from _pools(config, view)
     yield from _routes(config, view)
     yield from _times(config, view)
 
@@ -174,17 +175,53 @@ def _delivery(config: Config, view: _View) -> Iterator[Finding]:
     if path and not delivery.ipv4 and not delivery.ipv6:
         yield path, "delivery.ipv4 and delivery.ipv6 are both off, nothing could be delivered"
         return
-    for version, used, source in (
-        ("ipv4", delivery.ipv4, delivery.source_ipv4), ("ipv6", delivery.ipv6, delivery.source_ipv6),
-    ):
-        path = view.first_given(("delivery", f"source_{version}"))
-        if not path or source is None or not view.sound(("delivery", version)):
+    for name, source in config.sources.items():
+        for version, used, local in (("ipv4", delivery.ipv4, source.ipv4), ("ipv6", delivery.ipv6, source.ipv6)):
+            path = view.first_given(("sources", name, version))
+            if not path or local is None or not view.sound(("delivery", version)):
+                continue
+            if not used:
+                yield path, f"{local} can never be used, delivery.{version} is off"
+            address = ipaddress.ip_address(local)
+            if address.is_unspecified or address.is_multicast:
+                yield path, f"nothing can be sent from {local}, expected an address of this host"
+        path = view.first_given(("sources", name, "tls_key"))
+        if path and source.tls_certificate is None and view.sound(("sources", name, "tls_certificate")):
+            yield path, "has no effect without tls_certificate"
+        path = view.first_given(("sources", name, "proxy"))
+        if path and source.proxy is not None and source.proxy.kind == "haproxy" \
+                and source.ipv4 is None and source.ipv6 is None:
+            yield path, "a haproxy is told the address to send from, expected ipv4 or ipv6 beside it"
+
+
+def _pools(config: Config, view: _View) -> Iterator[Finding]:
+    for name, pool in config.pools.items():
+        path: OptionPath = ("pools", name)
+        if not view.sound(path):
             continue
-        if not used:
-            yield path, f"{source} can never be used, delivery.{version} is off"
-        address = ipaddress.ip_address(source)
-        if address.is_unspecified or address.is_multicast:
-            yield path, f"nothing can be sent from {source}, expected an address of this host"
+        for source in pool:
+            if source not in config.sources and view.sound(("sources",)):
+                yield (*path, source), f"there is no source {source} in sources"
+        if not any(pool.values()):
+            yield path, "no source of this pool has a weight, nothing could be sent from it"
+    places: list[tuple[OptionPath, str | None]] = [
+        (("labels", "default", "pool"), config.labels.default.pool),
+        *((("labels", "senders", domain, "pool"), one.pool) for domain, one in config.labels.senders.items()),
+        *((("tenants", name, "pool"), tenant.pool) for name, tenant in config.tenants.items()),
+        *((("listeners", index, "labels", "pool"), listener.labels.pool)
+          for index, listener in view.items(("listeners",), config.listeners)),
+        *((("pickup", index, "labels", "pool"), one.labels.pool)
+          for index, one in view.items(("pickup",), config.pickup)),
+    ]
+    for path, wanted in places:
+        if wanted is not None and wanted not in config.pools and view.sound(path, ("pools",)):
+            yield path, f"there is no pool {wanted} in pools"
+    fields: dict[str, OptionPath] = {}
+    for label in ("tenant", "campaign", "pool", "priority"):
+        for index, field in view.items(("labels", label), getattr(config.labels, label)):
+            other = fields.setdefault(field.lower(), ("labels", label, index))
+            if other != ("labels", label, index):
+                yield ("labels", label, index), f"{field} is {path_text(other)} already"
 
 
 def _routes(config: Config, view: _View) -> Iterator[Finding]:

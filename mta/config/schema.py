@@ -16,7 +16,23 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mta.config.units import Directory, Domain, Duration, Endpoint, HostName, IPv4, IPv6, Network, RouteKey, Size
+from mta.config.units import (
+    Directory,
+    Domain,
+    Duration,
+    Endpoint,
+    FilePath,
+    HeaderName,
+    HostName,
+    IPv4,
+    IPv6,
+    Name,
+    Network,
+    Proxy,
+    Rate,
+    RouteKey,
+    Size,
+)
 
 
 def option(default: Any = dataclasses.MISSING, doc: str = "", **metadata: Any) -> Any:
@@ -35,6 +51,20 @@ def option(default: Any = dataclasses.MISSING, doc: str = "", **metadata: Any) -
     return dataclasses.field(default=default, metadata=metadata)
 
 
+Priority = Literal["transactional", "normal", "bulk"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelValues:
+    """Labels of a message that nothing more specific gives."""
+
+    tenant: Name | None = option(None, "Whose mail it is: tenants share each site fairly.")
+    campaign: Name | None = option(None, "What it is part of. Campaigns of a tenant take turns.")
+    pool: Name | None = option(None, "The pool of `pools` whose sources it leaves from.")
+    priority: Priority | None = option(
+        None, "`transactional` overtakes `normal`, and that `bulk`, everywhere; see `turns`.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
     """One address on which mail is accepted by SMTP."""
@@ -51,6 +81,9 @@ class Listener:
     )
     hostname: HostName | None = option(
         None, "Name in the greeting and in `Received`; the global `hostname` when unset.")
+    labels: LabelValues = option(LabelValues, "Labels of mail that comes in here, where no header field gives them.")
+    label_headers: bool = option(
+        True, "Whether the fields of `labels` in the header are believed. Off, they are only removed.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +126,7 @@ class Pickup:
         doc="The directory. It is made when missing, with `tmp/` and `failed/` in it.", example="/var/spool/mta-pickup",
         reload="restart")
     scan: Duration = option(Duration(30), "How often to look even if the kernel announced nothing.", min=1)
+    labels: LabelValues = option(LabelValues, "Labels of mail that comes in here, where no header field gives them.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +185,70 @@ class Delivery:
     )
     ipv4: bool = option(True, "Connect over IPv4.")
     ipv6: bool = option(True, "Connect over IPv6.")
-    ehlo: HostName | None = option(None, "Name in EHLO; the global `hostname` when unset.")
-    source_ipv4: IPv4 | None = option(None, "Local IPv4 address to send from; the system's choice when unset.")
-    source_ipv6: IPv6 | None = option(None, "Local IPv6 address to send from; the system's choice when unset.")
+    unknown_pool: Literal["wait", "default"] = option(
+        "wait", "Mail whose pool is no longer in `pools`: it waits until there is one, or it takes the default pool.")
     connections: int = option(5000, "Outgoing connections in all, over all workers.", min=1)
     addresses: int = option(5, "Addresses tried in one attempt to reach a domain.", min=1)
     idle: Duration = option(Duration(5), "How long a connection with nothing to send stays open.", min=0)
     timeouts: DeliveryTimeouts = option(DeliveryTimeouts, "Deadlines.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where mail leaves from. Without `sources` the system chooses the address, and EHLO says `hostname`."""
+
+    ipv4: IPv4 | None = option(
+        None, "Local IPv4 address; with a proxy, the one that the proxy has. A source with an address of one family "
+        "only sends by that family; one without any leaves the choice to the system.", example="192.0.2.25")
+    ipv6: IPv6 | None = option(None, "The same for IPv6.", example='"2001:db8::25"')
+    ehlo: HostName | None = option(None, "Name in EHLO; the global `hostname` when unset.")
+    tls_certificate: FilePath | None = option(
+        None, "PEM file with the certificate, and its chain, for hosts that ask a client for one.")
+    tls_key: FilePath | None = option(None, "PEM file with its key, when that is not in `tls_certificate`.")
+    proxy: Proxy | None = option(
+        None, "Connect through a proxy: `socks5://[user:password@]host:port` (RFC 1928, 1929), or "
+        "`haproxy://host:port`, which is told source and destination by a PROXY header of version 2.", example="socks5://10.0.0.5:1080")
+    port: int | None = option(None, "Port of MX hosts for this source; `delivery.port` when unset.", min=1, max=65_535)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """What holds for the mail of one tenant, over all workers. Tenants that are not named here have a weight of 1."""
+
+    weight: int = option(1, "Turns for each one of a tenant of weight 1.", min=1, max=1000)
+    pool: Name | None = option(None, "Pool of its mail that names none.")
+    priority: Priority | None = option(None, "Priority of its mail that names none.")
+    message_rate: tuple[Rate, ...] = option((), "Messages that leave, in all.", example="[1000/min, 20000/h]")
+    concurrency: int | None = option(None, "Messages in flight at once.", min=1)
+    queue_size: int | None = option(None, "Messages in the queue; `452 4.2.2` for more.", min=1)
+    daily_volume: int | None = option(
+        None, "Messages taken in one day (UTC); `452 4.7.1` for more.", min=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """Where tenant, campaign, pool and priority of a message come from: the first of its header fields named here, the
+    listener or spool directory, the domain of its sender, what its tenant says, the default. The fields are removed.
+    A value has 1 to 64 letters, digits, dots, hyphens and underscores."""
+
+    tenant: tuple[HeaderName, ...] = option(("X-Tenant",), "Header fields that name the tenant, by precedence.")
+    campaign: tuple[HeaderName, ...] = option(("X-Campaign", "X-Job"), "Header fields that name the campaign.")
+    pool: tuple[HeaderName, ...] = option(("X-Pool", "X-Virtual-MTA"), "Header fields that name the pool.")
+    priority: tuple[HeaderName, ...] = option(("X-Priority-Class",), "Header fields that name the priority.")
+    invalid: Literal["refuse", "ignore"] = option(
+        "refuse", "A field whose value is none, or a pool that does not exist: refuse the message with `550 5.6.0`, or "
+        "go on as if the field were not there.")
+    senders: dict[Domain, LabelValues] = option(
+        dict, "By domain of the envelope sender.", example="{news.example.org: {tenant: acme, priority: bulk}}")
+    default: LabelValues = option(LabelValues, "For all others.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turns:
+    """Who goes first when more mail waits than may go. Priorities are strict but for `ageing`."""
+
+    ageing: int = option(
+        10, "Of so many turns one goes to lower priorities that wait, so that they do not starve; 0: none does.", min=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +377,15 @@ class Config:
         dict, "Where mail goes, by recipient domain: `mx`, or `{relay: host:port}`. `*` is for all others; without "
         "it they use MX.", example='{example.org: {relay: "127.0.0.1:2626"}, "*": mx}')
     delivery: Delivery = option(Delivery, "Outgoing SMTP.")
+    sources: dict[Name, Source] = option(
+        dict, "Where mail leaves from, by name.", example='{out1: {ipv4: 192.0.2.25, ehlo: out1.example.net}}')
+    pools: dict[Name, dict[Name, int]] = option(
+        dict, "Sources that are used together, each with its weight; 0: not chosen. Mail without a pool takes the one "
+        "named `default`, or all sources alike when there is none.", example="{marketing: {out1: 3, out2: 1}}", min=0,
+        max=1000)
+    labels: Labels = option(Labels, "Where the labels of a message come from.")
+    tenants: dict[Name, Tenant] = option(dict, "Weights and limits by tenant.", example="{acme: {weight: 3}}")
+    turns: Turns = option(Turns, "Who goes first.")
     shaping: ShapingRules = option(ShapingRules, "Limits by destination.")
     retry: Retry = option(Retry, "Retry schedule.")
     expires: Duration = option(Duration(5 * 86_400), "Age at which undelivered mail is given up.")

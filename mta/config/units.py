@@ -40,6 +40,15 @@ IPv4: TypeAlias = Annotated[str, "IPv4"]
 IPv6: TypeAlias = Annotated[str, "IPv6"]
 """An IPv6 address as text, in canonical form."""
 
+Name: TypeAlias = Annotated[str, "Name"]
+"""A name given by the operator to a source, pool or tenant: letters, digits, `.`, `_` and `-`, at most 64."""
+
+HeaderName: TypeAlias = Annotated[str, "HeaderName"]
+"""The name of a header field (RFC 5322 2.2), in the case in which it was written."""
+
+FilePath: TypeAlias = Annotated[str, "FilePath"]
+"""A path of a file. The loader makes it absolute."""
+
 Directory: TypeAlias = Annotated[str, "Directory"]
 """A path in the file system. The loader makes it absolute."""
 
@@ -58,6 +67,21 @@ class Endpoint(NamedTuple):
     def __str__(self) -> str:
         """As it is written in the configuration."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Proxy(NamedTuple):
+    """A proxy that connections leave through. `str()` writes it as in the configuration."""
+
+    kind: str  # "socks5" or "haproxy"
+    host: str
+    port: int
+    user: str = ""
+    password: str = ""
+
+    def __str__(self) -> str:
+        """`socks5://user:password@host:port`."""
+        login = f"{self.user}:{self.password}@" if self.user else ""
+        return f"{self.kind}://{login}{Endpoint(self.host, self.port)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +382,45 @@ def _endpoint_name(host: str) -> str:
     return parse_name(host)
 
 
+_LABEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+def parse_label(text: str) -> Name:
+    """Read the name of a source, pool, tenant or campaign. Raises ValueError."""
+    text = text.strip()
+    if not _LABEL_NAME.fullmatch(text):
+        raise ValueError("a name has 1 to 64 letters, digits, dots, hyphens and underscores")
+    return text
+
+
+_HEADER_NAME = re.compile(r"[!-9;-~]{1,64}", re.ASCII)
+
+
+def parse_header_name(text: str) -> HeaderName:
+    """Read the name of a header field. Raises ValueError."""
+    text = text.strip().removesuffix(":")
+    if not _HEADER_NAME.fullmatch(text):
+        raise ValueError("not the name of a header field such as X-Tenant")
+    return text
+
+
+def parse_proxy(text: str) -> Proxy:
+    """Read `socks5://host:port`, `socks5://user:password@host:port` or `haproxy://host:port`. Raises ValueError."""
+    kind, found, rest = text.strip().partition("://")
+    if not found or kind not in ("socks5", "haproxy"):
+        raise ValueError("not a proxy such as socks5://192.0.2.1:1080 or haproxy://192.0.2.1:5000")
+    login, at, address = rest.rpartition("@")
+    if at and kind != "socks5":
+        raise ValueError("only socks5 has user and password")
+    user, _, password = login.partition(":")
+    if at and not (1 <= len(user.encode()) <= 255 and 1 <= len(password.encode()) <= 255):
+        raise ValueError("user and password have 1 to 255 octets each (RFC 1929)")
+    endpoint = parse_endpoint(address)
+    if endpoint.port == 0:
+        raise ValueError("port 0 cannot be connected to")
+    return Proxy(kind, endpoint.host, endpoint.port, user, password)
+
+
 def format_endpoint(endpoint: Endpoint) -> str:
     """Write `host:port`."""
     return str(endpoint)
@@ -423,4 +486,8 @@ KINDS: dict[Any, Kind] = {
     IPv4: Kind("an IPv4 address", parse_ipv4, str),
     IPv6: Kind("an IPv6 address", parse_ipv6, str),
     Directory: Kind("a directory", parse_directory, str),
+    FilePath: Kind("a file", parse_directory, str),
+    Name: Kind("a name", parse_label, str),
+    HeaderName: Kind("a header field's name", parse_header_name, str),
+    Proxy: Kind("a proxy (socks5://host:port, haproxy://host:port)", parse_proxy, str),
 }

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mta.config.schema import DeliveryTimeouts
+from mta.delivery.proxy import negotiate
+from mta.delivery.routing import Host
 from mta.delivery.settle import Peer
-from mta.delivery.wire import AF_INET6, ShortageError, TlsError, Wire, WireError
+from mta.delivery.wire import AF_INET6, ShortageError, SourceError, TlsError, Wire, WireError
 from mta.queue import events
 from mta.queue.records import DOTLESS, EIGHT_BIT, SMTPUTF8, Delivery
 from mta.queue.scheduler import Queue
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from mta.delivery.lane import Lane
     from mta.delivery.openings import Line
     from mta.delivery.path import Path
-    from mta.delivery.routing import Host
 
 TlsPolicy = Literal["opportunistic", "required", "off"]
 QUIT_S = 1.0  # for QUIT to leave, and for the answer if that is waited for at all
@@ -144,7 +145,7 @@ class Connection:
                 # What a mail server says tells more than that another one could not be reached.
                 if best is None or best.reply.local or not refusal.reply.local:
                     best = refusal
-            if self.stopping:
+            if self.stopping or self.path.source.lost:
                 break
         return best.reply if best is not None else self.engine.keeper.no_address(self.path)
 
@@ -157,6 +158,8 @@ class Connection:
             for family, address in self.engine.router.addresses(host).addresses:
                 if left == 0:
                     return
+                if not self.path.source.serves(family):
+                    continue
                 left -= 1
                 yield Target(host, family, address)
 
@@ -195,7 +198,7 @@ class Connection:
         wire.waiting_for = "the connection"
         phase = "connect"
         try:
-            wire.connect(target.family, target.address, target.host.port, self.path.source.address(target.family))
+            self._connect(target)
             while True:
                 self._send(client.output(), timeouts.block)
                 phase = client.phase
@@ -213,9 +216,33 @@ class Connection:
                         client.tls_established()
                 elif self.stopping:
                     raise WireError("we are shutting down")
+        except SourceError as error:
+            self.engine.keeper.source_failed(self.path.source, target.family, str(error))
+            raise RefusalError(Reply(451, "4.3.5", (str(error),), local=True), "source") from None
         except (WireError, RemoteProtocolError) as error:
             reply = Reply(451, "4.4.1", (f"{self.name}: {error}",), local=True)
             raise RefusalError(reply, phase) from None
+
+    def _connect(self, target: Target) -> None:
+        """TCP from the source to the target, by the way of its proxy. Raises WireError."""
+        source, wire = self.path.source, self.wire
+        port = target.host.port if source.port is None or target.host.fixed else source.port
+        proxy = source.proxy
+        if proxy is None:
+            wire.connect(target.family, target.address, port, source.address(target.family))
+            return
+        failure = "no address"
+        for family, address in self.engine.router.addresses(Host(proxy.host, proxy.port, 0, fixed=True)).addresses:
+            try:
+                wire.connect(family, address, proxy.port, None)
+                break
+            except WireError as error:
+                failure = str(error)
+                wire.close()
+        else:
+            raise SourceError(f"the proxy {proxy.host}:{proxy.port} cannot be reached: {failure}")
+        wire.waiting_for = "the proxy"
+        wire.through(negotiate(proxy, target.family, target.address, port, source.address(target.family)))
 
     def _opening(self, target: Target, event: ClientEvent) -> bool:
         """One event before the session is open. Whether it is open now. Raises RefusalError."""

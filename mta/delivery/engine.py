@@ -73,6 +73,7 @@ class Engine:
         self.paths: dict[str, Path] = {}
         self.connections: set[Connection] = set()
         self.stopping = False
+        self.sources = Sources(config)
         self.ways = Ways(self)
         self.connecting = Connecting(self)
         self.dispatch = Dispatch(self)
@@ -88,10 +89,17 @@ class Engine:
         self.config = config
         self.router = router or self.router
         self.settler.config = config
-        self.sources = Sources(config)
+        before = self.sources
+        self.sources = Sources(config, before.all)
+        self.sources.changed = {name for name in {"", *before.pools, *config.pools}
+                                if self.sources.pool(name) != before.pool(name)}
         self.patience = patience(config.delivery.timeouts)
         self.scheduler.configure(config.memory)
         self.ways.configure()
+        for source in self.sources.all.values():
+            source.look()
+            if source.lost or source.absent:
+                self.keeper.miss(source)
 
     def start(self) -> None:
         """Begin: find what is due in the stores, and keep time."""

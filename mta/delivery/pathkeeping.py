@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import gevent
+import gevent.socket
 
 from mta.delivery.connection import Connection
 from mta.delivery.path import Path
 from mta.queue import events
+from mta.queue.scheduler import domain_of, pool_of
 from mta.queue.store import Transaction
 from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
+    from mta.config.units import Proxy
     from mta.delivery.engine import Engine
+    from mta.delivery.lane import Lane
+    from mta.delivery.sources import Source
+
+LOOK_S = 30.0  # how often it is looked whether a source that was lost is back
+LOST_S = 600.0  # how long mail that has no other source sleeps, unless that look wakes it
+PROXY_S = 10.0  # patience with a proxy in that look
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +39,11 @@ class PathKeeper:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._looking: set[str] = set()  # sources that are looked at again in a while
 
     def connection_failed(self, connection: Connection, reply: Reply) -> None:
         """No address of the site gave a session."""
-        if not self._engine.stopping:
+        if not self._engine.stopping and not connection.path.source.lost:
             self.site_failed(connection.path, str(reply), connection)
 
     def site_failed(self, path: Path, reason: str, refused: Connection | None = None) -> None:
@@ -60,11 +73,93 @@ class PathKeeper:
 
     def _suspended(self, path: Path) -> None:
         """`path` stands still from now on."""
-        engine = self._engine
-        event = events.suspended(
-            path.name, text=path.reason, until_us=path.suspended_until_us, time_us=engine.clock_us())
-        next(iter(engine.stores.values())).submit(Transaction(events=[event]))
+        self._commit(events.suspended(
+            path.name, text=path.reason, until_us=path.suspended_until_us, time_us=self._engine.clock_us()))
         self.clear(path)
+
+    def _commit(self, event: bytes) -> None:
+        next(iter(self._engine.stores.values())).submit(Transaction(events=[event]))
+
+    # -- sources -------------------------------------------------------------------------------------------------
+
+    def source_failed(self, source: Source, family: int, reason: str) -> None:
+        """A connection could not leave from `source`: its address is not there, or its proxy fails."""
+        if source.proxy is not None:
+            source.lost = reason
+        else:
+            source.look()
+            if not source.lost and not source.absent:
+                source.absent.add(family)  # it came back just now: the next look tells
+        self.miss(source, reason)
+
+    def miss(self, source: Source, reason: str = "") -> None:
+        """`source` lacks something. If it cannot be used at all its paths stand still until it is back."""
+        if source.lost:
+            self._lose(source)
+        elif source.absent and source.name not in self._looking:
+            self._alarm(source, f"{reason or source.reason}; it sends by its other address")
+            self._look_later(source)
+
+    def _lose(self, source: Source) -> None:
+        """`source` cannot be used: its paths stand still until it is back. Told once."""
+        engine = self._engine
+        if source.name not in self._looking:
+            self._alarm(source, f"{source.lost}; nothing leaves from it until it is back")
+            self._look_later(source)
+        for path in list(engine.paths.values()):
+            if path.source is source:
+                self.hold_for_source(path)
+
+    def hold_for_source(self, path: Path) -> None:
+        """`path` stands still with its source. No failure of its site's."""
+        path.suspend(self._engine.clock_us() + int(LOST_S * 1_000_000), path.source.lost, "source")
+        self.clear(path)
+
+    def _alarm(self, source: Source, text: str) -> None:
+        log.error("source %s: %s", source.name, text)
+        self._commit(events.alarm(f"source {source.name}", text=text, time_us=self._engine.clock_us()))
+
+    def _look_later(self, source: Source) -> None:
+        self._looking.add(source.name)
+        gevent.spawn_later(LOOK_S, self._look, source)
+
+    def _look(self, source: Source) -> None:
+        """Whether a source that was lost, or lacks an address, is whole again."""
+        engine = self._engine
+        self._looking.discard(source.name)
+        if engine.sources.all.get(source.name) is not source or engine.stopping:
+            return
+        if source.proxy is not None and source.lost and not reaches(source.proxy):
+            self._look_later(source)
+            return
+        source.look()
+        if source.lost or source.absent:
+            self._look_later(source)
+        else:
+            log.info("source %s is back", source.name)
+        if source.lost:
+            self._lose(source)  # for longer
+        else:
+            self.free("source", lambda path: path.source is source)
+
+    def free(self, by: str, which: Callable[[Path], bool]) -> None:
+        """Let the paths that stand still because of `by` go on at once, those of them that are meant. Looks at all."""
+        for path in list(self._engine.paths.values()):
+            if path.suspended_by == by and which(path):
+                path.suspended_until_us = 0
+                path.suspended_by = ""
+        self.wake(lambda lane: any(map(which, lane.paths)))
+
+    def wake(self, which: Callable[[Lane], bool]) -> None:
+        """Have the parked queues of these lanes come back now. Looks at all that are parked in memory."""
+        engine = self._engine
+        now_us = engine.clock_us()
+
+        def until(name: str, until_us: int) -> int:
+            lane = engine.ways.lane_of(domain_of(name), pool_of(name))
+            return now_us if lane is not None and which(lane) else until_us
+
+        engine.scheduler.repark(until)
 
     def clear(self, path: Path) -> None:
         """`path` may not be used now: its mail goes elsewhere, or leaves memory."""
@@ -89,3 +184,12 @@ class PathKeeper:
         # While one name may only be slow to resolve, the site is not known to be without addresses.
         enhanced = min((one.enhanced for one in found if one.failure), default="4.4.4")
         return Reply(451, enhanced, ("; ".join(texts) or "no host has an address",), local=True)
+
+
+def reaches(proxy: Proxy) -> bool:
+    """Whether a proxy takes a connection. Waits."""
+    try:
+        gevent.socket.create_connection((proxy.host, proxy.port), PROXY_S).close()
+    except OSError:
+        return False
+    return True

@@ -22,7 +22,7 @@ from mta.delivery.connecting import TOTAL
 from mta.delivery.lane import Lane
 from mta.delivery.path import Path
 from mta.delivery.routing import Route, RouteFailure
-from mta.queue.scheduler import Queue
+from mta.queue.scheduler import Queue, pool_of
 from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ class Ways:
         """Find all lanes anew: the configuration has changed."""
         self._lanes.clear()
         engine = self._engine
+        for path in list(engine.paths.values()):
+            if path.name.startswith("?/"):  # there may be such a pool now
+                path.suspended_until_us = path.failures = 0
+        engine.scheduler.repark(
+            lambda name, until_us: engine.clock_us() if pool_of(name) in engine.sources.changed else until_us)
         for queue in list(engine.scheduler.queues.values()):
             engine.withdraw(queue)
             queue.lane = None
@@ -183,6 +188,8 @@ class Ways:
         path.route = route
         path.source = source
         shaping = path.shaping = self._engine.config.shaping.for_domain(domain)
+        if source.lost and path.suspended_by != "source":
+            self._engine.keeper.hold_for_source(path)
         path.leases = [(path.lease, shaping.connections), (TOTAL, self._engine.config.delivery.connections)]
         return path
 

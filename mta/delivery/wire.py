@@ -14,13 +14,14 @@ import errno
 import os
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any, Final
 
 import gevent
 from gevent import monkey
 from gevent.hub import get_hub
 
+from mta.delivery.proxy import ProxyError
 from mta.queue.shortage import SHORTAGE
 
 socket = monkey.get_original("socket", "socket")
@@ -53,6 +54,11 @@ class TlsError(WireError):
     """The peer sent what is no TLS, or ended the session by an alert, after the handshake."""
 
 
+class SourceError(WireError):
+    """The connection cannot leave from its source: its address is not there, or its proxy fails. No fault of the peer.
+    """
+
+
 class ShortageError(Exception):
     """This machine has no socket for a connection now; the text says what is lacking. No fault of the peer's."""
 
@@ -82,7 +88,8 @@ class Wire:
     # -- life ---------------------------------------------------------------------------------------------------
 
     def connect(self, family: int, address: str, port: int, source: str | None) -> None:
-        """Connect before the deadline. Raises WireError, and ShortageError."""
+        """Connect before the deadline. Raises WireError (SourceError when we do not have the address `source`), and
+        ShortageError."""
         try:
             sock = self._sock = socket(family, SOCK_STREAM)
         except OSError as error:  # no IPv6 in this kernel, say
@@ -94,9 +101,8 @@ class Wire:
         self._sweeper.add(self)
         try:
             if source is not None:
-                if family != AF_INET6:
-                    sock.setsockopt(0, IP_BIND_ADDRESS_NO_PORT, 1)
-                sock.bind((source, 0))
+                sock.setsockopt(0, IP_BIND_ADDRESS_NO_PORT, 1)  # also of IPv6
+                self._bind(sock, source)
             code = sock.connect_ex((address, port))
         except OSError as error:
             raise WireError(f"connect from {source}: {error.strerror or error}") from None
@@ -108,6 +114,41 @@ class Wire:
             raise ShortageError(os.strerror(code))
         if code:
             raise WireError(f"connect: {os.strerror(code)}")
+
+    @staticmethod
+    def _bind(sock: Any, source: str) -> None:
+        try:
+            sock.bind((source, 0))
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise SourceError(f"this machine does not have the address {source}") from None
+            raise
+
+    def through(self, steps: Generator[tuple[bytes, int], bytes, None]) -> None:
+        """Have a proxy connect us further, before the deadline (`mta.delivery.proxy`). Raises WireError: SourceError
+        when that is the proxy's fault."""
+        try:
+            data, wanted = next(steps)
+            while True:
+                self.write([data], self.deadline - time.monotonic())
+                data, wanted = steps.send(self._exactly(wanted))
+        except StopIteration:
+            return
+        except ProxyError as error:
+            raise (WireError if error.by_peer else SourceError)(str(error)) from None
+
+    def _exactly(self, wanted: int) -> bytes:
+        """So many octets from the proxy; what comes behind them is the peer's."""
+        while len(self._early) < wanted:
+            early, self._early = self._early, b""
+            data = self.read()
+            if not isinstance(data, bytes):
+                raise WireError("connect: interrupted")
+            if not data:
+                raise SourceError("the proxy closed the connection")
+            self._early = early + data
+        data, self._early = self._early[:wanted], self._early[wanted:]
+        return data
 
     def close(self) -> None:
         """Close now; bytes that were written still go out."""

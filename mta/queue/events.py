@@ -39,6 +39,8 @@ KINDS: Final = {
     "notified": "A notification (DSN) to the sender was put into the queue.",
     "suspended": "A path stands still: its site refused as such or could not be reached. Its messages keep their place "
     "and their attempt count.",
+    "alarm": "Something that an operator has to see to, such as a source whose address is gone. The mail waits or goes "
+    "another way.",
 }
 """Every kind of event and what it says. The ends are those of I2: exactly one names each recipient."""
 
@@ -53,7 +55,8 @@ class Field(NamedTuple):
 
 
 _ATTEMPTS: Final = ("deferred", "delivered", "bounced")
-_ABOUT_A_MESSAGE: Final = tuple(kind for kind in KINDS if kind != "suspended")
+_ABOUT_NO_MESSAGE: Final = ("suspended", "alarm")
+_ABOUT_A_MESSAGE: Final = tuple(kind for kind in KINDS if kind not in _ABOUT_NO_MESSAGE)
 
 FIELDS: Final = (
     Field("id", "all", str, "Identity of this event, unique over all workers, machines and restarts."),
@@ -77,7 +80,7 @@ FIELDS: Final = (
     Field("tls_cipher", "attempts", str, "Cipher suite; empty when in clear."),
     Field("code", "attempts", int, "Reply code: the remote host's, or the one that fits when we decided ourselves."),
     Field("enhanced", "attempts", str, "Enhanced status code (RFC 3463); empty when the remote host gave none."),
-    Field("text", "attempts quarantined suspended", str, "Text of the reply, or our own description."),
+    Field("text", "attempts quarantined suspended alarm", str, "Text of the reply, or our own description."),
     Field("class", "deferred bounced", str, "What failed: `host`, `message`, `recipient`, or `unknown` when the "
           "connection was lost after the final dot, so that the host may have the message."),
     Field("maybe_duplicate", "attempts", bool, "A crash or a lost reply left it open whether an earlier attempt had "
@@ -87,6 +90,7 @@ FIELDS: Final = (
     Field("last_remote", "expired", str, "Where the last attempt went; empty when no host was reached."),
     Field("reason", "deleted", str, "What the operator gave as the reason."),
     Field("operator", "deleted", str, "Who did it: the user of the control socket."),
+    Field("subject", "alarm", str, "What it is about: `source NAME`, or the name of a path."),
     Field("notification", "notified", str, "Id of the message that carries the notification."),
     Field("action", "notified", str, "What it tells: `failed`, `delayed` or `relayed`."),
 )
@@ -232,6 +236,11 @@ def suspended(path: str, *, text: str, until_us: int, time_us: int) -> bytes:
     ).encode()
 
 
+def alarm(subject: str, *, text: str, time_us: int) -> bytes:
+    """An operator has to see to `subject`; `text` says why and what happens meanwhile."""
+    return f'{_start("alarm", time_us)},"subject":{_quoted(subject)},"text":{_quoted(text[:TEXT_LIMIT])}}}'.encode()
+
+
 def timestamp(time_us: int) -> str:
     """RFC 3339 in UTC with microseconds: `2006-01-02T15:04:05.000000Z`."""
     second, fraction = divmod(time_us, 1_000_000)
@@ -301,7 +310,7 @@ def markdown() -> str:
     for field in FIELDS:
         kinds = kinds_of(field)
         where = "all" if kinds == tuple(KINDS) else ", ".join(kinds)
-        where = "all but suspended" if kinds == _ABOUT_A_MESSAGE else where
+        where = f"all but {' and '.join(_ABOUT_NO_MESSAGE)}" if kinds == _ABOUT_A_MESSAGE else where
         lines.append(f"| `{field.name}` | {json_types[field.type]} | {where} | {field.doc} |")
     return "\n".join(lines) + "\n"
 

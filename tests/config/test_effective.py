@@ -99,7 +99,7 @@ def test_json() -> None:
     assert shown["expires"] == {"option": "expires", "value": "5d", "source": "default"}
     assert shown["retry.schedule"]["value"] == ["5m", "1h30m"]
     assert shown["delivery.port"]["value"] == 25
-    assert shown["delivery.ehlo"]["value"] is None
+    assert shown["labels.default.pool"]["value"] is None
     assert shown["delivery.ipv6"]["value"] is True
     assert shown["routes[*]"] == {
         "option": "routes[*]", "value": "mx", "source": "file", "file": "f", "line": 7, "column": 10}
@@ -119,6 +119,8 @@ def test_changes() -> None:
         ("listeners[1].smtp", "", '"[::1]:26"', True),
         ("listeners[1].relay_from", "", "[]", True),
         ("listeners[1].hostname", "", "null", True),
+        *((f"listeners[1].labels.{label}", "", "null", True) for label in ("tenant", "campaign", "pool", "priority")),
+        ("listeners[1].label_headers", "", "true", True),
         ("expires", "5d", "4d", False),
         ("routes[a.example]", "mx", "", False),
     ]

@@ -224,8 +224,8 @@ shaping:
     ("dns: {servers: ['127.0.0.1:0']}", '"127.0.0.1:0": port 0 cannot be connected to'),
     ("dns: 127.0.0.1",
      '2:6: dns: "127.0.0.1", expected options such as servers, timeout, attempts, each as name: value'),
-    ("delivery: {source_ipv4: '::1'}", '2:25: delivery.source_ipv4: "::1": not an IPv4 address such as 192.0.2.1'),
-    ("delivery: {ehlo: mta1}", '"mta1": a host name is fully qualified, as in mta1.example.net'),
+    ("sources: {a: {ipv4: '::1'}}", '2:21: sources.a.ipv4: "::1": not an IPv4 address such as 192.0.2.1'),
+    ("sources: {a: {ehlo: mta1}}", '"mta1": a host name is fully qualified, as in mta1.example.net'),
     ("spool: ''", '2:8: spool: "": a path is empty'),
     ("spool: ~nobody-has-this-name/x", "there is no such home directory"),
     ('user: "a\\nb"', r'2:7: user: "a\nb" has line breaks or invisible characters, expected plain text'),
@@ -284,7 +284,8 @@ x: 1
         "7:25: retry.cap: retry.first (2h) is above retry.cap (1h)",
         '7:37: retry.jitter: "5" is too large, expected 0.9 or less',
         ("8:1: x: unknown option, expected hostname, workers, user, spool, run, listeners, smtp, pickup, dns, routes, "
-         "delivery, shaping, retry, expires, bounces, events, store, memory, shutdown or log"),
+         "delivery, sources, pools, labels, tenants, turns, "
+         "shaping, retry, expires, bounces, events, store, memory, shutdown or log"),
     ]
 
 

@@ -204,6 +204,9 @@ class World:
         finally:
             self.open -= 1
 
+    def took(self, sock: Any, sender: bytes) -> None:
+        self.taken.append(sender)
+
     def converse(self, sock: Any) -> None:
         file = sock.makefile("rb")
         for octet in b"220 mx.d.test\r\n":
@@ -226,7 +229,7 @@ class World:
                 sock.sendall(b"354 go\r\n")
                 while file.readline() != b".\r\n":
                     pass
-                self.taken.append(sender)
+                self.took(sock, sender)
             sock.sendall(b"250 ok\r\n")
 
     def make(self, sender: str = "a@x.test", age_s: float = 0.0, fresh: bool = True,

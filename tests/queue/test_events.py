@@ -58,6 +58,7 @@ def one_of_each(text: str = "") -> dict[str, bytes]:
             one.message, one.queue, one.recipients, action="failed", notification=7, time_us=NOW_US
         ),
         "suspended": events.suspended(f"site{text}", text=f"refused{text}", until_us=NOW_US, time_us=NOW_US),
+        "alarm": events.alarm(f"source{text}", text=f"gone{text}", time_us=NOW_US),
     }
 
 

@@ -1,0 +1,292 @@
+"""Runs one scenario of sources, pools, tenants and limits with a real engine, in a gevent process of its own.
+
+    python -m tests.delivery.lanes_program NAME
+
+Prints nothing and ends with 0 when the rule held.
+"""
+
+from tests.delivery.engine_program import CONTENT, World, clock_us, connecting, listen, standing  # noqa: I001 - patches first
+
+import sys
+import tempfile
+from collections import Counter
+from copy import deepcopy
+from typing import Any
+
+import gevent
+from gevent.server import StreamServer
+
+from mta.config.schema import Delivery as DeliverySettings
+from mta.config.schema import Shaping, ShapingRules, Source
+from mta.config.units import Duration, parse_proxy
+from mta.delivery import pathkeeping, sources
+from mta.delivery.limits import Limits
+from mta.queue.records import Delivery, Message, Recipient, queue_name
+
+ABSENT = "192.0.2.77"  # no machine has it (RFC 5737)
+
+
+class Sited(World):
+    """A world whose host notes where its clients come from."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clients: Counter[str] = Counter()  # connections
+        self.messages: Counter[str] = Counter()
+        self.greylisted: dict[bytes, str] = {}  # by sender: where it came from first
+        self.greylists = False
+        options.setdefault("delivery", DeliverySettings(idle=Duration(0.05)))
+        super().__init__(**options)
+
+    def over(self) -> bool:
+        """Whether nothing is left and every host has counted its session."""
+        return self.drained() and not self.engine.connections and not self.open
+
+    def converse(self, sock: Any) -> None:
+        self.clients[sock.getpeername()[0]] += 1
+        super().converse(sock)
+
+    def took(self, sock: Any, sender: bytes) -> None:
+        self.messages[sock.getpeername()[0]] += 1
+        super().took(sock, sender)
+
+    def make_for(self, pool: str = "", domain: str = "d.test", tenant: str = "") -> Delivery:
+        self.number += 1
+        message = Message(self.number << 10, "a@x.test", self.clock_us(), CONTENT, header_size=30, size=len(CONTENT))
+        one = Delivery(message, 0, queue_name(domain, tenant, pool=pool), domain, [Recipient(f"u@{domain}")],
+                       self.clock_us())
+        self.shelf.stored[one.key] = deepcopy(one)
+        self.engine.scheduler.add(0, one)
+        return one
+
+
+def three(**more: Source) -> dict[str, Source]:
+    """Sources on loopback."""
+    return {"a": Source(ipv4="127.0.0.2"), "b": Source(ipv4="127.0.0.3"), **more}
+
+
+def connections_leave_by_weight() -> None:
+    """Each connection has the source whose turn it is; the pool of mail without a label is the one named `default`."""
+    world = Sited(sources=three(c=Source(ipv4="127.0.0.4")), pools={"default": {"a": 3, "b": 1, "c": 0}},
+                  shaping=ShapingRules(default=Shaping(messages_per_connection=1, connections=100)))
+    for _ in range(40):
+        world.make()
+    world.until(world.over)
+    assert world.clients["127.0.0.2"] + world.clients["127.0.0.3"] == 40, world.clients
+    assert 27 <= world.clients["127.0.0.2"] <= 33, world.clients
+
+
+def pools_have_lanes_of_their_own() -> None:
+    """Two pools to one site: each mail leaves from a source of its pool, and where they share a source they share its
+    connections."""
+    world = Sited(sources=three(), pools={"p": {"a": 1}, "q": {"b": 1}, "both": {"a": 1, "b": 1}},
+                  shaping=ShapingRules(default=Shaping(connections=1)))
+    world.slow_s = 0.01
+    for _ in range(10):
+        world.make_for("p")
+        world.make_for("q")
+        world.make_for("both")
+    assert set(world.engine.lanes) <= {"p/mx.d.test", "q/mx.d.test", "both/mx.d.test"}
+    world.until(world.over)
+    assert world.clients["127.0.0.2"] + world.clients["127.0.0.3"] == world.connections
+    assert world.most_open <= 2
+    assert len(world.taken) == 30
+    world.until(lambda: not world.engine.connections)
+    assert (world.engine.lanes, world.engine.paths) == ({}, {})
+
+
+def a_lost_source_is_made_up_for() -> None:
+    """The address of one source is not on this machine: an alarm, once; all mail goes from the other, none is deferred
+    or bounced. A pool that has no other source waits with that reason, and goes when the address is back."""
+    pathkeeping.LOOK_S = 0.1
+    world = Sited(sources=three(gone=Source(ipv4=ABSENT)), pools={"default": {"gone": 9, "a": 1}, "lost": {"gone": 1}})
+    for _ in range(5):
+        world.make()
+        world.make_for("lost")
+    world.until(lambda: len(world.taken) == 5)
+    assert dict(world.clients) == {"127.0.0.2": world.connections}
+    state, reason, _, _ = standing(world.engine, 0, "d.test/lost", 1)
+    assert state == "suspended", (state, reason)
+    assert f"this machine does not have the address {ABSENT}" in reason
+    gevent.sleep(0.3)
+    assert world.shelf.told("alarm") == 1
+    assert world.shelf.told("deferred") == world.shelf.told("suspended") == 0
+    sources.is_ours = lambda family, address: True  # type: ignore
+    world.engine.sources.all["gone"].ipv4 = "127.0.0.9"
+    world.until(world.over)
+    assert world.messages["127.0.0.9"] == 5
+
+
+def a_source_that_vanishes_while_it_runs() -> None:
+    """Noticed at the bind: no attempt is counted, the site is not suspended, the mail goes by the other source."""
+    world = Sited(sources=three(), shaping=ShapingRules(default=Shaping(messages_per_connection=1, connections=1)))
+    world.make()
+    world.until(world.over)
+    gone = world.engine.sources.all["b"]
+    gone.ipv4 = ABSENT
+    for _ in range(6):
+        world.make()
+    world.until(world.over)
+    assert (world.shelf.told("alarm"), world.shelf.told("suspended"), world.shelf.told("deferred")) == (1, 0, 0)
+    assert gone.lost
+    assert len(world.taken) == 7
+
+
+def a_suspended_path_leaves_its_mail_to_the_others() -> None:
+    """One source is refused: its path pauses, the mail goes by the other one. When both are refused the queues leave
+    memory until the first may be tried again."""
+    world = Sited(sources=three(), pause=60)
+    for _ in range(3):
+        world.make()
+    world.until(world.over)
+    path = world.engine.ways._named("a>mx.d.test", world.engine.sources.all["a"], "d.test")
+    path.reason = "554 blocked"
+    world.engine.keeper.pause(path)
+    before = world.clients["127.0.0.2"]
+    for _ in range(10):
+        world.make()
+    world.until(world.over)
+    assert world.clients["127.0.0.2"] == before
+    other = world.engine.ways._named("b>mx.d.test", world.engine.sources.all["b"], "d.test")
+    other.reason = "554 blocked, too"
+    world.engine.keeper.pause(other)
+    world.make()
+    assert world.engine.scheduler.deliveries == 0
+    state, reason, _, _ = standing(world.engine, 0, "d.test", 1)
+    assert state == "suspended"
+    assert "all paths of mx.d.test are suspended" in reason
+
+
+def a_retry_goes_by_the_same_source() -> None:
+    """Greylisting: what was deferred comes back from the address that it came from, though the other one is on turn."""
+    class Grey(Sited):
+        def serve(self, sock: Any, peer: object) -> None:
+            client = sock.getpeername()[0]
+            file = sock.makefile("rb")
+            sock.sendall(b"220 mx.d.test\r\n")
+            sender = b""
+            for line in file:
+                verb = line[:4].upper()
+                if verb == b"MAIL":
+                    sender = line
+                if verb == b"RCPT":
+                    known = self.greylisted.setdefault(sender, client)
+                    self.clients[client] += 1
+                    if known != client or self.refusals[sender] < 1:
+                        self.refusals[sender] += 1
+                        sock.sendall(b"450 4.7.1 greylisted\r\n")
+                        continue
+                if verb == b"DATA":
+                    sock.sendall(b"354 go\r\n")
+                    while file.readline() != b".\r\n":
+                        pass
+                    self.taken.append(sender)
+                sock.sendall(b"250 ok\r\n")
+
+    Grey.refusals = Counter()  # type: ignore[attr-defined]
+    world = Grey(sources=three(), shaping=ShapingRules(default=Shaping(connections=4)))
+    for number in range(20):
+        world.make(f"s{number}@x.test")
+    world.until(lambda: world.shelf.told("deferred") == 20)
+    while world.shelf.stored:
+        world.engine.scheduler._wake(0, "d.test", clock_us())
+        gevent.sleep(0.02)
+    assert world.shelf.told("deferred") == 20, Counter(world.refusals.values())  # type: ignore[attr-defined]
+    assert len(set(world.greylisted.values())) == 2
+
+
+def a_pool_that_is_gone() -> None:
+    """Mail for a pool that the configuration does not have waits with that reason, is never bounced, and goes as soon
+    as a reload brings the pool."""
+    world = Sited(sources=three())
+    world.make_for("old")
+    world.until(lambda: standing(world.engine, 0, "d.test/old", 1)[0] == "suspended")
+    assert "the configuration has no pool old" in standing(world.engine, 0, "d.test/old", 1)[1]
+    assert world.engine.scheduler.deliveries == 0
+    config = deepcopy(world.config)
+    object.__setattr__(config, "pools", {"old": {"b": 1}})
+    world.engine.configure(config, world)  # type: ignore
+    world.until(world.over)
+    assert world.messages["127.0.0.3"] == 1
+    assert world.shelf.told("deferred") == 0
+
+
+def a_pool_that_is_gone_may_fall_back() -> None:
+    """With `unknown_pool: default` such mail takes the default pool."""
+    world = Sited(sources=three(), pools={"default": {"a": 1}},
+                  delivery=DeliverySettings(unknown_pool="default", idle=Duration(0.05)))
+    world.make_for("old")
+    world.until(world.over)
+    assert world.messages["127.0.0.2"] == 1
+
+
+def a_pool_that_changes_moves_waiting_mail() -> None:
+    """The pool of a label is looked up at every attempt: connections of sources that are no longer in it end."""
+    world = Sited(sources=three(), pools={"p": {"a": 1}}, shaping=ShapingRules(default=Shaping(connections=1)))
+    world.slow_s = 0.05
+    for _ in range(6):
+        world.make_for("p")
+    world.until(lambda: len(world.taken) == 1)
+    config = deepcopy(world.config)
+    object.__setattr__(config, "pools", {"p": {"b": 1}})
+    world.engine.configure(config, world)  # type: ignore
+    world.until(world.over)
+    assert world.messages["127.0.0.3"] >= 3, world.messages
+    assert world.messages.total() == 6
+
+
+def leases_are_of_the_path() -> None:
+    """A limit of one connection holds for each source by itself, and the total over all."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(sources=three(), limits=limits, shaping=ShapingRules(default=Shaping(connections=1)),
+                      delivery=DeliverySettings(connections=2, idle=Duration(0.05)))
+        gevent.spawn(listen, world, limits)
+        world.slow_s = 0.01
+        for _ in range(30):
+            world.make()
+        world.until(world.over)
+        assert world.most_open == 2
+        assert set(world.clients) == {"127.0.0.2", "127.0.0.3"}
+
+
+def mail_goes_through_a_proxy() -> None:
+    """SOCKS5: the proxy connects on; a proxy that is down is no fault of the site, its source waits."""
+    asked: list[bytes] = []
+
+    def socks(sock: Any, peer: object) -> None:
+        sock.recv(3)
+        sock.sendall(b"\x05\x00")
+        asked.append(sock.recv(100))
+        onward = gevent.socket.create_connection(("127.0.0.1", world.port), source_address=("127.0.0.8", 0))
+        sock.sendall(b"\x05\x00\x00\x01" + bytes(6))
+        gevent.spawn(pump, onward, sock)
+        pump(sock, onward)
+
+    def pump(one: Any, other: Any) -> None:
+        while data := one.recv(65536):
+            other.sendall(data)
+        other.shutdown(1)
+
+    proxy = StreamServer(("127.0.0.1", 0), socks)
+    proxy.start()
+    address = parse_proxy(f"socks5://127.0.0.1:{proxy.server_port}")
+    pathkeeping.LOOK_S = 0.1
+    world = Sited(sources={"far": Source(proxy=address)})
+    world.make()
+    world.until(world.over)
+    assert dict(world.clients) == {"127.0.0.8": 1}
+    assert asked[0][:8] == b"\x05\x01\x00\x01\x7f\x00\x00\x01"
+    proxy.stop()
+    world.until(lambda: not world.engine.connections)
+    world.make()
+    world.until(lambda: world.shelf.told("alarm"))
+    assert world.shelf.told("suspended") == 0
+    assert "proxy" in standing(world.engine, 0, "d.test", 1)[1]
+    StreamServer(("127.0.0.1", address.port), socks).start()
+    world.until(world.over)
+    assert world.messages["127.0.0.8"] == 2
+
+
+if __name__ == "__main__":
+    assert connecting
+    globals()[sys.argv[1]]()

@@ -1,0 +1,26 @@
+"""Sources, pools and tenants in a real engine.
+
+Each scenario is a function of `lanes_program`, whose docstring is the rule; it runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCENARIOS = (
+    "connections_leave_by_weight", "pools_have_lanes_of_their_own", "a_lost_source_is_made_up_for",
+    "a_source_that_vanishes_while_it_runs", "a_suspended_path_leaves_its_mail_to_the_others",
+    "a_retry_goes_by_the_same_source", "a_pool_that_is_gone", "a_pool_that_is_gone_may_fall_back",
+    "a_pool_that_changes_moves_waiting_mail", "leases_are_of_the_path", "mail_goes_through_a_proxy",
+)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_lanes(scenario: str) -> None:
+    """The rule is in the docstring of the scenario."""
+    done = subprocess.run([sys.executable, "-m", "tests.delivery.lanes_program", scenario], capture_output=True,
+                          text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
