@@ -37,7 +37,7 @@ KEEP: Final = 0.3
 KEEP_CAP_S: Final = 0.1
 BATCH: Final = 8
 
-_RECORD: Final = struct.Struct("<ddd")
+_RECORD: Final = struct.Struct("<dddd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +79,26 @@ class Level:
     line: float = -math.inf
 
     @classmethod
-    def decode(cls, record: bytes, spacing: float, now: float) -> Level:
-        """From the form in the table. If the rate is another one now, as many wait as before, at the new rate."""
-        used, line, before = _RECORD.unpack(record)
-        if before != spacing:
+    def decode(cls, record: bytes, bucket: Bucket, now: float) -> Level:
+        """From the form in the table. If the rate is another one now, as many wait as before, at the new rate; the
+        first of them, or who comes, waits for one spacing at most. What was a burst is none at the new rate."""
+        used, line, spacing, ahead = _RECORD.unpack(record)
+        if spacing != bucket.spacing:
             if used > now:
-                used = now + (used - now) * spacing / before
+                taken = (used - now) / spacing
+                used = now + bucket.ahead + max(min(taken, 1.0), taken - ahead / spacing) * bucket.spacing
             if line > now:
-                line = now + (line - now) * spacing / before
+                line = now + (line - now) / spacing * bucket.spacing
         return cls(used, line)
 
-    def encode(self, spacing: float) -> bytes:
-        """The form in the table; `spacing`: by which the times were reckoned."""
-        return _RECORD.pack(self.used, self.line, spacing)
+    def encode(self, bucket: Bucket) -> bytes:
+        """The form in the table; `bucket`: by which the times were reckoned."""
+        return _RECORD.pack(self.used, self.line, bucket.spacing, bucket.ahead)
 
 
 def is_at_rest(record: bytes, now: float) -> bool:
     """Whether a record says no more than none would."""
-    used, line, _ = _RECORD.unpack(record)
+    used, line, _, _ = _RECORD.unpack(record)
     return bool(used <= now and line <= now)
 
 

@@ -103,21 +103,21 @@ class SharedRates:
                 created += 1
                 levels.append(Level())
             else:
-                levels.append(Level.decode(record, bucket.spacing, now))
+                levels.append(Level.decode(record, bucket, now))
         at, holding = take(buckets, levels, amount, hand.places, now)
         if holding is None:
             hand.used = [level.used for level in levels]
             if hand.places:
                 hand.places.clear()
             for key, bucket, level in zip(keys, buckets, levels, strict=True):
-                txn.put(key, level.encode(bucket.spacing))
+                txn.put(key, level.encode(bucket))
             if created:
                 self._sweep(txn, created * SWEEP, now)
         else:
             number = buckets.index(holding)
             hand.places.add(holding.name)
             hand.line = levels[number].line
-            txn.put(keys[number], levels[number].encode(holding.spacing))
+            txn.put(keys[number], levels[number].encode(holding))
         return at
 
     def hand_back(self, buckets: Sequence[Bucket], count: int) -> None:
@@ -133,13 +133,13 @@ class SharedRates:
                     record = txn.get(key)
                     if record is None:
                         continue
-                    level = Level.decode(record, bucket.spacing, now)
+                    level = Level.decode(record, bucket, now)
                     if hand.places:
                         if bucket.name in hand.places and level.line == hand.line:
                             level.line -= hand.count * bucket.spacing
                     elif level.used == hand.used[number]:
                         level.used -= (count + hand.left) * bucket.spacing
-                    txn.put(key, level.encode(bucket.spacing))
+                    txn.put(key, level.encode(bucket))
         except lmdb.Error as error:
             limit_table.cope(self._env, error)
 

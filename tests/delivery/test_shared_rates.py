@@ -1,0 +1,298 @@
+"""Rates in the table of limits: several workers in one process with a given clock, and several processes."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from mta.delivery import limit_table, shared_rates
+from mta.delivery.limits import Limits
+from mta.delivery.rates import Bucket
+from tests.delivery.rates_program import GRANT
+
+PROGRAM = Path(__file__).with_name("rates_program.py")
+RATES = ((0.5, 1.0), (10.0, 1.0), (1000.0, 1.0))
+
+
+class Clock:
+    """The monotonic clock, standing still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Limits]]:
+    """Three workers on one environment, as LMDB allows one per process."""
+    env = limit_table.open_table(tmp_path / "limits")
+    monkeypatch.setattr(limit_table, "open_table", lambda directory: env)
+    yield [Limits(str(tmp_path), worker) for worker in range(3)]
+    env.close()
+
+
+def levels(limits: Limits) -> int:
+    """How many buckets the table knows."""
+    return sum(len(piece) for piece in limit_table.walk(limits._env, limit_table.LEVEL, 100))
+
+
+def test_workers_take_turns(crew: list[Limits], clock: Clock) -> None:
+    """Each has its own place; who asks too early gets the same answer; who comes new goes behind."""
+    bucket = (Bucket("path", 1, 10.0),)
+    assert crew[0].reserve(bucket) == 1000.0
+    times = [worker.reserve(bucket) for worker in crew]
+    assert times == sorted(times)
+    assert times[1] - times[0] == pytest.approx(bucket[0].spacing)
+    assert [worker.reserve(bucket) for worker in crew] == times
+    for number in (0, 1, 2):
+        clock.now = times[number]
+        assert [worker.reserve(bucket) <= clock.now for worker in crew] == [one == number for one in range(3)]
+
+
+def test_asking_early_costs_no_look_at_the_table(crew: list[Limits], clock: Clock,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many connections may ask for the same path while its place is not due."""
+    bucket = (Bucket("path", 1, 10.0),)
+    crew[0].reserve(bucket)
+    at = crew[0].reserve(bucket)
+    monkeypatch.setattr(crew[0]._rates, "_env", None)
+    assert crew[0].reserve(bucket) == at
+
+
+def test_a_place_of_a_dead_worker_is_lost_once(crew: list[Limits], clock: Clock) -> None:
+    """The line behind it goes on, and the place after it is not delayed."""
+    bucket = (Bucket("path", 1, 10.0),)
+    crew[0].reserve(bucket)
+    dead, alive = crew[1].reserve(bucket), crew[2].reserve(bucket)
+    clock.now = alive
+    assert crew[2].reserve(bucket) == alive
+    clock.now += bucket[0].spacing
+    assert crew[0].reserve(bucket) == clock.now
+    assert dead < alive
+
+
+def test_what_is_handed_back_is_free(crew: list[Limits], clock: Clock) -> None:
+    """A message that was let through and not sent, and a place: both, unless others came after."""
+    bucket = (Bucket("path", 1, 10.0), Bucket("source", 1, 5.0))
+    assert crew[0].reserve(bucket) == clock.now
+    crew[0].hand_back(bucket)
+    assert crew[1].reserve(bucket) == clock.now
+    place = crew[0].reserve(bucket)
+    crew[0].hand_back(bucket)
+    assert crew[2].reserve(bucket) == pytest.approx(place)
+    behind = crew[0].reserve(bucket)
+    crew[2].hand_back(bucket)  # somebody has come after: it is lost
+    assert crew[1].reserve(bucket) == pytest.approx(behind + bucket[0].spacing)
+
+
+def test_a_change_of_the_rate_moves_those_who_wait(crew: list[Limits], clock: Clock) -> None:
+    """A reload from one a minute to ten a second, and back: asked again, they are told the new time."""
+    slow, fast = (Bucket("path", 1, 60.0),), (Bucket("path", 10, 1.0),)
+    crew[0].reserve(slow)
+    assert crew[0].reserve(slow) > clock.now + 59
+    assert crew[0].reserve(fast) < clock.now + 0.3
+    clock.now += 0.3
+    assert crew[0].reserve(fast) == clock.now
+    assert crew[1].reserve(slow) > clock.now + 10
+
+
+def test_a_fast_rate_is_taken_in_batches_while_one_has_to_wait(crew: list[Limits], clock: Clock,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a thousand per second a worker that sends without end looks at the table less often than it sends."""
+    bucket = (Bucket("path", 1000, 1.0),)
+    looks = 0
+    real = shared_rates.take
+
+    def counted(*args: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return real(*args)
+
+    monkeypatch.setattr(shared_rates, "take", counted)
+    sent = 0
+    while clock.now < 1002.0:
+        at = crew[0].reserve(bucket)
+        if at <= clock.now:
+            sent += 1
+        else:
+            clock.now = at
+    assert sent >= 0.95 * 2000
+    assert looks < sent / 3
+
+
+def test_what_was_kept_too_long_is_not_used(crew: list[Limits], clock: Clock) -> None:
+    """Messages in hand are good for some milliseconds: later they would come on top of those of others."""
+    bucket = (Bucket("path", 1000, 1.0),)
+    while crew[0]._rates._hands == {} or crew[0]._rates._hands[("path",)].left == 0:
+        at = crew[0].reserve(bucket)
+        clock.now = max(clock.now, at)
+    hand = crew[0]._rates._hands[("path",)]
+    clock.now = hand.good_until + 0.1
+    used_before = hand.used
+    assert crew[0].reserve(bucket) == clock.now
+    assert hand.used[0] > used_before[0]
+
+
+def test_unused_buckets_leave_the_table(crew: list[Limits], clock: Clock) -> None:
+    """However many paths there were in the course of time: those of today and some of yesterday are in it."""
+    for number in range(2000):
+        clock.now += 1.0
+        crew[0].reserve((Bucket(f"path{number}", 10, 1.0),))
+    assert levels(crew[0]) < 200
+
+
+def test_a_table_of_another_boot_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its times say nothing: the monotonic clock began anew."""
+    monkeypatch.setattr(limit_table, "boot_id", lambda: b"yesterday")
+    limits = Limits(str(tmp_path), 0)
+    bucket = (Bucket("path", 1, 86_400.0),)
+    limits.reserve(bucket)
+    assert limits.reserve(bucket) > time.monotonic() + 1000
+    limits.close()
+    again = Limits(str(tmp_path), 0)
+    assert again.reserve(bucket) > time.monotonic() + 1000
+    again.close()
+    monkeypatch.setattr(limit_table, "boot_id", lambda: b"today")
+    today = Limits(str(tmp_path), 0)
+    assert today.reserve(bucket) <= time.monotonic()
+    today.close()
+
+
+def test_a_table_that_cannot_be_written_sends_nothing(crew: list[Limits], clock: Clock,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit holds, and it is tried again after a while."""
+
+    class Full:
+        def begin(self, **_: Any) -> Any:
+            raise lmdb.DiskError("No space left on device")
+
+    bucket = (Bucket("path", 10, 1.0),)
+    with monkeypatch.context() as patch:
+        patch.setattr(crew[0]._rates, "_env", Full())
+        assert crew[0].reserve(bucket) == clock.now + shared_rates.AGAIN_S
+    assert crew[0].reserve(bucket) == clock.now
+
+
+def test_the_table_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full is one operation put off, in the worker that finds it so and in one that hears of it later."""
+    monkeypatch.setattr(limit_table, "SIZE_FIRST", 1 << 16)
+    limits = Limits(str(tmp_path), 0)
+    refused = 0
+    for number in range(3000):
+        if limits.reserve((Bucket(f"path{number}", 1, 3600.0),)) > time.monotonic():
+            refused += 1
+    assert 0 < refused < 10
+    assert levels(limits) == 3000 - refused
+    assert (tmp_path / "limits" / "data.mdb").stat().st_size > 1 << 17
+    limits.close()
+
+
+# --- several processes ---------------------------------------------------------------------------------------------
+
+
+class Senders:
+    """Worker processes that send as fast as the rates allow."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.processes: dict[int, subprocess.Popen[str]] = {}
+
+    def start(self, worker: int, seconds: float) -> None:
+        process = self.processes[worker] = subprocess.Popen(
+            [sys.executable, str(PROGRAM), str(self.run), str(worker), str(seconds),
+             *(f"{count}/{period}" for count, period in RATES)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+
+    def begin(self, worker: int) -> None:
+        stdin = self.processes[worker].stdin
+        assert stdin is not None
+        stdin.close()
+
+    def end(self, worker: int, kill: bool = False) -> None:
+        process = self.processes.pop(worker)
+        if kill:
+            process.kill()
+        assert process.wait(60) == (-9 if kill else 0)
+        assert process.stdout is not None
+        process.stdout.close()
+
+    def grants(self, number: int) -> list[tuple[float, float]]:
+        """Of one rate: when each message was let through, and when its worker was told to come."""
+        rows = [row for path in self.run.glob("grants-*") for row in GRANT.iter_unpack(path.read_bytes())]
+        return sorted((at, told) for which, told, at in rows if which == number)
+
+
+@pytest.fixture
+def senders(tmp_path: Path) -> Iterator[Senders]:
+    senders = Senders(tmp_path)
+    yield senders
+    for worker in list(senders.processes):
+        senders.end(worker, kill=True)
+
+
+def exceeded(grants: list[tuple[float, float]], bucket: Bucket) -> list[float]:
+    """By how many seconds a period was too short for the messages in it."""
+    count = round(max(bucket.count, 1.0))
+    period = bucket.period_s / min(bucket.count, 1.0)
+    return [period - (beyond - first) for (first, _), (beyond, _) in zip(grants, grants[count:], strict=False)
+            if beyond - first < period]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_processes_keep_to_the_rates_and_use_them(senders: Senders, workers: int) -> None:
+    """Half a message, ten and a thousand per second at the same time: in no period more, and 95 percent of what time
+    allowed; what the machine came late is no fault of the limit."""
+    for worker in range(workers):
+        senders.start(worker, 6.5)
+    for worker in range(workers):
+        senders.begin(worker)
+    for worker in range(workers):
+        senders.end(worker)
+    for number, rate in enumerate(RATES):
+        bucket, grants = Bucket("b", *rate), senders.grants(number)
+        assert exceeded(grants, bucket) == []
+        late_s = sum(max(at - told - bucket.ahead, 0.0) for at, told in grants)
+        span_s = grants[-1][0] - grants[0][0] - late_s
+        assert len(grants) - 1 >= 0.95 * span_s * bucket.count / bucket.period_s
+
+
+def test_killed_senders_make_no_rate_exceeded(senders: Senders) -> None:
+    """kill -9 at any moment, with a place, with messages in hand, inside a transaction; and the others go on."""
+    supervisor = Limits(str(senders.run), None)
+    chance = random.Random(4711)
+    for worker in range(4):
+        senders.start(worker, 5.0)
+        senders.begin(worker)
+    for victim in (0, 1, 2, 0, 1, 2):
+        time.sleep(chance.uniform(0.05, 0.4))
+        senders.end(victim, kill=True)
+        supervisor.clear_worker(victim)
+        senders.start(victim, 2.0)
+        senders.begin(victim)
+    for worker in range(4):
+        senders.end(worker)
+    supervisor.close()
+    for number, rate in enumerate(RATES):
+        grants = senders.grants(number)
+        assert exceeded(grants, Bucket("b", *rate)) == []
+        assert len(grants) >= rate[0]  # of the slow one, the dead took some places with them
