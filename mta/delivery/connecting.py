@@ -114,7 +114,10 @@ class Connecting:
             if path.waiting_for != lacking:
                 self.stop_waiting(path)
                 path.waiting_for = lacking
-                self._waiting.setdefault(lacking, OrderedDict())[path] = None
+                waiting = self._waiting.setdefault(lacking, OrderedDict())
+                waiting[path] = None
+                if not lane.turns.best:  # transactional mail overtakes
+                    waiting.move_to_end(path, last=False)
             return False
         self.stop_waiting(path)
         connection = Connection(engine, path, lane)
@@ -182,7 +185,7 @@ class Connecting:
         for lane in {connection.lane: None, **path.lanes}:
             if lane.turns.count:
                 self.kick(lane)
-            elif not lane.connections:
+            elif not lane.connections and not lane.turns:
                 engine.ways.drop(lane)
         if not path.connections:
             if path.claims and not self.serve_claims(connection.lane, path):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import gevent
 
 from mta.delivery.connection import Connection, Job, transaction_for
+from mta.delivery.fairness import PRIORITIES
 from mta.delivery.lane import Lane
 from mta.delivery.outcome import delivered_to_all, judge
 from mta.delivery.path import Path
@@ -80,13 +81,15 @@ class Dispatch:
             return Job(queue, delivery, transaction, time.monotonic(), delivery.message.content is None)
 
     def _take_turns(self, connection: Connection) -> None:
-        """Several pools use this path: their lanes take turns for each message, as far as they have mail."""
-        lanes = connection.path.lanes
-        for _ in range(len(lanes)):
-            lane = next(iter(lanes))
-            del lanes[lane]
-            lanes[lane] = None
-            if lane.turns.count:
+        """Several pools use this path: of the lanes with mail of the highest priority each has one message in turn."""
+        lanes, ageing = connection.path.lanes, self._engine.config.turns.ageing
+        best = min(lane.turns.best for lane in lanes)
+        if ageing and connection.messages % ageing == ageing - 1:
+            best = len(PRIORITIES) - 1
+        for lane in lanes:
+            if lane.turns.count and lane.turns.best <= best:
+                del lanes[lane]
+                lanes[lane] = None
                 self._engine.connecting.lend(connection, lane)
                 return
 

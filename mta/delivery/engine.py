@@ -93,6 +93,7 @@ class Engine:
         self.sources = Sources(config, before.all)
         self.sources.changed = {name for name in {"", *before.pools, *config.pools}
                                 if self.sources.pool(name) != before.pool(name)}
+        self.weights = {name: tenant.weight for name, tenant in config.tenants.items()}
         self.patience = patience(config.delivery.timeouts)
         self.scheduler.configure(config.memory)
         self.ways.configure()

@@ -55,7 +55,7 @@ class Lane:
     def backlog(self, at_most: int) -> int:
         """Deliveries in memory that wait for a connection, counted up to `at_most`."""
         count = 0
-        for queue in self.turns:
+        for queue in self.turns.active():
             count += len(queue.ready)
             if count >= at_most:
                 return at_most
@@ -63,7 +63,7 @@ class Lane:
 
     def head(self) -> object:
         """The first delivery that waits, to see later whether it still does."""
-        for queue in self.turns:
+        for queue in self.turns.active():
             if queue.ready:
                 return queue.ready[0]
         return None

@@ -50,6 +50,8 @@ class Ways:
         """Find all lanes anew: the configuration has changed."""
         self._lanes.clear()
         engine = self._engine
+        for lane in engine.lanes.values():
+            lane.turns.configure(engine.weights, engine.config.turns.ageing)
         for path in list(engine.paths.values()):
             if path.name.startswith("?/"):  # there may be such a pool now
                 path.suspended_until_us = path.failures = 0
@@ -172,7 +174,9 @@ class Ways:
         site = f"{route.site}+{domain}" if domain in engine.config.shaping.domains else route.site
         name = f"{pool}/{site}" if pool else site
         lane = engine.lanes.get(name) or Lane(name, pool, domain)
-        engine.lanes[name] = lane
+        if name not in engine.lanes:
+            engine.lanes[name] = lane
+            lane.turns.configure(engine.weights, engine.config.turns.ageing)
         lane.route = route
         paths = [self._path(engine.sources.all[source], site, route, domain) for source in weights]
         for path in lane.lead_to(paths, list(weights.values())):
@@ -231,6 +235,6 @@ class Ways:
         for path in idle[: max(len(engine.paths) - PATHS_KEPT * 9 // 10, 0)]:
             del engine.paths[path.name]
             for lane in list(path.lanes):
-                if not lane.connections and not lane.turns.count:
+                if not lane.connections and not lane.turns:
                     self.drop(lane)
         self._forget_above = max(PATHS_KEPT, len(engine.paths) + PATHS_KEPT // 10)

@@ -106,9 +106,14 @@ class Delivery:
         return (self.message.id, self.index)
 
 
-def queue_name(domain: str, tenant: str = "", campaign: str = "", pool: str = "") -> str:
-    """The name of a queue, `campaign:tenant@domain/pool`, with what is empty left out."""
+def queue_name(domain: str, tenant: str = "", campaign: str = "", pool: str = "", priority: str = "") -> str:
+    """The name of a queue, `campaign:tenant@domain/pool^priority`, with what is empty left out; `normal` is, too.
+
+    Priorities have queues of their own, so that transactional mail never stands behind bulk, on disk either.
+    """
     name = domain
     if tenant or campaign:
         name = f"{campaign}:{tenant}@{domain}" if campaign else f"{tenant}@{domain}"
-    return f"{name}/{pool}" if pool else name
+    if pool:
+        name = f"{name}/{pool}"
+    return f"{name}^{priority}" if priority and priority != "normal" else name

@@ -23,6 +23,8 @@ from mta.config.schema import Memory
 from mta.queue.records import Delivery
 
 FOREVER_US = 1 << 62
+NORMAL = 1
+_PRIORITIES = {"transactional": 0, "bulk": 2}
 
 
 class SchedulerIO(Protocol):
@@ -47,15 +49,17 @@ class SchedulerIO(Protocol):
 class Queue:
     """The part of one queue, in one shard, that is in memory."""
 
-    __slots__ = ("behind", "domain", "in_flight", "lane", "loading", "more", "name", "pool", "ready", "shard",
-                 "tenant", "way")
+    __slots__ = ("behind", "domain", "in_flight", "lane", "loading", "more", "name", "pool", "priority", "ready",
+                 "shard", "tenant", "way")
 
-    def __init__(self, shard: int, name: str, domain: str, tenant: str, pool: str = "") -> None:
+    def __init__(self, shard: int, name: str, domain: str, tenant: str, pool: str = "",
+                 priority: int = NORMAL) -> None:
         self.shard = shard
         self.name = name
         self.domain = domain
         self.tenant = tenant
         self.pool = pool
+        self.priority = priority
         self.way = f"{domain}/{pool}" if pool else domain  # what decides on its lane
         self.ready: deque[Delivery] = deque()
         self.in_flight: dict[tuple[int, int], Delivery] = {}
@@ -71,7 +75,7 @@ class Queue:
 
 def domain_of(name: str) -> str:
     """The recipient domain in a queue name (`mta.queue.records.queue_name`)."""
-    return name.rpartition("@")[2].partition("/")[0]
+    return name.rpartition("@")[2].partition("^")[0].partition("/")[0]
 
 
 def tenant_of(name: str) -> str:
@@ -81,7 +85,19 @@ def tenant_of(name: str) -> str:
 
 def pool_of(name: str) -> str:
     """The pool in a queue name, empty when it has none."""
-    return name.rpartition("@")[2].partition("/")[2]
+    return name.rpartition("@")[2].partition("^")[0].partition("/")[2]
+
+
+def priority_of(name: str) -> int:
+    """The priority in a queue name by number: 0 transactional, 1 normal, 2 bulk."""
+    return _PRIORITIES.get(name.rpartition("@")[2].partition("^")[2], NORMAL)
+
+
+def _made(shard: int, name: str, domain: str) -> Queue:
+    """The queue of this name. Hot path: most names are a domain alone."""
+    if name == domain:
+        return Queue(shard, name, domain, "")
+    return Queue(shard, name, domain, tenant_of(name), pool_of(name), priority_of(name))
 
 
 class Scheduler:
@@ -308,7 +324,7 @@ class Scheduler:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _open(self, shard: int, name: str, domain: str) -> Queue:
-        queue = self.queues[(shard, name)] = Queue(shard, name, domain, tenant_of(name), pool_of(name))
+        queue = self.queues[(shard, name)] = _made(shard, name, domain)
         return queue
 
     def _close(self, queue: Queue) -> None:

@@ -15,6 +15,7 @@ from mta.delivery.fairness import Turns
 class Line:
     tenant: str
     name: str = ""
+    priority: int = 1
 
 
 def test_queues_of_one_tenant_take_turns() -> None:
@@ -64,12 +65,13 @@ def test_adding_twice_gives_no_second_place() -> None:
     assert len(turns) == 2
 
 
-@given(st.lists(st.tuples(st.sampled_from(["add", "discard", "next"]), st.integers(0, 5)), max_size=80))
+@given(st.lists(st.tuples(st.sampled_from(["add", "discard", "next", "hold", "free"]), st.integers(0, 8)), max_size=80))
 def test_exactly_the_members_are_served(steps: list[tuple[str, int]]) -> None:
-    """Whatever the order of calls, `next` gives members only, and None only when there is none."""
-    lines = [Line(str(index % 3), str(index)) for index in range(6)]
+    """Whatever the order of calls, `next` gives members that are not held only, and None only when there is none."""
+    lines = [Line(str(index % 3), str(index), index // 3) for index in range(9)]
     turns: Turns[Line] = Turns({"1": 2})
     members: set[Line] = set()
+    held: set[str] = set()
     for step, index in steps:
         if step == "add":
             turns.add(lines[index])
@@ -77,8 +79,69 @@ def test_exactly_the_members_are_served(steps: list[tuple[str, int]]) -> None:
         elif step == "discard":
             turns.discard(lines[index])
             members.discard(lines[index])
+        elif step == "hold":
+            turns.hold(lines[index].tenant)
+            held.add(lines[index].tenant)
+        elif step == "free":
+            turns.free(lines[index].tenant)
+            held.discard(lines[index].tenant)
         else:
             line = turns.next()
-            assert (line in members) if members else line is None
+            able = {one for one in members if one.tenant not in held}
+            assert (line in able) if able else line is None
+        assert turns.count == len([one for one in members if one.tenant not in held])
+        assert set(turns.active()) == {one for one in members if one.tenant not in held}
         assert set(turns) == members
         assert bool(turns) == bool(members)
+
+
+def served(turns: Turns[Line], count: int) -> Counter[int]:
+    return Counter(line.priority for _ in range(count) if (line := turns.next()))
+
+
+def test_priorities_are_strict_but_for_a_share_of_ageing() -> None:
+    """Of ten turns one goes to the lower priorities that wait, shared by them; who is alone has all."""
+    turns: Turns[Line] = Turns()
+    lines = [Line("", str(priority), priority) for priority in (2, 1, 0)]
+    for line in lines:
+        turns.add(line)
+    assert served(turns, 1000) == {0: 900, 1: 50, 2: 50}
+    turns.discard(lines[2])
+    assert served(turns, 1000) == {1: 900, 2: 100}
+    turns.discard(lines[1])
+    assert served(turns, 10) == {2: 10}
+    assert turns.best == 2
+
+
+def test_without_ageing_priorities_are_strict() -> None:
+    """`turns.ageing: 0`."""
+    turns: Turns[Line] = Turns(ageing=0)
+    turns.add(Line("a", "", 2))
+    turns.add(Line("a", "", 0))
+    assert served(turns, 50) == {0: 50}
+
+
+def test_what_is_held_is_passed_over_and_comes_back_behind_the_others() -> None:
+    """Also what is added while the tenant is held; other tenants share its turns meanwhile."""
+    turns: Turns[Line] = Turns()
+    first, second, other = Line("a", "1"), Line("a", "2", 0), Line("b")
+    turns.add(first)
+    turns.add(other)
+    turns.hold("a")
+    turns.add(second)
+    assert (turns.count, len(turns)) == (1, 3)
+    assert [turns.next() for _ in range(3)] == [other] * 3
+    turns.discard(first)
+    turns.free("a")
+    assert turns.next() is second
+    assert set(turns) == {second, other}
+
+
+def test_weights_may_change() -> None:
+    """A reload is in force at once, also for who waits."""
+    turns: Turns[Line] = Turns({"heavy": 100})
+    turns.add(Line("heavy"))
+    turns.add(Line("light"))
+    turns.configure({"light": 3}, 10)
+    counts = Counter(line.tenant for _ in range(400) if (line := turns.next()))
+    assert 295 <= counts["light"] <= 305
