@@ -92,7 +92,7 @@ class Fixture:
         """End everything, also children of a broken supervisor."""
         for running in self.running:
             running.kill()
-        for pid in self._pids:
+        for pid in list(self._pids):  # the reader may still add to it
             try:
                 if b"_child.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(pid, signal.SIGKILL)
