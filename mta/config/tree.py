@@ -265,6 +265,8 @@ def _explain(error: yaml.MarkedYAMLError, mark: yaml.Mark, text: str) -> tuple[i
         return *here, "a tab, expected spaces for indentation"
     if "cannot start any token" in problem:
         return *here, f"a value cannot begin with {quoted(character)}, expected it in quotes"
+    if "nesting depth" in problem:  # libyaml's own bound, which is above ours but may come first
+        return *here, f"nested deeper than {MAX_DEPTH} levels"
     if "alphabetic or numeric" in problem:
         sign = "&" if "anchor" in context else "*"
         return *start, f'{sign} alone means something else in YAML, expected it in quotes, "{sign}"'

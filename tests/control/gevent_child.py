@@ -8,6 +8,7 @@ monkey.patch_all()
 
 import json  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
@@ -72,7 +73,7 @@ def main(child: Child) -> None:
         gevent.sleep(0.1)
         monkey.get_original("time", "sleep")(60)
     if behaviour == "no memory":
-        gevent.spawn_later(0.1, bytearray, 1 << 62)
+        gevent.signal_handler(signal.SIGUSR1, bytearray, 1 << 62)
     child.stop_requested.wait()
     left_s = child.deadline - time.monotonic()
     tell(child, "stopping", left_s=left_s, orphaned=child.orphaned)

@@ -168,6 +168,7 @@ def test_who_finds_no_memory_starts_anew(mta: Fixture, start: Callable[..., Runn
     running = start(worker_0="no memory")
     running.ready()
     old = mta.report("worker-0", "started")["pid"]
+    os.kill(old, signal.SIGUSR1)
     running.line("there is no memory: this process ends, and is started again")
     mta.behave()
     assert mta.report("worker-0", "started")["pid"] != old
