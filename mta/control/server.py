@@ -2,7 +2,7 @@
 
 Started by the supervisor as `python -m mta.control.server`. It holds no state of its own, so that it can be restarted
 at any time. A worker that does not answer within `ASK_TIMEOUT_S` is named in the answer's `missing`; the others'
-part is given all the same.
+part is given all the same. Besides, it keeps what the workers learn (`mta.control.keeper`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from mta import __version__
 from mta.control import protocol
 from mta.control.channel import REPLY_LIMIT, Channel, FrameError
 from mta.control.child import Child, run_child
+from mta.control.exits import CANNOT_CREATE, StartError
+from mta.control.keeper import Keeper
 from mta.control.protocol import (
     DeliveryList,
     Family,
@@ -36,6 +38,7 @@ from mta.control.protocol import (
     from_wire,
 )
 from mta.control.service import RequestService
+from mta.delivery.limits import Limits
 from mta.queue.ids import parse_id, shard_of
 
 ASK_TIMEOUT_S: Final = 5.0
@@ -192,10 +195,18 @@ def main(child: Child) -> None:
     """The life of the control process."""
     server = ControlServer(child.config.run, lambda: child.family, lambda: child.config.hostname)
     service = RequestService(protocol.control_socket(child.config.run), server.answer, SOCKET_MODE)
+    try:
+        limits = Limits(child.config.run, None)
+    except OSError as error:
+        raise StartError(CANNOT_CREATE, str(error)) from None
     service.start()
+    keeper = Keeper(child.config.spool, limits)
+    keeper.start()
     child.ready()
     child.stop_requested.wait()
     service.stop()
+    keeper.stop()
+    limits.close()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import socket
+import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Final
@@ -53,7 +54,15 @@ def prepare(config: Config, environment: MutableMapping[str, str]) -> Resources:
     spool.check_version(config.spool)
     spool.clean_run(config.run)
     shards = spool.assign_shards(config.spool, worker_count(config))
+    _remember(config)
     return Resources(locks, list(enumerate(sockets)), shards)
+
+
+def _remember(config: Config) -> None:
+    """What an earlier instance learnt of receivers, into the new table of limits."""
+    from mta.delivery import learnt  # the supervisor needs no more of delivery, and nothing of it later
+
+    learnt.restore(config.run, config.spool, time.time_ns() // 1000)
 
 
 def worker_count(config: Config) -> int:

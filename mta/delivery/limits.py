@@ -99,6 +99,11 @@ class Limits:
         self._rates = SharedRates(self._env)
         self._states = SharedStates(self._env, self._worker)
 
+    @property
+    def table(self) -> Any:
+        """The environment, for `mta.delivery.learnt`: one may be open only once in a process."""
+        return self._env
+
     def close(self) -> None:
         """Give everything back and close the table."""
         if self._bell != -1:

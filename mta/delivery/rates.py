@@ -27,7 +27,7 @@ import math
 import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 MARGIN: Final = 0.025  # of the period
 MARGIN_CAP_S: Final = 1.0
@@ -69,6 +69,24 @@ class Bucket:
         for name, value in (("spacing", spacing), ("ahead", ahead), ("most", int(ahead / spacing) + 1),
                             ("keep", min(margin * KEEP, KEEP_CAP_S)), ("batch", min(int(late / spacing) + 1, BATCH))):
             object.__setattr__(self, name, value)
+
+
+class Record(NamedTuple):
+    """A level as it is in the table."""
+
+    used: float
+    line: float
+    spacing: float  # by which these were reckoned
+    ahead: float
+
+    @classmethod
+    def decode(cls, record: bytes) -> Record:
+        """From its bytes."""
+        return cls(*_RECORD.unpack(record))
+
+    def encode(self) -> bytes:
+        """Its bytes."""
+        return _RECORD.pack(*self)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,189 @@
+"""What was learnt survives the end of the process: the file `SPOOL/learnt`.
+
+In it are, of the table of limits (`mta.delivery.limits`), what lives longer than connections do:
+
+* states of paths: what adaptation found, and suspensions and lowered limits until they end. Not the operator's: those
+  have a file of their own, written before they are in force.
+* counters of the period that goes on: what was sent today.
+* buckets that are not at rest for some time yet: after a restart a rate of one per hour is one per hour.
+
+All times in it are of the wall clock. The file is replaced as a whole (written, synced, renamed, directory synced), so
+that there is always a whole one. What it says is worth something, but no mail depends on it: one that is damaged, or of
+another version, is told in one line and not used.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import lmdb
+import msgpack
+
+from mta.delivery import limit_table
+from mta.delivery.adaptive import FORGET_S
+from mta.delivery.counters import Counter
+from mta.delivery.limits import BATCH, Limits
+from mta.delivery.pathstate import PathState
+from mta.delivery.rates import Record
+from mta.delivery.shared_states import clocks_us
+
+NAME: Final = "learnt"
+MAGIC: Final = b"mta learnt 1\n"
+SLOW_S: Final = 10.0  # buckets that are at rest sooner are not worth keeping
+OPERATOR: Final = "operator"
+_CRC: Final = struct.Struct("<I")
+
+log = logging.getLogger(__name__)
+
+
+class DamagedError(Exception):
+    """The file is not what we wrote, or of another version."""
+
+
+@dataclass(slots=True)
+class Learnt:
+    """The contents of the file. Two that say the same are equal, whenever they were gathered."""
+
+    states: list[tuple[str, bytes]] = field(default_factory=list)
+    counters: list[bytes] = field(default_factory=list)
+    levels: list[tuple[bytes, int, float, float]] = field(default_factory=list)  # key, at rest (us), spacing, ahead
+
+    def encode(self, saved_us: int) -> bytes:
+        """The file."""
+        body: bytes = msgpack.packb([saved_us, self.states, self.counters, self.levels])
+        return MAGIC + _CRC.pack(zlib.crc32(body)) + body
+
+    @classmethod
+    def decode(cls, data: bytes) -> tuple[Learnt, int]:
+        """From the file, and when it was written. Raises DamagedError."""
+        if not data.startswith(b"mta learnt "):
+            raise DamagedError("not a file of ours")
+        if not data.startswith(MAGIC):
+            raise DamagedError("of another version")
+        body = data[len(MAGIC) + _CRC.size:]
+        if data[len(MAGIC):len(MAGIC) + _CRC.size] != _CRC.pack(zlib.crc32(body)):
+            raise DamagedError("damaged")
+        saved_us, states, counters, levels = msgpack.unpackb(body)
+        return cls([(name, record) for name, record in states], counters, [tuple(level) for level in levels]), saved_us
+
+
+def path_of(spool: str) -> Path:
+    """The file."""
+    return Path(spool, NAME)
+
+
+def gather(limits: Limits, now_us: int, pause: Callable[[], None] = lambda: None) -> Learnt:
+    """What there is to keep, and remove from the table what is over. `pause` is called between pieces of the work.
+
+    Raises lmdb.Error.
+    """
+    learnt = Learnt()
+    env = limits.table
+    clocks = clocks_us()
+    for piece in limit_table.walk(env, limit_table.STATE, BATCH):
+        over = []
+        for key, record in piece:
+            name, packed = msgpack.unpackb(record)
+            kept = _of_worth(PathState.decode(packed, clocks), now_us)
+            if not kept.is_bare(now_us):
+                learnt.states.append((name, kept.encode(0)))
+            elif PathState.decode(packed, clocks).is_bare(now_us):
+                over.append((key, record))
+        _remove(env, over)
+        pause()
+    for piece in limit_table.walk(env, limit_table.COUNTER, BATCH):
+        over = []
+        for key, record in piece:
+            counter = Counter.decode(record)
+            if counter.is_over(now_us):
+                over.append((key, record))
+            elif counter.period_s:
+                learnt.counters.append(record)
+        _remove(env, over)
+        pause()
+    now = time.monotonic()
+    for piece in limit_table.walk(env, limit_table.LEVEL, BATCH):
+        for key, record in piece:
+            level = Record.decode(record)
+            if level.used - now > SLOW_S:
+                learnt.levels.append((key, int(level.used * 1_000_000) + clocks, level.spacing, level.ahead))
+        pause()
+    return learnt
+
+
+def _of_worth(state: PathState, now_us: int) -> PathState:
+    holds = tuple(hold for hold in state.holds if hold.until_us > now_us and hold.by != OPERATOR)
+    if state.adaptive_us < now_us - FORGET_S * 1_000_000:
+        return PathState(holds)
+    return replace(state, holds=holds, version=0)
+
+
+def _remove(env: Any, over: list[tuple[bytes, bytes]]) -> None:
+    if over:
+        with env.begin(write=True) as txn:
+            for key, record in over:
+                if txn.get(key) == record:
+                    txn.delete(key)
+
+
+def write(spool: str, data: bytes) -> None:
+    """Replace the file. Waits for the disk. Raises OSError."""
+    path = path_of(spool)
+    temporary = path.with_name(f"{NAME}.new")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    directory = os.open(spool, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def restore(run: str, spool: str, now_us: int) -> None:
+    """Put what the file says into the table, before workers start. Whatever is wrong with it is logged, in one line."""
+    path = path_of(spool)
+    try:
+        learnt, saved_us = Learnt.decode(path.read_bytes())
+        limits = Limits(run, None)
+        try:
+            fill(limits, learnt, saved_us, now_us)
+        finally:
+            limits.close()
+    except FileNotFoundError:
+        return
+    except (OSError, lmdb.Error, DamagedError, ValueError, TypeError) as error:
+        log.warning("%s: %s; going on without what was learnt", path, error)
+        return
+    log.info("%s: %d paths, %d counters, %d rates as they were left", path, len(learnt.states), len(learnt.counters),
+             len(learnt.levels))
+
+
+def fill(limits: Limits, learnt: Learnt, saved_us: int, now_us: int) -> None:
+    """What is still true goes into the table. If the clock was set back since then, all times are moved with it."""
+    back_us = min(now_us - saved_us, 0)
+    with limits.table.begin(write=True) as txn:
+        for name, record in learnt.states:
+            state = _of_worth(PathState.decode(record, back_us), now_us)
+            if not state.is_bare(now_us):
+                packed = replace(state, version=1).encode(clocks_us())
+                txn.put(limit_table.STATE + limit_table.key_of(name), msgpack.packb([name, packed]))
+        for record in learnt.counters:
+            counter = Counter.decode(record)
+            if not counter.is_over(now_us):
+                txn.put(limit_table.COUNTER + limit_table.key_of(counter.name), record)
+        now = time.monotonic()
+        for key, rest_us, spacing, ahead in learnt.levels:
+            left_s = (rest_us + back_us - now_us) / 1_000_000
+            if left_s > 0:
+                txn.put(key, Record(now + left_s, 0.0, spacing, ahead).encode())
