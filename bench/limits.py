@@ -13,9 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from bench.loopback import cpu_s
 from mta.delivery.limits import Limits
+from mta.delivery.rates import Bucket
 
 ROUNDS = 20_000
 
@@ -39,6 +41,26 @@ def connection(limits: Limits, number: int) -> None:
     limits.release(names)
 
 
+def sender(limits: Limits) -> Callable[[int], object]:
+    """What one message does where rates are limited: its path, a provider and a source, none of which holds it up."""
+    wide = [Bucket(name, 1000, 1.0, burst=10_000_000) for name in ("provider", "source")]
+    sets = [(Bucket(f"site{number}.example", 1000, 1.0, burst=10_000_000), *wide) for number in range(1000)]
+    return lambda number: limits.reserve(sets[number % 1000])
+
+
+def paced(limits: Limits, seconds: float = 2.0) -> dict[str, float]:
+    """A path of 1,000 messages per second, used without end: per message, both the waiting for a turn and the turn."""
+    bucket = (Bucket("paced", 1000, 1.0),)
+    used, sent, until = cpu_s(), 0, time.monotonic() + seconds
+    while (now := time.monotonic()) < until:
+        at = limits.reserve(bucket)
+        if at <= now:
+            sent += 1
+        else:
+            time.sleep(max(at - time.monotonic(), 0.0))
+    return {"cpu_us": round((cpu_s() - used) / sent * 1e6, 2), "wall_us": round(seconds / sent * 1e6, 2)}
+
+
 def alone(run: str) -> dict[str, dict[str, float]]:
     """Every operation, with nobody else on the table."""
     limits = Limits(run, 0)
@@ -55,6 +77,16 @@ def alone(run: str) -> dict[str, dict[str, float]]:
     limits.acquire([("full", 20)])
     results["refused again"] = timed(lambda _: limits.acquire([("full", 20)]))
     results["recv_nudges, none"] = timed(lambda _: limits.recv_nudges())
+    one = [(Bucket(f"path{number}", 1000, 1.0, burst=10_000_000),) for number in range(1000)]
+    results["reserve, one bucket"] = timed(lambda number: limits.reserve(one[number % 1000]))
+    results["reserve, three buckets"] = timed(sender(limits))
+    slow = (Bucket("slow", 1, 3600.0),)
+    limits.reserve(slow)
+    results["reserve, not my turn yet"] = timed(lambda _: limits.reserve(slow))
+    results["1,000/s used without end, each message"] = paced(limits)
+    results["count"] = timed(lambda _: limits.count("volume:tenant", 1, 1 << 40))
+    results["state"] = timed(lambda _: limits.state("path"))
+    results["update"] = timed(lambda number: limits.update("path", lambda state: replace(state, rate=float(number))))
     limits.close()
     return results
 
@@ -67,7 +99,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.worker is not None:
         limits = Limits(options.run, options.worker)
-        print(json.dumps(timed(lambda number: connection(limits, number))))
+        print(json.dumps([timed(lambda number: connection(limits, number)), timed(sender(limits))]))
         return 0
     with tempfile.TemporaryDirectory(dir=options.run) as run:
         for what, cost in alone(run).items():
@@ -78,9 +110,9 @@ def main() -> int:
             for number in range(4)
         ]
         for number, process in enumerate(crew):
-            cost = json.loads(process.communicate()[0])
-            what = f"acquire and release of two, {number + 1} of 4"
-            print(f"{what:40}{cost['cpu_us']:8.2f} us CPU {cost['wall_us']:8.2f} us")
+            costs = json.loads(process.communicate()[0])
+            for what, cost in zip(("acquire and release of two", "reserve, three buckets"), costs, strict=True):
+                print(f"{what + f', {number + 1} of 4':40}{cost['cpu_us']:8.2f} us CPU {cost['wall_us']:8.2f} us")
     return 0
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mta.delivery.limits import Limits
+from mta.delivery.limits import Limits, limited
 
 
 def main(run: str, worker: int, name: str, limit: int, mode: str, seconds: float) -> None:
-    """`hammer`: take and give back without a pause. `turns`: hold each lease until another worker should have it."""
+    """`hammer`: take and give back without a pause. `turns`: hold each lease until another worker should have it.
+    `products`: like `turns`, with every other time a further limit beside it, in any order."""
     limits = Limits(run, worker)
     with open(Path(run, "watch"), "r+b") as file:
         watch = mmap.mmap(file.fileno(), 256)
@@ -29,7 +30,11 @@ def main(run: str, worker: int, name: str, limit: int, mode: str, seconds: float
     turns = most = 0
     longest = 0.0
     while (now := time.monotonic()) < end:
-        if limits.acquire([(name, limit), ("total", 1000)]) is not None:
+        wanted: list[tuple[str, int | None]] = [(name, limit), ("total", 1000), ("unlimited", None)]
+        if mode == "products":
+            wanted += [("provider", 2), (f"path{(turns + worker) % 3}", 1)][turns % 2:]
+            wanted = wanted[turns % 3:] + wanted[:turns % 3]
+        if limits.acquire(wanted) is not None:
             select.select([limits.fileno()], [], [], end - now)
             longest = max(longest, time.monotonic() - now)
             limits.recv_nudges()
@@ -39,13 +44,13 @@ def main(run: str, worker: int, name: str, limit: int, mode: str, seconds: float
         turns += 1
         if mode == "hammer" and turns % 4 == 0:
             time.sleep(0.0005)  # so that holders meet, on few cores too
-        if mode == "turns":
-            while time.monotonic() < end and not limits.should_yield(name, limit):
+        if mode in ("turns", "products"):
+            while time.monotonic() < end and limits.gives_way(wanted) is None:
                 select.select([limits.fileno()], [], [], 0.002)  # one message
                 limits.recv_nudges()
         most = max(most, sum(watch[:]))
         watch[worker] -= 1
-        limits.release([name, "total"])
+        limits.release(limited(wanted))
     print(turns, most, longest, flush=True)
     limits.close()
 

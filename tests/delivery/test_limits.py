@@ -19,7 +19,7 @@ import pytest
 from mta.delivery import limit_table
 from mta.delivery import limits as module
 from mta.delivery.leases import Refusal
-from mta.delivery.limits import Limits
+from mta.delivery.limits import Limits, limited
 
 PROGRAM = Path(__file__).with_name("limits_program.py")
 
@@ -362,6 +362,86 @@ def test_a_table_that_cannot_be_written_delays_and_recovers(table: Table, monkey
     assert table[1].acquire([("path", 1)]) is None
 
 
+# --- several limits at once ----------------------------------------------------------------------------------------
+
+
+def test_no_limit_costs_nothing(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is no limit: it is not even looked at; 0 lets nobody through."""
+    leases = [("path", None), ("source", None)]
+    monkeypatch.setattr(table[0], "_env", None)
+    assert table[0].acquire(leases) is None
+    table[0].release(limited(leases))
+    monkeypatch.undo()
+
+
+def test_who_has_come_half_way_keeps_what_it_has(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was granted the smaller limit and finds the next one full keeps its place in both: it is not sent
+    back to the end of the first line when the second one takes long."""
+    leases = [("provider:google", 3), ("path", 1)]
+    table.take(0, "path", 1)
+    table.take(0, "provider:google", 3, 3)
+    assert table[1].acquire(leases) == "path"
+    assert table[2].acquire(leases) == "path"
+    table[0].release(["path"])
+    assert table[1].recv_nudges() == ["path"]
+    assert table[1].acquire(leases) == "provider:google"
+    monkeypatch.setattr(module, "GRANT_S", -1.0)
+    assert table[1].recv_nudges() == []
+    assert table[2].recv_nudges() == []
+    monkeypatch.undo()
+    table[0].release(["provider:google"])
+    assert table[1].recv_nudges() == ["provider:google"]
+    assert table[1].acquire(leases) is None
+    table[1].release(limited(leases))
+    assert table[2].recv_nudges() == ["path"]
+    assert table[2].acquire(leases) is None
+
+
+def test_who_gives_up_half_way_gives_all_back(table: Table) -> None:
+    """When it does not want the second limit any more the first one goes on to the next in line."""
+    leases = [("provider:google", 3), ("path", 1)]
+    table.take(0, "path", 1)
+    table.take(0, "provider:google", 3, 3)
+    assert table[1].acquire(leases) == "path"
+    assert table[2].acquire(leases) == "path"
+    table[0].release(["path"])
+    table[1].recv_nudges()
+    assert table[1].acquire(leases) == "provider:google"
+    table[1].want("provider:google", 0)
+    assert table[2].recv_nudges() == ["path"]
+    held = {use.name: use.held for use in usage(table[None])}
+    assert held == {"path": {2: 1}, "provider:google": {0: 3}}
+
+
+def test_who_has_nothing_of_a_provider_gets_a_part(table: Table) -> None:
+    """Another worker holds all of it over many paths: it hears of the need, and its connections give way one by one."""
+    for number in range(4):
+        assert table[0].acquire([(f"path{number}", 10), ("source:a", 50), ("provider:google", 4)]) is None
+    assert table[1].acquire([("path9", 10), ("source:a", 50), ("provider:google", 4)]) == "provider:google"
+    assert table[0].recv_nudges() == ["provider:google"]
+    sets = [[(f"path{number}", 10), ("source:a", 50), ("provider:google", 4)] for number in range(4)]
+    assert [table[0].gives_way(one) for one in sets] == ["provider:google", None, None, None]
+    table[0].release(limited(sets[0]))
+    assert table[1].recv_nudges() == ["provider:google"]
+    assert table[1].acquire([("path9", 10), ("source:a", 50), ("provider:google", 4)]) is None
+
+
+def test_everybody_takes_in_the_same_order(table: Table) -> None:
+    """Two that want the same two limits cannot each hold one and wait for the other, however they name them."""
+    table.take(0, "a", 1)
+    table.take(0, "b", 1)
+    assert table[1].acquire([("b", 1), ("a", 1)]) == "a"
+    assert table[2].acquire([("a", 1), ("b", 1)]) == "a"
+    table[0].release(["b"])
+    table[0].release(["a"])
+    assert table[1].recv_nudges() == ["a"]
+    assert table[1].acquire([("b", 1), ("a", 1)]) is None
+    assert table[2].recv_nudges() == []
+    table[1].release(["a", "b"])
+    assert table[2].recv_nudges() == ["a"]
+    assert table[2].acquire([("a", 1), ("b", 1)]) is None
+
+
 # --- several processes ---------------------------------------------------------------------------------------------
 
 
@@ -440,6 +520,22 @@ def test_a_limit_of_one_goes_round(crew: Crew) -> None:
     assert max(most for _, most, _ in results) == 1
     assert min(turns) >= 5
     assert min(turns) * 3 > max(turns)
+
+
+def test_products_of_limits_go_round(crew: Crew) -> None:
+    """Sets of up to four limits that overlap, given in different orders: nobody waits in a circle, none is left out,
+    nothing is left over."""
+    for worker in range(4):
+        crew.start(worker, 3, "products", 1.5)
+    crew.begin()
+    results = [crew.result(worker) for worker in range(4)]
+    turns = [turns for turns, _, _ in results]
+    assert max(most for _, most, _ in results) <= 3
+    assert min(turns) >= 10
+    assert min(turns) * 4 > max(turns)
+    supervisor = Limits(str(crew.run), None)
+    assert usage(supervisor) == []
+    supervisor.close()
 
 
 def test_killed_holders_leave_the_table_usable(crew: Crew) -> None:
