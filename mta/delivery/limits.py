@@ -14,9 +14,9 @@ smaller limit first, among equals by name, so nobody waits in a circle, and who 
 
 **Rates**: how many in a time (`mta.delivery.rates`). `reserve` says when:
 
-    at = limits.reserve(buckets)        # the path's own, then provider, source, tenant, in any order
-    if at <= time.monotonic(): ...      # it is yours: send now, or `hand_back`
-    else: ...                           # your place in line is kept: call `reserve` again at that time
+    at = limits.reserve(buckets)  # the path's own, its provider's, source's, tenant's, in any order
+    if not at: ...                # it is yours: send now, or `hand_back`
+    else: ...                     # your place in line is kept: call `reserve` again at that time
 
 **Counters**: how many in a day, and how many there are (`mta.delivery.counters`).
 
@@ -295,11 +295,11 @@ class Limits:
     # -- rates and counters --------------------------------------------------------------------------------------
 
     def reserve(self, buckets: Sequence[Bucket], count: int = 1) -> float:
-        """When `count` messages may go by all these rates; monotonic seconds. Hot path (`bench/limits.py`).
+        """When `count` messages may go by all these rates. Hot path (`bench/limits.py`).
 
-        Not later than now: they are taken; send now, or `hand_back`. Later: nothing is taken, but a place in line is
-        ours. Call it again with the same buckets at that time; earlier it gives the same answer for nothing, later than
-        some seconds the place is lost. It may be put off once more, by another one of the buckets.
+        0.0: now, they are taken; send them, or `hand_back`. Else a time (monotonic seconds): nothing is taken, but a
+        place in line is ours. Call it again with the same buckets at that time; earlier it gives the same answer for
+        nothing, much later the place is lost. It may be put off once more, by another one of the buckets.
 
         The place belongs to this worker and these names: whoever calls first when it is due gets what it is for, so let
         one caller per path wait. A bucket with another rate than before (a reload, adaptation) is in force at once:

@@ -57,16 +57,16 @@ class SharedRates:
 
     def reserve(self, buckets: Sequence[Bucket], count: int) -> float:
         """See `Limits.reserve`. Hot path (`bench/limits.py`)."""
-        now = time.monotonic()
         if not buckets:
-            return now
+            return 0.0
+        now = time.monotonic()
         key = tuple([bucket.name for bucket in buckets])
         hand = self._hands.get(key)
         if hand is None or not hand.is_for(buckets):
             hand = self._new_hand(key, buckets, now)
         if hand.left >= count and now < hand.good_until:
             hand.left -= count
-            return now
+            return 0.0
         if hand.at > now:
             return hand.at
         if hand.places and now - hand.at > max(FORGIVEN_S, *hand.spacings):
@@ -89,7 +89,7 @@ class SharedRates:
         hand.left = amount - count
         if hand.left:
             hand.good_until = now + min([bucket.keep for bucket in buckets])
-        return now
+        return 0.0
 
     def _take(self, txn: Any, hand: _Hand, buckets: Sequence[Bucket], amount: int, now: float) -> float:
         levels = []

@@ -35,7 +35,8 @@ def main(run: str, worker: int, seconds: float, rates: list[tuple[float, float]]
             if told[number] > now:
                 continue
             at = limits.reserve(bucket)
-            if at <= (now := time.monotonic()):
+            now = time.monotonic()
+            if not at:
                 os.write(out, GRANT.pack(number, told[number] or now, now))
                 told[number] = 0.0
             else:
