@@ -3,6 +3,7 @@
     SPOOL/lock            flock(2), held by supervisor and children; the supervisor's pid in it
     SPOOL/version         layout version; a spool of a newer version is refused
     SPOOL/shards/NNN/     the durable queues, each of one worker at a time
+    SPOOL/learnt          what was learnt of receivers (mta.delivery.learnt)
     RUN/lock              as above, so that two instances never share control sockets and the table of limits
     RUN/control.sock, RUN/worker-N.sock, RUN/worker-N.nudge, RUN/limits/, RUN/sessions
 

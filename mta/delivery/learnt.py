@@ -138,7 +138,7 @@ def write(spool: str, data: bytes) -> None:
     """Replace the file. Waits for the disk. Raises OSError."""
     path = path_of(spool)
     temporary = path.with_name(f"{NAME}.new")
-    with temporary.open("wb") as file:
+    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_CLOEXEC, 0o600)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
