@@ -138,10 +138,14 @@ def write(spool: str, data: bytes) -> None:
     """Replace the file. Waits for the disk. Raises OSError."""
     path = path_of(spool)
     temporary = path.with_name(f"{NAME}.new")
-    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_CLOEXEC, 0o600)) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_CLOEXEC, 0o600)) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk has better use for the space
+        raise
     temporary.replace(path)
     directory = os.open(spool, os.O_RDONLY | os.O_DIRECTORY)
     try:
