@@ -109,10 +109,11 @@ class Sources:
         self._strict = config.delivery.unknown_pool == "wait"
 
     def pool(self, name: str) -> dict[str, int] | None:
-        """Weights by source of a pool; "" is the default one. None: there is no such pool, and its mail waits."""
+        """Weights by source of a pool; "" is the default one, and a source alone is one, too. None: there is no such
+        pool, and its mail waits."""
         if not name:
             return self._fallback
-        found = self.pools.get(name)
+        found = self.pools.get(name) or ({name: 1} if name in self.all else None)
         if found is None and not self._strict:
             return self._fallback
         return found

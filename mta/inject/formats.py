@@ -4,6 +4,7 @@ A file is a message (RFC 5322) in one of two forms; a name that ends in `.bsmtp`
 
 * *Envelope first.* The first header lines are `X-Sender: ADDRESS` and one `X-Receiver: ADDRESS` per recipient, in any
   order and case, with or without angle brackets, and perhaps `X-Envid: TEXT` (ENVID of RFC 3461). They are removed.
+  The usual label fields (`X-Virtual-MTA`, `X-Job`, ...) may stand among them; intake reads and removes those.
   The null sender is `<>`. This is the form of PowerMTA's and IIS's pickup directories.
 * *Envelope from the header.* Sender is the address in Return-Path, else in Sender, else the only one in From;
   recipients are the addresses in To, Cc and Bcc. Return-Path and Bcc are removed. A message with Resent- fields is
@@ -33,6 +34,8 @@ from mta.smtp.envelope import ENVID_LIMIT, Envelope
 
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _ENVELOPE_FIELDS = frozenset((b"x-sender", b"x-receiver", b"x-envid"))
+_LABEL_FIELDS = frozenset(
+    (b"x-virtual-mta", b"x-job", b"x-pool", b"x-tenant", b"x-campaign", b"x-priority-class"))
 
 
 class FormatError(Exception):
@@ -68,10 +71,8 @@ def parse_message(data: bytes, limits: SmtpIn) -> Submission:
     reader = _HeaderReader(content, end, first_line)
     if end == 0:
         raise FormatError(first_line, "expected a header line, as in `Subject: text`")
-    if reader.fields[0].name in _ENVELOPE_FIELDS:
-        submission = reader.explicit_envelope()
-    else:
-        submission = reader.envelope_from_header()
+    first = next((field.name for field in reader.fields if field.name not in _LABEL_FIELDS), b"")
+    submission = reader.explicit_envelope() if first in _ENVELOPE_FIELDS else reader.envelope_from_header()
     envelope = submission.envelope
     if len(envelope.recipients) > limits.recipients:
         raise FormatError(
@@ -128,7 +129,12 @@ class _HeaderReader:
         envelope = self.envelope
         sender: str | None = None
         body_start = self.end
+        labels: list[bytes] = []
         for field in self.fields:
+            if field.name in _LABEL_FIELDS:
+                if field.start < body_start:
+                    labels.append(self.content[field.start : field.end])
+                continue
             if field.name not in _ENVELOPE_FIELDS:
                 body_start = min(body_start, field.start)
                 continue
@@ -148,7 +154,7 @@ class _HeaderReader:
         if not envelope.recipients:
             raise FormatError(self.first_line, "X-Receiver is missing")
         envelope.sender = sender
-        return Submission(envelope, self.content[body_start:])
+        return Submission(envelope, b"".join(labels) + self.content[body_start:])
 
     def envelope_from_header(self) -> Submission:
         """The envelope from the addresses of sender and recipients in the header."""

@@ -34,7 +34,7 @@ from gevent import monkey
 from gevent.event import Event
 from gevent.hub import get_hub
 
-from mta.config.schema import Config, Listener
+from mta.config.schema import Config, LabelValues, Listener
 from mta.inject.balance import Balance
 from mta.inject.intake import Source
 from mta.queue.shortage import SHORTAGE, Spell
@@ -63,6 +63,7 @@ _TOO_MANY: Final = Reply(421, "4.3.2", ("Too many sessions, try again later",)).
 _TOO_MANY_OF_YOURS: Final = Reply(421, "4.7.0", ("Too many sessions from your address",)).to_bytes()
 _STOPPING: Final = Reply(421, "4.3.2", ("The server is going down, try again later",))
 _TIMEOUT: Final = Reply(421, "4.4.2", ("Timeout, closing the connection",))
+_NO_LABELS: Final = LabelValues()
 _LOCAL_ERROR: Final = Reply(451, "4.3.0", ("Local error, try again later",))
 
 Submit = Callable[[Envelope, bytes, Source, Callable[[Reply], None]], None]
@@ -505,7 +506,10 @@ class _Session:
         known = self._source
         if known is None or known[0] != envelope.helo:
             peer = self.machine.peer
-            source = Source.smtp(peer.address, peer.port, envelope.helo, self._listener._settings.hostname)
+            listener = self._listener._listener
+            labels = listener.labels if listener.labels != _NO_LABELS else None
+            source = Source.smtp(peer.address, peer.port, envelope.helo, self._listener._settings.hostname,
+                                 labels=labels, label_headers=listener.label_headers)
             known = self._source = (envelope.helo, source)
         return known[1]
 

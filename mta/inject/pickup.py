@@ -169,6 +169,7 @@ class Pickup:
         self._intake.configure(config)
         self._limits = config.smtp
         self._hostname = config.hostname
+        self._labels = next((one.labels for one in config.pickup if one.directory == self.directory.directory), None)
 
     def close(self) -> None:
         """Let go of the directory and of what is open in it. Claims stay for the next start."""
@@ -383,7 +384,7 @@ class Pickup:
     # -- both -------------------------------------------------------------------------------------------------------
 
     def _prepare(self, claim: Claim, submission: Submission) -> Accepted | Reply:
-        source = Source.pickup(shown(f"{self.directory.directory}/{claim.name}"))
+        source = Source.pickup(shown(f"{self.directory.directory}/{claim.name}"), self._labels)
         return self._intake.prepare(submission.envelope, submission.content, source)
 
     def _committed(self, accepted: list[Accepted], marks: list[tuple[bytes, bytes]]) -> bool:

@@ -144,6 +144,11 @@ def remove(content: bytes, names: Collection[str]) -> bytes:
     return b"".join(kept)
 
 
+def unfolded(section: bytes, start: int) -> bytes:
+    """The value that begins at `start`, unfolded (RFC 5322 2.2.3) and without outer white space."""
+    return section[start : _end_of_value(section, start)].replace(b"\r\n", b"").strip(b" \t\r\n")
+
+
 def _end_of_value(section: bytes, start: int) -> int:
     match = _ENDS_OF_VALUE.search(section, start)
     return match.start() if match else len(section)
