@@ -154,6 +154,10 @@ class Engine:
         """Scheduler: something is due sooner than was known."""
         self._alarm.set()
 
+    def part_of(self, queue: Queue) -> str:
+        """Scheduler: what `queue` shares memory with. Hot path."""
+        return self.ways.part_of(queue)
+
     def offer(self, queue: Queue) -> None:
         """Scheduler: `queue` has deliveries in memory. Hot path."""
         lane = queue.lane

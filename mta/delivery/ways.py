@@ -137,12 +137,19 @@ class Ways:
                 self.find(queue)
                 return
             lane = queue.lane = self._remember(queue, lane.route)
+        if queue.part.name != lane.name and not engine.scheduler.share(queue, lane.name):
+            return
         until_us = lane.suspended(engine.clock_us())
         if until_us:
             engine.scheduler.park(queue, until_us)
             return
         lane.turns.add(queue)
         engine.connecting.kick(lane)
+
+    def part_of(self, queue: Queue) -> str:
+        """The lane of `queue`, by name, or its domain while that is not known. Hot path."""
+        lane = self._lanes.get(queue.way)
+        return queue.domain if lane is None else lane.name
 
     def lane_of(self, domain: str, pool: str = "") -> Lane | None:
         """Where mail to `domain` by `pool` goes, as far as that is known in memory."""

@@ -4,6 +4,8 @@ No I/O and no clock of its own: the clock is given, and I/O is asked for through
 
 * A `Queue` object exists for a queue that has something to do now. It holds a bounded window of deliveries (`ready`);
   the rest of the queue waits in the store's index and is loaded when the window runs low.
+* What the queues of one site may hold together is bounded by what is free (`mta.queue.parts`), so that the backlog of a
+  slow one leaves room for all others; some room is for transactional mail alone.
 * All other queues are known by name and time only: the soonest of them in `wakes`, a bounded heap; those later than
   `horizon` in the store's index alone. Nothing here grows with the number of queued messages or queues.
 
@@ -20,10 +22,12 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from mta.config.schema import Memory
+from mta.queue.parts import GREED, RESERVED, Part, Parts
 from mta.queue.records import Delivery
 
 FOREVER_US = 1 << 62
 NORMAL = 1
+_NOBODY = Part("")
 _PRIORITIES = {"transactional": 0, "bulk": 2}
 
 
@@ -39,6 +43,9 @@ class SchedulerIO(Protocol):
     def alarm(self) -> None:
         """`next_wake_us` has become sooner."""
 
+    def part_of(self, queue: Queue) -> str:
+        """The name of what `queue` shares memory with: its site, or the domain while that is not known."""
+
     def offer(self, queue: Queue) -> None:
         """`queue` has deliveries in its window: bring it to its lane."""
 
@@ -49,8 +56,8 @@ class SchedulerIO(Protocol):
 class Queue:
     """The part of one queue, in one shard, that is in memory."""
 
-    __slots__ = ("behind", "domain", "in_flight", "lane", "loading", "more", "name", "pool", "priority", "ready",
-                 "shard", "tenant", "way")
+    __slots__ = ("behind", "domain", "in_flight", "lane", "loading", "more", "name", "part", "pool", "priority",
+                 "ready", "shard", "tenant", "way")
 
     def __init__(self, shard: int, name: str, domain: str, tenant: str, pool: str = "",
                  priority: int = NORMAL) -> None:
@@ -61,6 +68,7 @@ class Queue:
         self.pool = pool
         self.priority = priority
         self.way = f"{domain}/{pool}" if pool else domain  # what decides on its lane
+        self.part: Part = _NOBODY  # the scheduler's
         self.ready: deque[Delivery] = deque()
         self.in_flight: dict[tuple[int, int], Delivery] = {}
         self.more = False  # the index may hold due deliveries that are not in memory
@@ -113,6 +121,7 @@ class Scheduler:
         self.deliveries = 0  # in windows and in flight
         self.body_bytes = 0  # content held for them
         self.starved = False  # something is due that memory had no room for: `alarm` is called when there is some
+        self._parts = Parts()
         self._coming = 0  # deliveries that the loads under way may bring
         self._wakes: list[tuple[int, int, str]] = []
         self._wake_at: dict[tuple[int, str], int] = {}
@@ -120,11 +129,13 @@ class Scheduler:
         self._horizon = dict.fromkeys(shards, 0)
         self._scan_from = dict.fromkeys(self._horizon, b"")  # key in the index of due queues where the horizon is
         self._scanning: set[int] = set()
+        self._reserved = memory.deliveries // RESERVED
         self._rescan_us = FOREVER_US  # when parked queues that fell out of the heap have to be looked for again
 
     def configure(self, memory: Memory) -> None:
         """Take new bounds; they hold for what comes next."""
         self._memory = memory
+        self._reserved = memory.deliveries // RESERVED
 
     # -- what comes in ------------------------------------------------------------------------------------------
 
@@ -140,10 +151,13 @@ class Scheduler:
             if self.deliveries >= self._memory.deliveries:
                 return  # it is found by the report of the next checkpoint
             queue = self._open(shard, delivery.queue, delivery.domain)
-        if queue.behind or len(queue.ready) >= self._memory.window or self.deliveries >= self._memory.deliveries:
+            if not self._has_room(queue):
+                self._close(queue)  # likewise
+                return
+        elif queue.behind or len(queue.ready) >= self._memory.window or not self._has_room(queue):
             queue.more = queue.behind = True  # it is found by the report of the next checkpoint
             return
-        self._hold(delivery)
+        self._hold(queue, delivery)
         queue.ready.append(delivery)
         self._io.offer(queue)
 
@@ -151,10 +165,14 @@ class Scheduler:
         """The answer to `load`: `deliveries`, and when the first one that was left out is due (None: there is none).
         """
         self._coming -= queue.loading
+        queue.part.coming -= queue.loading
         queue.loading = 0
+        if queue.part.line:
+            self._call(queue.part)
         if self.starved:
             self._io.alarm()  # the load may have brought less than room was kept for
         if self.queues.get((queue.shard, queue.name)) is not queue:
+            self._parts.tidy(queue.part)
             return  # parked meanwhile; they are still on disk
         queue.behind = False
         for delivery in deliveries:
@@ -162,7 +180,7 @@ class Scheduler:
                 queue.more = queue.behind = True  # fresh mail has taken the room
                 break
             if delivery.key not in queue.in_flight:  # else `take` was faster
-                self._hold(delivery)
+                self._hold(queue, delivery)
                 queue.ready.append(delivery)
         # `more` may have become true while the index was read: a checkpoint came in between.
         if next_us is not None and next_us <= self._clock_us():
@@ -220,7 +238,7 @@ class Scheduler:
                 keys = held[queue.name] = {other.key for other in queue.ready}
                 keys.update(queue.in_flight)
             if delivery.key not in keys:
-                self._hold(delivery)
+                self._hold(queue, delivery)
                 queue.in_flight[delivery.key] = delivery
                 taken.append((queue, delivery))
         return taken
@@ -249,7 +267,7 @@ class Scheduler:
     def done(self, queue: Queue, delivery: Delivery) -> None:
         """A delivery in flight has ended, or waits in the index for its next attempt. Hot path."""
         del queue.in_flight[delivery.key]
-        self._drop(delivery)
+        self._drop(queue, delivery)
         if not queue.ready:
             self._tidy(queue)
 
@@ -260,9 +278,7 @@ class Scheduler:
 
     def park(self, queue: Queue, until_us: int) -> None:
         """Nothing of `queue` moves before `until_us`: its window leaves memory and costs nothing until then."""
-        for delivery in queue.ready:
-            self._drop(delivery)
-        queue.ready.clear()
+        self._clear(queue)
         queue.more = queue.behind = False
         if queue.in_flight:  # known until they have ended, so that they are not loaded a second time
             self._io.withdraw(queue)
@@ -270,6 +286,29 @@ class Scheduler:
             self._close(queue)
         self._wake(queue.shard, queue.name, until_us)
         self._parked.add((queue.shard, queue.name))
+
+    def share(self, queue: Queue, name: str) -> bool:
+        """`queue` is of the part `name`, as is known now. False: that one has its share; the queue has left memory, and
+        stands in line."""
+        count = len(queue.ready) + len(queue.in_flight)
+        old, part = queue.part, self._parts.join(name)
+        old.held -= count
+        old.coming -= queue.loading
+        part.held += count
+        part.coming += queue.loading
+        queue.part = part
+        if old.line:
+            self._call(old)
+        self._parts.leave(old)
+        if part.held == count or self._room_for(queue) >= 0:
+            return True
+        self._clear(queue)
+        queue.more = True
+        if queue.in_flight or queue.loading:  # it lines up when they have ended
+            self._io.withdraw(queue)
+        else:
+            self._line_up(queue)
+        return False
 
     # -- time ---------------------------------------------------------------------------------------------------
 
@@ -297,7 +336,7 @@ class Scheduler:
         now_us = self._clock_us()
         self.starved = False
         while self._wakes and self._wakes[0][0] <= now_us:
-            if self._room() <= 0:
+            if self._room() <= self._reserved:
                 self.starved = True
                 break
             due_us, shard, name = heapq.heappop(self._wakes)
@@ -325,11 +364,35 @@ class Scheduler:
 
     def _open(self, shard: int, name: str, domain: str) -> Queue:
         queue = self.queues[(shard, name)] = _made(shard, name, domain)
+        queue.part = self._parts.join(self._io.part_of(queue))
         return queue
 
     def _close(self, queue: Queue) -> None:
         del self.queues[(queue.shard, queue.name)]
         self._io.withdraw(queue)
+        self._parts.leave(queue.part)
+
+    def _clear(self, queue: Queue) -> None:
+        """Let the window of `queue` leave memory."""
+        for delivery in queue.ready:
+            self._drop(queue, delivery)
+        queue.ready.clear()
+
+    def _line_up(self, queue: Queue) -> None:
+        """Its part has its share of memory: it comes back when that has room."""
+        queue.part.line_up((queue.shard, queue.name))
+        self._close(queue)
+
+    def _call(self, part: Part) -> None:
+        """A queue in line for room in `part` may come back, if there is some by now."""
+        if not part.is_low(self._room() - self._reserved):
+            return
+        (shard, name), _ = part.line.popitem(last=False)
+        self._wake(shard, name, self._clock_us())
+        if not part.line and part.more:  # those that found no place in the line are looked for
+            part.more = False
+            self._rescan_us = self._clock_us()
+            self._io.alarm()
 
     def _tidy(self, queue: Queue) -> None:
         """Forget a queue that has nothing to do."""
@@ -343,16 +406,37 @@ class Scheduler:
         """How many more deliveries memory may hold."""
         return self._memory.deliveries - self.deliveries - self._coming
 
+    def _has_room(self, queue: Queue) -> bool:
+        """Whether one fresh delivery of `queue` may be held. What loads may bring does not stand in its way. Hot path.
+        """
+        free = self._memory.deliveries - self.deliveries
+        if queue.priority:
+            free -= self._reserved
+        return free > 0 and GREED * free > queue.part.held
+
+    def _room_for(self, queue: Queue) -> int:
+        """The same as `_room` of `queue`: its part has a share, and some is reserved."""
+        free = self._memory.deliveries - self.deliveries - self._coming
+        if queue.priority:
+            free -= self._reserved
+        part = queue.part
+        return min(free, GREED * free - part.held - part.coming)
+
     def _refill(self, queue: Queue) -> None:
         if queue.loading:
             return
-        room = min(self._memory.window - len(queue.ready), self._room())
+        room = min(self._memory.window - len(queue.ready), self._room_for(queue))
         if room > 0:
             queue.loading = room
             self._coming += room
+            queue.part.coming += room
             queue.more = False
             self._io.load(queue, room)
-        elif not queue.ready and not queue.in_flight:
+        elif queue.ready or queue.in_flight:
+            pass  # as they go it is tried again
+        elif self._room() > self._reserved:
+            self._line_up(queue)
+        else:
             # No room for a single delivery: it lines up for when there is.
             self.starved = True
             self._close(queue)
@@ -379,8 +463,9 @@ class Scheduler:
             # A parked queue is due in the index already, so the horizon alone would not find it again.
             self._rescan_us = min(self._rescan_us, due_us)
 
-    def _hold(self, delivery: Delivery) -> None:
+    def _hold(self, queue: Queue, delivery: Delivery) -> None:
         self.deliveries += 1
+        queue.part.held += 1
         message = delivery.message
         if message.content is None:
             return
@@ -391,8 +476,12 @@ class Scheduler:
             self.body_bytes += message.size
         message.held += 1
 
-    def _drop(self, delivery: Delivery) -> None:
+    def _drop(self, queue: Queue, delivery: Delivery) -> None:
         self.deliveries -= 1
+        part = queue.part
+        part.held -= 1
+        if part.line:
+            self._call(part)
         if self.starved:
             self._io.alarm()
         message = delivery.message

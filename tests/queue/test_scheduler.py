@@ -39,6 +39,7 @@ class Shelf:
     pending: list[tuple[str, Queue | bytes, int]] = field(default_factory=list)
     offered: list[Queue] = field(default_factory=list)
     suspended_until: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)  # by queue
     scheduler: Scheduler = field(init=False)
     number: int = 0
     alarmed: bool = False
@@ -64,6 +65,9 @@ class Shelf:
         if self.alarmed or self.scheduler.next_wake_us() <= self.now_us:
             self.alarmed = False
             self.scheduler.run()
+
+    def part_of(self, queue: Queue) -> str:
+        return self.parts.get(queue.name, queue.name)
 
     def offer(self, queue: Queue) -> None:
         until = self.suspended_until.get(queue.name, 0)
@@ -312,6 +316,72 @@ def indexed(shelf: Shelf, *deliveries: Delivery) -> None:
         shelf.indexed[one.key] = (one.queue, one.due_us)
 
 
+def test_a_slow_site_leaves_room_for_all_others() -> None:
+    """A backlog of many queues of one slow site, as after a start: it has two thirds of memory at most. Fresh mail of
+    others, and what is due of it on disk, gets in and out meanwhile; when the site takes mail all of it goes."""
+    shelf = Shelf(Memory(bodies=Size(1000), deliveries=1000, window=50))
+    shelf.number = 100_000
+    slow = [delivery(number, f"s{number % 300}.org") for number in range(20_000)]
+    shelf.parts = {f"s{number}.org": "slow site" for number in range(300)}
+    due = [delivery(30_000 + number, f"due{number}.org") for number in range(200)]
+    indexed(shelf, *slow, *due)
+
+    shelf.scheduler.run()
+    stuck = shelf.scheduler
+    for _ in range(50):  # nothing of the slow site moves
+        shelf.settle()
+        for queue in [queue for queue in shelf.offered if not queue.name.startswith("s")]:
+            shelf.offered.remove(queue)
+            while (one := stuck.pop(queue)) is not None:
+                del shelf.stored[one.key]
+                shelf.changed.add(one.queue)
+                stuck.done(queue, one)
+        shelf.keep_time()
+    assert not [one for one in shelf.stored.values() if one.queue.startswith("due")]
+    assert 500 <= stuck.deliveries <= 667
+    before = stuck.deliveries
+    for number in range(10_000):
+        shelf.accept(f"fresh{number}.org")
+        fresh = [queue for queue in shelf.offered if queue.name.startswith("fresh")]
+        assert [len(queue.ready) for queue in fresh] == [1]
+        shelf.offered.remove(fresh[0])
+        one = stuck.pop(fresh[0])
+        assert one is not None
+        del shelf.stored[one.key]
+        stuck.done(fresh[0], one)
+    assert stuck.deliveries == before
+    assert len(shelf.deliver_all()) == 20_000
+    assert (len(stuck._parts), stuck.queues) == (0, {})
+
+
+def test_a_queue_whose_site_turns_out_to_have_its_share_leaves_memory_again() -> None:
+    """What a queue belongs to may be known only after it was loaded."""
+    shelf = Shelf(Memory(bodies=Size(1000), deliveries=100, window=40))
+    indexed(shelf, *(delivery(number, f"s{number // 40}.org") for number in range(120)))
+    shelf.scheduler.run()
+    shelf.settle()
+    known = list(shelf.offered)
+    assert len(known) >= 2
+    shares = [shelf.scheduler.share(queue, "slow site") for queue in known]
+    assert shares[0]
+    assert not all(shares)
+    assert shelf.scheduler.deliveries <= 67
+    shelf.parts = {f"s{number}.org": "slow site" for number in range(3)}
+    assert len(shelf.deliver_all()) == 120
+
+
+def test_room_is_reserved_for_transactional_mail() -> None:
+    """However many sites are slow: fresh transactional mail is held and goes out at once."""
+    shelf = Shelf(Memory(bodies=Size(1000), deliveries=160, window=40))
+    for number in range(400):
+        shelf.accept(f"d{number}.org")
+    assert shelf.scheduler.deliveries == 150
+    shelf.accept("d1.org^transactional")
+    assert [queue.name for queue in shelf.offered if queue.priority == 0] == ["d1.org^transactional"]
+    shelf.checkpoint()
+    assert len(shelf.deliver_all()) == 401
+
+
 def test_loads_at_the_same_time_stay_within_the_bound_together() -> None:
     """Many long queues that are due at once, as after a start, bring no more into memory than one would."""
     shelf = Shelf(Memory(bodies=Size(1000), deliveries=25, window=10))
@@ -426,6 +496,7 @@ class Traffic(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.shelf = Shelf(Memory(bodies=Size(400), deliveries=12, window=4))
+        self.shelf.parts = dict.fromkeys(("a.org", "b.org"), "site")
         self.shelf.scheduler.run()  # as the engine does at its start
         self.flying: list[tuple[Queue, Delivery]] = []
         self.ended: list[tuple[int, int]] = []
