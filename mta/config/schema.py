@@ -220,9 +220,10 @@ class Tenant:
     priority: Priority | None = option(None, "Priority of its mail that names none.")
     message_rate: tuple[Rate, ...] = option((), "Messages that leave, in all.", example="[1000/min, 20000/h]")
     concurrency: int | None = option(None, "Messages in flight at once.", min=1)
-    queue_size: int | None = option(None, "Messages in the queue; `452 4.2.2` for more.", min=1)
+    queue_size: int | None = option(None, "Messages in the queue, each once per recipient domain; `452 4.2.2` for "
+                                  "more. Spool directories refuse none, but what comes by them counts.", min=1)
     daily_volume: int | None = option(
-        None, "Messages taken in one day (UTC); `452 4.7.1` for more.", min=1)
+        None, "Messages taken in one day (UTC) by SMTP; `452 4.7.1` for more.", min=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,7 @@ class Worker:
         self.resolver = Resolver(config.dns, self.descriptors.shares(config).lookups)
         self.engine = Engine(config, dict(self.stores), Router(config, self.resolver),
                              self.limits, self.settler, self.read_body, clock_us)
-        self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit)
+        self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit, self.engine.pacing.admit)
         self.balance = Balance(config.run, self.number, child.setup.workers)
         self.occupancy = Occupancy(self.store.coming, self.balance)
         self.listeners = [
@@ -115,7 +115,7 @@ class Worker:
         """New files go into our own shard; for a shard that is only emptied, what was begun is finished."""
         intake = self.intake if shard == self.number else Intake(self.config, self.ids[shard].next, clock_us)
         return PickupService(directory, shard, self.config, intake, self.stores[shard],
-                             lambda accepted: self._schedule(shard, accepted), takes_new=shard == self.number)
+                             lambda accepted: self._from_files(shard, accepted), takes_new=shard == self.number)
 
     # -- intake --------------------------------------------------------------------------------------------------
 
@@ -133,8 +133,17 @@ class Worker:
             finally:
                 if error is None:
                     self._schedule(self.number, (accepted,))
+                elif accepted.message.tenant:
+                    self.engine.pacing.not_stored(accepted.message.tenant, len(accepted.deliveries))
 
         self.store.submit(Transaction([(accepted.message, accepted.deliveries)], events=[accepted.event]), durable)
+
+    def _from_files(self, shard: int, accepted: Sequence[Accepted]) -> None:
+        """These messages of a spool directory are durable."""
+        for one in accepted:
+            if one.message.tenant:
+                self.engine.pacing.took(one.message.tenant, len(one.deliveries))
+        self._schedule(shard, accepted)
 
     def _schedule(self, shard: int, accepted: Sequence[Accepted]) -> None:
         """These messages are durable."""

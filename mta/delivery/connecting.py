@@ -51,7 +51,7 @@ class Connecting:
     def kick(self, lane: Lane) -> None:
         """There is work in `lane`: wake a connection that rests, or open one. Hot path."""
         for path in lane.paths:
-            if path.idle:
+            if path.idle and not (path.not_before_s and path.not_before_s > time.monotonic()):
                 connection = path.idle.pop()
                 del self._resting[connection]
                 self.lend(connection, lane)
@@ -60,9 +60,15 @@ class Connecting:
         while lane.wants_connection():
             if not self._open_one(lane):
                 break
-        if lane.turns.count and not lane.stalled:
+        if lane.turns.count and not lane.stalled and not self._is_paced(lane):
             lane.stalled = True
             gevent.spawn_later(STALL_S, self._look_again, lane, lane.head())
+
+    @staticmethod
+    def _is_paced(lane: Lane) -> bool:
+        """Whether rates hold all paths of `lane` back: each is called when it may send."""
+        now_s = time.monotonic()
+        return all(max(path.not_before_s, path.open_not_before_s) > now_s for path in lane.paths)
 
     def kick_path(self, path: Path) -> None:
         """There may be room on `path` now: it is used before others."""
@@ -109,8 +115,12 @@ class Connecting:
             return False
         if not line.has_room(path):
             return False
+        if path.connection_rates and not engine.pacing.may_open(path):
+            return False
         lacking = engine.limits.acquire(path.leases)
         if lacking is not None:
+            if path.connection_rates:
+                engine.limits.hand_back(path.connection_rates)
             if path.waiting_for != lacking:
                 self.stop_waiting(path)
                 path.waiting_for = lacking
@@ -211,6 +221,8 @@ class Connecting:
         """Leases of these limits became free, or another worker wants some of ours."""
         for name in names:
             self._serve_waiting(name)
+            if ":" in name:
+                self._engine.pacing.nudged(name)
             path = self._engine.paths.get(name)
             if path is not None:
                 path.contended = True
@@ -265,8 +277,10 @@ class Connecting:
     def may_rest(self, connection: Connection) -> bool:
         """`connection` has nothing to do. Whether it may stay open to wait for work; it then counts as idle."""
         engine, path = self._engine, connection.path
-        if engine.stopping or connection.stopping or self.spent(connection) or path.has_work \
-                or self.room.is_awaited:
+        if engine.stopping or connection.stopping or self.spent(connection) or self.room.is_awaited:
+            return False
+        wait_s = path.not_before_s - time.monotonic() if path.not_before_s else 0.0
+        if wait_s > engine.config.delivery.idle or (path.has_work and wait_s <= 0.0):
             return False
         if path.suspended_until_us and path.suspended_until_us > engine.clock_us():
             return False

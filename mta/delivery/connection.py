@@ -49,6 +49,7 @@ class Job:
     transaction: Transaction
     started_s: float
     cold: bool  # its content has to be read from disk
+    tenant: str = ""  # whose limits it was taken by; empty when there are none
     marked: bool = False  # its content was sent: after a crash it may be a duplicate
 
 

@@ -52,25 +52,42 @@ class Dispatch:
             return None
         if len(path.lanes) > 1:
             self._take_turns(connection)
-        lane, scheduler, settler = connection.lane, engine.scheduler, engine.settler
+        lane, scheduler, settler, pacing = connection.lane, engine.scheduler, engine.settler, engine.pacing
         turns, claims = lane.turns, path.claims
+        if path.message_rates and (turns.count or claims) and not pacing.may_send(path):
+            return None
         while True:
+            tenant = ""
             if claims:
                 queue, delivery = claims.popleft()
+                if queue.tenant in pacing.tenants:
+                    tenant = queue.tenant
+                    if not pacing.take(tenant, lane):
+                        scheduler.put_back(queue, delivery)
+                        continue
             else:
                 ready = turns.next()
                 if ready is None:
+                    if path.message_rates:
+                        pacing.send_back(path)
                     return None
                 queue = ready
+                if queue.tenant in pacing.tenants:
+                    tenant = queue.tenant
+                    if not pacing.take(tenant, lane):
+                        continue
                 popped = scheduler.pop(queue)
                 if not queue.ready:
                     turns.discard(queue)
                 if popped is None:
+                    self._not_taken(tenant)
                     continue
                 delivery = popped
                 if delivery.source and delivery.source != path.source.name and self._claimed(lane, queue, delivery):
+                    self._not_taken(tenant)
                     continue
             if settler.expired(delivery, now_us):
+                self._not_taken(tenant)
                 self.conclude(queue, delivery, partial(settler.expire, delivery, path.reason))
                 continue
             at_most = path.shaping.recipients_per_message
@@ -78,7 +95,11 @@ class Dispatch:
             if rcpt_max and rcpt_max < at_most:
                 at_most = rcpt_max
             transaction = transaction_for(delivery, at_most)
-            return Job(queue, delivery, transaction, time.monotonic(), delivery.message.content is None)
+            return Job(queue, delivery, transaction, time.monotonic(), delivery.message.content is None, tenant)
+
+    def _not_taken(self, tenant: str) -> None:
+        if tenant:
+            self._engine.pacing.give_back(tenant)
 
     def _take_turns(self, connection: Connection) -> None:
         """Several pools use this path: of the lanes with mail of the highest priority each has one message in turn."""
@@ -116,6 +137,12 @@ class Dispatch:
 
         A damaged one leaves the queue; one that cannot be read now waits for its next attempt.
         """
+        taken = self._read(job)
+        if not taken:
+            self._not_taken(job.tenant)
+        return taken
+
+    def _read(self, job: Job) -> bool:
         engine = self._engine
         store, settler = engine.stores[job.queue.shard], engine.settler
         try:
@@ -136,6 +163,7 @@ class Dispatch:
 
     def untouched(self, job: Job) -> None:
         """The connection cannot carry `job` after all."""
+        self._not_taken(job.tenant)
         self._engine.scheduler.put_back(job.queue, job.delivery)
 
     def mark_in_flight(self, job: Job) -> None:
@@ -148,6 +176,8 @@ class Dispatch:
         """A transaction has ended. Hot path (bench S1, S2)."""
         transaction, delivery, path = job.transaction, job.delivery, connection.path
         settler = self._engine.settler
+        if job.tenant:
+            self._engine.pacing.ended(job.tenant)
         now_s = time.monotonic()
         reply = delivered_to_all(transaction)
         if reply is not None and transaction.recipients is delivery.recipients:
@@ -174,6 +204,8 @@ class Dispatch:
         try:
             verdict = judged()
             if verdict.updates or verdict.removes:
+                if queue.tenant and verdict.removes:
+                    self._engine.pacing.left(queue.tenant)
                 shard, notices = queue.shard, verdict.notices
                 stores[shard].submit(
                     verdict.commit(), (lambda error: self._schedule(shard, notices, error)) if notices else None)

@@ -12,6 +12,7 @@ This module joins the rooms of the house and is the scheduler's I/O:
 | `ways` (`Ways`)               | from a queue to its lane: routes, pools, paths                             |
 | `connecting` (`Connecting`)   | when a connection is opened, rests and ends; leases                        |
 | `dispatch` (`Dispatch`)       | which delivery goes next over a connection, and what its outcome commits   |
+| `pacing` (`Pacing`)           | rates of paths and tenants, what tenants may have                          |
 | `keeper` (`PathKeeper`)       | when a path stands still                                                   |
 """
 
@@ -32,6 +33,7 @@ from mta.delivery.connection import Connection, patience
 from mta.delivery.dispatch import Dispatch
 from mta.delivery.lane import Lane
 from mta.delivery.limits import Limits
+from mta.delivery.pacing import Pacing
 from mta.delivery.path import Path
 from mta.delivery.pathkeeping import PathKeeper
 from mta.delivery.routing import Router
@@ -77,6 +79,7 @@ class Engine:
         self.ways = Ways(self)
         self.connecting = Connecting(self)
         self.dispatch = Dispatch(self)
+        self.pacing = Pacing(self)
         self.keeper = PathKeeper(self)
         self.ageing = Ageing(self, self.dispatch.conclude)
         self._bringing: set[int] = set()  # shards that are being looked through for what is due too late
@@ -97,6 +100,7 @@ class Engine:
         self.patience = patience(config.delivery.timeouts)
         self.scheduler.configure(config.memory)
         self.ways.configure()
+        self.pacing.configure()
         for source in self.sources.all.values():
             source.look()
             if source.lost or source.absent:
@@ -111,6 +115,7 @@ class Engine:
         self.settler.watch.on_step = self._clock_was_set
         gevent.spawn(self._keep_time)
         gevent.spawn(self.ageing.run)
+        self.pacing.count_queues()
         self._alarm.set()
 
     def stop(self) -> Event:

@@ -8,6 +8,7 @@ decides whether one more connection may be opened (`may_open`), and when to stan
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mta.config.schema import Shaping
@@ -18,6 +19,7 @@ from mta.queue.scheduler import Queue
 if TYPE_CHECKING:
     from mta.delivery.connection import Connection
     from mta.delivery.lane import Lane
+    from mta.delivery.rates import Bucket
     from mta.delivery.routing import Route
     from mta.delivery.sources import Source
 
@@ -30,9 +32,10 @@ GOOD_FOR_S = 60.0  # a completed transaction vouches for the site this long
 class Path:
     """One (source, site), or the connections of its own that a domain with an entry in `shaping.domains` has."""
 
-    __slots__ = ("claims", "connections", "contended", "doubted", "failures", "good_until_s", "hold_s",
-                 "hold_until_s", "idle", "lanes", "lease", "leases", "name", "opening", "reason", "route", "shaping",
-                 "source", "suspended_by", "suspended_until_us", "tell_s", "waiting_for")
+    __slots__ = ("claims", "connection_rates", "connections", "contended", "doubted", "failures", "good_until_s",
+                 "hold_s", "hold_until_s", "idle", "lanes", "lease", "leases", "message_rates", "name", "not_before_s",
+                 "open_not_before_s", "opening", "reason", "route", "shaping", "source", "suspended_by",
+                 "suspended_until_us", "tell_s", "waiting_for")
 
     def __init__(self, name: str, source: Source, shaping: Shaping) -> None:
         self.name = name
@@ -46,6 +49,10 @@ class Path:
         self.opening = 0  # of the connections, those without an established session yet
         self.lease = name  # name of its limit in the table that all workers share
         self.leases: list[tuple[str, int]] = [(name, shaping.connections)]  # what each connection needs one of
+        self.message_rates: Sequence[Bucket] = ()  # a message takes one of each
+        self.connection_rates: Sequence[Bucket] = ()  # and a connection
+        self.not_before_s = 0.0  # no message goes before this, for the rates; monotonic
+        self.open_not_before_s = 0.0  # and no connection is opened
         self.contended = False  # another worker wants connections of this limit
         self.doubted = False  # of the connections that are being opened together, one has failed and none succeeded
         self.failures = 0  # in a row, of the site as such
@@ -77,7 +84,7 @@ class Path:
     def may_open(self, now_s: float) -> bool:
         """Whether one more connection is not forbidden by this path's own state. Suspension is asked for apart."""
         have = len(self.connections)
-        if self.idle or now_s < self.hold_until_s:
+        if self.idle or now_s < self.hold_until_s or now_s < self.not_before_s or now_s < self.open_not_before_s:
             return False
         if self.doubted and self.opening:
             return False  # or there would always be another one to wait for, and the site never be given a rest

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from mta.queue.scheduler import domain_of, pool_of
+from mta.queue.scheduler import domain_of, pool_of, tenant_of
 
 if TYPE_CHECKING:
     from mta.delivery.engine import Engine
@@ -31,7 +31,7 @@ def standing(engine: Engine, shard: int, name: str, next_due_us: int) -> Standin
     domain = domain_of(name)
     lane = engine.ways.lane_of(domain, pool_of(name))
     in_flight = len(queue.in_flight) if queue is not None else 0
-    state, reason = _state(engine, shard, domain, lane, next_due_us, in_flight)
+    state, reason = _state(engine, shard, domain, tenant_of(name), lane, next_due_us, in_flight)
     return Standing(state, reason, in_flight, len(lane.connections) if lane is not None else 0)
 
 
@@ -41,7 +41,7 @@ def why_not_now(engine: Engine, shard: int, name: str) -> str:
     return found.reason or "others of its queue go first"
 
 
-def _state(engine: Engine, shard: int, domain: str, lane: Lane | None, next_due_us: int,
+def _state(engine: Engine, shard: int, domain: str, tenant: str, lane: Lane | None, next_due_us: int,
            in_flight: int) -> tuple[str, str]:
     now_us = engine.clock_us()
     if engine.stopping:
@@ -68,6 +68,9 @@ def _state(engine: Engine, shard: int, domain: str, lane: Lane | None, next_due_
         return "ready", "the spool's disk does not keep up, outcomes cannot be written down"
     if lane is None:
         return "ready", "waits for room in memory" if engine.scheduler.starved else "it is being read from disk"
+    reason = engine.pacing.why(tenant)
+    if reason:
+        return "ready", reason
     if len(lane.paths) == 1:
         return "ready", _why(engine, lane.paths[0])
     return "ready", "; ".join(f"{path.source.name}: {_why(engine, path)}" for path in lane.paths)
@@ -78,6 +81,13 @@ def _why(engine: Engine, path: Path) -> str:
     connecting = engine.connecting
     if path.suspended_until_us > engine.clock_us():
         return f"suspended for another {(path.suspended_until_us - engine.clock_us()) // 1_000_000} s: {path.reason}"
+    now_s = time.monotonic()
+    if path.not_before_s > now_s:
+        rates = ", ".join(one.name.rpartition(" ")[2] for one in path.message_rates)
+        return f"rate of {path.name} ({rates}) is used up, the next message goes in {path.not_before_s - now_s:.1f} s"
+    if path.open_not_before_s > now_s:
+        rates = ", ".join(one.name.rpartition(" ")[2] for one in path.connection_rates)
+        return f"rate of new connections to {path.name} ({rates}) is used up"
     if path in connecting.room:
         if connecting.room.shortage:
             return f"this machine has no socket for one more connection: {connecting.room.shortage}"

@@ -80,9 +80,12 @@ class Intake:
     """Turns envelopes with content into messages and deliveries."""
 
     def __init__(
-        self, config: Config, next_id: Callable[[], int], clock_us: Callable[[], int], commit: Commit | None = None
+        self, config: Config, next_id: Callable[[], int], clock_us: Callable[[], int], commit: Commit | None = None,
+        admit: Callable[[str, int], Reply | None] = lambda tenant, deliveries: None,
     ) -> None:
-        """`next_id` gives message ids; `commit` is needed for `submit` only."""
+        """`next_id` gives message ids; `commit` and `admit` are needed for `submit` only. The latter tells why one more
+        message of a tenant, with so many deliveries, is not taken now."""
+        self._admit = admit
         self._next_id = next_id
         self._clock_us = clock_us
         self._commit = commit
@@ -99,6 +102,10 @@ class Intake:
         prepared = self.prepare(envelope, content, source)
         if isinstance(prepared, Reply):
             done(prepared)
+            return
+        tenant = prepared.message.tenant
+        if tenant and (refusal := self._admit(tenant, len(prepared.deliveries))) is not None:
+            done(refusal)
             return
         assert self._commit is not None
         taken = Reply(250, "2.0.0", (f"Ok: queued as {prepared.message.text_id}",))

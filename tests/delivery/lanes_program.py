@@ -9,6 +9,7 @@ from tests.delivery.engine_program import CONTENT, World, clock_us, connecting, 
 
 import sys
 import tempfile
+import time
 from collections import Counter
 from copy import deepcopy
 from typing import Any
@@ -17,10 +18,11 @@ import gevent
 from gevent.server import StreamServer
 
 from mta.config.schema import Delivery as DeliverySettings
-from mta.config.schema import Shaping, ShapingRules, Source
-from mta.config.units import Duration, parse_proxy
+from mta.config.schema import Shaping, ShapingRules, Source, Tenant
+from mta.config.units import Duration, parse_proxy, parse_rate
 from mta.delivery import pathkeeping, sources
 from mta.delivery.limits import Limits
+from mta.delivery.pacing import buckets
 from mta.queue.records import Delivery, Message, Recipient, queue_name
 
 ABSENT = "192.0.2.77"  # no machine has it (RFC 5737)
@@ -49,11 +51,12 @@ class Sited(World):
         self.messages[sock.getpeername()[0]] += 1
         super().took(sock, sender)
 
-    def make_for(self, pool: str = "", domain: str = "d.test", tenant: str = "") -> Delivery:
+    def make_for(self, pool: str = "", domain: str = "d.test", tenant: str = "", priority: str = "",
+                 sender: str = "a@x.test") -> Delivery:
         self.number += 1
-        message = Message(self.number << 10, "a@x.test", self.clock_us(), CONTENT, header_size=30, size=len(CONTENT))
-        one = Delivery(message, 0, queue_name(domain, tenant, pool=pool), domain, [Recipient(f"u@{domain}")],
-                       self.clock_us())
+        message = Message(self.number << 10, sender, self.clock_us(), CONTENT, header_size=30, size=len(CONTENT))
+        one = Delivery(message, 0, queue_name(domain, tenant, pool=pool, priority=priority), domain,
+                       [Recipient(f"u@{domain}")], self.clock_us())
         self.shelf.stored[one.key] = deepcopy(one)
         self.engine.scheduler.add(0, one)
         return one
@@ -285,6 +288,126 @@ def mail_goes_through_a_proxy() -> None:
     StreamServer(("127.0.0.1", address.port), socks).start()
     world.until(world.over)
     assert world.messages["127.0.0.8"] == 2
+
+
+def a_path_with_a_rate() -> None:
+    """Messages are spaced evenly, by one timer: nothing is opened or woken while none may go; the wait has a name."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(limits=limits, delivery=DeliverySettings(idle=Duration(5)))
+        gevent.spawn(listen, world, limits)
+        world.make()
+        world.until(lambda: len(world.taken) == 1 and any(one.idle for one in world.engine.connections))
+        path = world.engine.paths["mx.d.test"]
+        path.message_rates = buckets("mx.d.test", [parse_rate("20/s")])
+        times = []
+        world.took = lambda sock, sender: times.append(time.monotonic()) or world.taken.append(sender)  # type: ignore
+        asked = Counter[str]()
+        real = world.engine.dispatch.next_job
+        world.engine.dispatch.next_job = lambda one: asked.update(["job"]) or real(one)  # type: ignore
+        for _ in range(20):
+            world.make()
+            gevent.sleep(0.001)
+        world.until(lambda: "rate of mx.d.test (20/s) is used up" in standing(world.engine, 0, "d.test", 1)[1])
+        world.until(world.drained)
+        assert world.connections <= 5, world.connections  # more only where one was busy when its time came
+        assert times[-1] - times[0] >= 19 / 20
+        assert asked.total() <= 20 * 3 + 20, asked
+
+
+def a_rate_of_connections() -> None:
+    """New connections are spaced; those that are open carry mail meanwhile."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(limits=limits, shaping=ShapingRules(default=Shaping(messages_per_connection=1)))
+        gevent.spawn(listen, world, limits)
+        path = world.engine.ways._named("mx.d.test", world.engine.sources.all[""], "d.test")
+        path.connection_rates = buckets("mx.d.test opens", [parse_rate("10/s")])
+        path.failures = 1  # so that it is not forgotten in between
+        begun = time.monotonic()
+        for _ in range(6):
+            world.make()
+        world.until(world.drained)
+        assert world.connections == 6
+        assert time.monotonic() - begun >= 0.5
+
+
+def tenants_share_by_weight() -> None:
+    """One connection, two tenants with full queues: three messages of the heavy one for each of the light one, whoever
+    came first; transactional mail of either goes before all."""
+    world = Sited(tenants={"heavy": Tenant(weight=3)}, shaping=ShapingRules(default=Shaping(connections=1)))
+    for _ in range(40):
+        world.make_for(tenant="light", sender="light@x.test")
+    for _ in range(40):
+        world.make_for(tenant="heavy", sender="heavy@x.test")
+    world.make_for(tenant="light", priority="transactional", sender="urgent@x.test")
+    world.until(world.drained)
+    senders = [sender.partition(b"<")[2].partition(b"@")[0] for sender in world.taken]
+    assert b"urgent" in senders[:3]
+    counts = Counter(senders[3:43])
+    assert 28 <= counts[b"heavy"] <= 32, counts
+
+
+def a_tenant_with_a_rate_does_not_hold_up_others() -> None:
+    """It is passed over until its time; others go at once over the same connection."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(tenants={"slow": Tenant(message_rate=(parse_rate("5/s"),))}, limits=limits,
+                      shaping=ShapingRules(default=Shaping(connections=1)), delivery=DeliverySettings(idle=Duration(5)))
+        gevent.spawn(listen, world, limits)
+        begun = time.monotonic()
+        for _ in range(4):
+            world.make_for(tenant="slow", sender="slow@x.test")
+        for _ in range(20):
+            world.make_for(tenant="quick", sender="quick@x.test")
+        world.until(lambda: sum(b"quick" in sender for sender in world.taken) == 20)
+        assert sum(b"slow" in sender for sender in world.taken) <= 2
+        world.until(lambda: "rate of tenant slow (5/s) is used up" in standing(world.engine, 0, "slow@d.test", 1)[1])
+        world.until(world.drained)
+        assert time.monotonic() - begun >= 3 / 5
+        assert world.connections == 1
+
+
+def a_tenant_with_a_bound_on_messages_in_flight() -> None:
+    """At most two at once over all connections and sites; each end lets the next one go."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(tenants={"small": Tenant(concurrency=2)}, limits=limits)
+        gevent.spawn(listen, world, limits)
+        world.slow_s = 0.02
+        most = 0
+        for number in range(12):
+            world.make_for(tenant="small", domain=f"d{number % 4}.test")
+        while not world.drained():
+            in_flight = sum(len(one.jobs) for one in world.engine.connections)
+            most = max(most, in_flight)
+            gevent.sleep(0.001)
+        assert most == 2, most
+        assert len(world.taken) == 12
+        assert limits.acquire([("tenant:small", 2)]) is None
+
+
+def what_a_tenant_may_have() -> None:
+    """452 when its queue is full, until something of it has left; and for the rest of the day when it had its messages.
+    """
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(tenants={"t": Tenant(queue_size=3, daily_volume=5)}, limits=limits)
+        gevent.spawn(listen, world, limits)
+        admit = world.engine.pacing.admit
+        assert admit("other", 100) is None
+        assert [admit("t", 1) for _ in range(3)] == [None] * 3
+        refused = admit("t", 1)
+        assert refused is not None
+        assert (refused.code, refused.enhanced) == (452, "4.2.2")
+        world.make_for(tenant="t")
+        world.until(world.drained)
+        assert admit("t", 1) is None
+        world.engine.pacing.left("t", 3)
+        assert admit("t", 1) is None
+        refused = admit("t", 1)
+        assert refused is not None
+        assert (refused.code, refused.enhanced) == (452, "4.7.1")
 
 
 if __name__ == "__main__":

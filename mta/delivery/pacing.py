@@ -1,0 +1,225 @@
+"""When messages and connections may go: rates over all workers, of paths and of tenants, and what tenants may have.
+
+What may not go yet has a place in line (`Limits.reserve`), and one timer for each path or tenant says when that is due.
+Until then its mail costs nothing: a paced path has its connections at rest, or closed when the wait is longer than
+they would rest; a tenant that may not send is passed over by all lanes. Nothing polls.
+
+Of a limited tenant the queue is counted in deliveries, each worker its own part; a part is counted again at the start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import gevent
+
+from mta.config.schema import Tenant
+from mta.config.units import Rate
+from mta.delivery.counters import LEVEL
+from mta.delivery.path import Path
+from mta.delivery.rates import Bucket
+from mta.queue.index import QueueTotals
+from mta.queue.store import QueueInfo
+from mta.smtp.reply import Reply
+
+if TYPE_CHECKING:
+    from mta.delivery.engine import Engine
+    from mta.delivery.lane import Lane
+
+EARLY_S: Final = 0.001  # a timer may be so much early
+
+
+def buckets(name: str, rates: Sequence[Rate]) -> tuple[Bucket, ...]:
+    """The rates of what is called `name`, as the table of limits has them."""
+    return tuple(Bucket(f"{name} {rate}", rate.count, rate.per_s, getattr(rate, "burst", 1) or 1) for rate in rates)
+
+
+class _Limited:
+    """A tenant with limits."""
+
+    __slots__ = ("buckets", "held", "name", "not_before_s", "options", "waits_for")
+
+    def __init__(self, name: str, options: Tenant) -> None:
+        self.name = name
+        self.options = options
+        self.buckets = buckets(f"tenant:{name}", options.message_rate)
+        self.held: set[Lane] = set()  # lanes that pass it over
+        self.not_before_s = 0.0
+        self.waits_for = ""  # why it may not send, in words
+
+
+class Pacing:
+    """The rates of one engine, and the limits of its tenants."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.tenants: dict[str, _Limited] = {}  # those that have a limit on what leaves
+
+    def configure(self) -> None:
+        """Take other tenants. Those that are held are looked at anew."""
+        engine = self._engine
+        before, self.tenants = self.tenants, {}
+        for name, options in engine.config.tenants.items():
+            if options.message_rate or options.concurrency is not None:
+                self.tenants[name] = _Limited(name, options)
+        for tenant in before.values():
+            self._free(tenant)
+
+    # -- paths ---------------------------------------------------------------------------------------------------
+
+    def may_send(self, path: Path) -> bool:
+        """Take the right to one message over a path that has a rate; if there is none now, wait for it."""
+        if path.not_before_s > time.monotonic():
+            return False
+        at_s = self._engine.limits.reserve(path.message_rates)
+        now_s = time.monotonic()
+        if at_s <= now_s:
+            return True
+        path.not_before_s = at_s
+        self._call(path, at_s - now_s)
+        return False
+
+    def send_back(self, path: Path) -> None:
+        """What `may_send` took was not used."""
+        self._engine.limits.hand_back(path.message_rates)
+
+    def may_open(self, path: Path) -> bool:
+        """The same for a new connection."""
+        if path.open_not_before_s > time.monotonic():
+            return False
+        at_s = self._engine.limits.reserve(path.connection_rates)
+        now_s = time.monotonic()
+        if at_s <= now_s:
+            return True
+        path.open_not_before_s = at_s
+        self._call(path, at_s - now_s)
+        return False
+
+    def _call(self, path: Path, wait_s: float) -> None:
+        gevent.spawn_later(wait_s + EARLY_S, self._called, path)
+
+    def _called(self, path: Path) -> None:
+        if not self._engine.stopping:
+            self._engine.connecting.kick_path(path)
+
+    # -- tenants -------------------------------------------------------------------------------------------------
+
+    def take(self, name: str, lane: Lane) -> bool:
+        """Take the right to one message of a limited tenant, in `lane`. If there is none now it is passed over."""
+        tenant, limits = self.tenants[name], self._engine.limits
+        if tenant.not_before_s > time.monotonic():
+            self._hold(tenant, lane)
+            return False
+        concurrency = tenant.options.concurrency
+        if concurrency is not None and limits.acquire([(f"tenant:{name}", concurrency)]) is not None:
+            tenant.waits_for = f"limit of {concurrency} messages of tenant {name} in flight is reached"
+            self._hold(tenant, lane)
+            return False
+        if tenant.buckets:
+            at_s = limits.reserve(tenant.buckets)
+            now_s = time.monotonic()
+            if at_s > now_s:
+                if concurrency is not None:
+                    limits.release([f"tenant:{name}"])
+                rates = ", ".join(map(str, tenant.options.message_rate))
+                tenant.waits_for = f"rate of tenant {name} ({rates}) is used up"
+                tenant.not_before_s = at_s
+                self._hold(tenant, lane)
+                gevent.spawn_later(at_s - now_s + EARLY_S, self._due, tenant)
+                return False
+        return True
+
+    def ended(self, name: str) -> None:
+        """A message for which `take` said yes is not in flight any more."""
+        tenant = self.tenants.get(name)
+        if tenant is not None and tenant.options.concurrency is not None:
+            self._engine.limits.release([f"tenant:{name}"])
+
+    def give_back(self, name: str) -> None:
+        """What `take` took was not used."""
+        tenant = self.tenants[name]
+        if tenant.buckets:
+            self._engine.limits.hand_back(tenant.buckets)
+        self.ended(name)
+
+    def nudged(self, limit: str) -> None:
+        """A lease of this limit is free: it may be a tenant's."""
+        kind, _, name = limit.partition(":")
+        if kind == "tenant" and name in self.tenants:
+            self._free(self.tenants[name])
+            if not self.tenants[name].held:
+                self._engine.limits.want(limit, 0)
+
+    def why(self, name: str) -> str:
+        """Why the mail of a tenant may not go now; empty when it may."""
+        tenant = self.tenants.get(name)
+        return tenant.waits_for if tenant is not None and tenant.held else ""
+
+    @staticmethod
+    def _hold(tenant: _Limited, lane: Lane) -> None:
+        lane.turns.hold(tenant.name)
+        tenant.held.add(lane)
+
+    def _due(self, tenant: _Limited) -> None:
+        tenant.not_before_s = 0.0
+        self._free(tenant)
+
+    def _free(self, tenant: _Limited) -> None:
+        lanes, tenant.held = tenant.held, set()
+        for lane in lanes:
+            lane.turns.free(tenant.name)
+            if lane.turns.count and not self._engine.stopping:
+                self._engine.connecting.kick(lane)
+
+    # -- what tenants may have in the queue ----------------------------------------------------------------------
+
+    def admit(self, name: str, deliveries: int) -> Reply | None:
+        """Count a message of a tenant that comes in; or why it is not taken now. Hot path: most have no limits."""
+        options = self._engine.config.tenants.get(name)
+        if options is None:
+            return None
+        limits = self._engine.limits
+        if options.daily_volume is not None and not limits.count(f"day:{name}", 1, options.daily_volume):
+            return Reply(452, "4.7.1", (f"Tenant {name} has sent its {options.daily_volume} messages of this day",))
+        if options.queue_size is not None and not limits.count(f"queue:{name}", deliveries, options.queue_size, LEVEL):
+            if options.daily_volume is not None:
+                limits.count(f"day:{name}", -1, None)
+            return Reply(452, "4.2.2", (f"Tenant {name} has {options.queue_size} messages in the queue",))
+        return None
+
+    def took(self, name: str, deliveries: int) -> None:
+        """Count a message of a tenant that came in by a door that refuses none."""
+        options = self._engine.config.tenants.get(name)
+        if options is None:
+            return
+        if options.daily_volume is not None:
+            self._engine.limits.count(f"day:{name}", 1, None)
+        self.left(name, -deliveries)
+
+    def not_stored(self, name: str, deliveries: int) -> None:
+        """What was admitted could not be stored."""
+        options = self._engine.config.tenants.get(name)
+        if options is not None and options.daily_volume is not None:
+            self._engine.limits.count(f"day:{name}", -1, None)
+        self.left(name, deliveries)
+
+    def left(self, name: str, deliveries: int = 1) -> None:
+        """So many deliveries of a tenant have left the queue. Hot path: most have no limits."""
+        options = self._engine.config.tenants.get(name)
+        if options is not None and options.queue_size is not None:
+            self._engine.limits.count(f"queue:{name}", -deliveries, None, LEVEL)
+
+    def count_queues(self) -> None:
+        """At the start: what there is of limited tenants."""
+        for name, options in self._engine.config.tenants.items():
+            if options.queue_size is not None:
+                for store in self._engine.stores.values():
+                    for pattern in (f"{name}@*", f"*:{name}@*"):
+                        store.list_queues(pattern, 1, partial(self._counted, name))
+
+    def _counted(self, name: str, rows: list[QueueInfo], totals: QueueTotals) -> None:
+        if totals.deliveries:
+            self._engine.limits.count(f"queue:{name}", totals.deliveries, None, LEVEL)
