@@ -12,8 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import gevent
-
 from mta.delivery.settle import Verdict
 from mta.queue.records import Delivery
 from mta.queue.scheduler import Queue, pool_of
@@ -43,7 +41,7 @@ class Ageing:
     def run(self) -> None:
         """Sweep for ever."""
         while True:
-            gevent.sleep(SWEEP_S)
+            self._engine.hub.sleep(SWEEP_S)
             for shard in self._engine.stores:
                 self.give_up(shard)
                 self.warn(shard)
@@ -62,13 +60,13 @@ class Ageing:
         # All at once: giving them up waits for the disk, and meanwhile nobody else may end them.
         taken = engine.scheduler.take(shard, [one for one in deliveries if engine.settler.expired(one, now_us)])
         if taken:
-            gevent.spawn(self._give_up, shard, taken, len(deliveries) == BATCH)
+            self._engine.hub.spawn(self._give_up, shard, taken, len(deliveries) == BATCH)
 
     def _give_up(self, shard: int, taken: list[tuple[Queue, Delivery]], go_on: bool) -> None:
         for count, (queue, delivery) in enumerate(taken, 1):
             self._conclude(queue, delivery, partial(self._engine.settler.expire, delivery, self._reason(delivery)))
             if count % AT_ONCE == 0:
-                gevent.sleep(0)
+                self._engine.hub.sleep(0)
         if go_on:
             self.give_up(shard)
 
@@ -108,7 +106,7 @@ class Ageing:
         # Those in flight are warned of by `Settler.settle` if they fail.
         idle = scheduler.take(shard, wanted)
         waiting = scheduler.take_waiting(shard, wanted)
-        gevent.spawn(self._warn, shard, idle, waiting, looked_to)
+        self._engine.hub.spawn(self._warn, shard, idle, waiting, looked_to)
 
     def _warn(self, shard: int, idle: list[tuple[Queue, Delivery]], waiting: list[tuple[Queue, Delivery]],
               looked_to: bytes | None) -> None:
@@ -118,7 +116,7 @@ class Ageing:
                 self._conclude(queue, delivery,
                                partial(self._engine.settler.warn, delivery, self._reason(delivery), again))
                 if count % AT_ONCE == 0:
-                    gevent.sleep(0)
+                    self._engine.hub.sleep(0)
         if looked_to is None:
             self._warning.discard(shard)
             return

@@ -8,12 +8,9 @@ something is called when it may have become free; nobody looks around.
 from __future__ import annotations
 
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Final
-
-import gevent
 
 from mta.delivery.connection import Connection
 from mta.delivery.openings import AT_ONCE, AT_ONCE_TO_FAILING, Line, Room
@@ -51,7 +48,7 @@ class Connecting:
     def kick(self, lane: Lane) -> None:
         """There is work in `lane`: wake a connection that rests, or open one. Hot path."""
         for path in lane.paths:
-            if path.idle and not (path.not_before_s and path.not_before_s > time.monotonic()):
+            if path.idle and not (path.not_before_s and path.not_before_s > self._engine.monotonic()):
                 connection = path.idle.pop()
                 del self._resting[connection]
                 self.lend(connection, lane)
@@ -62,12 +59,11 @@ class Connecting:
                 break
         if lane.turns.count and not lane.stalled and not self._is_paced(lane):
             lane.stalled = True
-            gevent.spawn_later(STALL_S, self._look_again, lane, lane.head())
+            self._engine.hub.later(STALL_S, self._look_again, lane, lane.head())
 
-    @staticmethod
-    def _is_paced(lane: Lane) -> bool:
+    def _is_paced(self, lane: Lane) -> bool:
         """Whether rates hold all paths of `lane` back: each is called when it may send."""
-        now_s = time.monotonic()
+        now_s = self._engine.monotonic()
         return all(max(path.not_before_s, path.open_not_before_s) > now_s for path in lane.paths)
 
     def kick_path(self, path: Path) -> None:
@@ -92,7 +88,7 @@ class Connecting:
         """Whether nothing about `path` itself forbids one more connection."""
         if path.suspended_until_us and path.suspended_until_us > self._engine.clock_us():
             return False
-        return path.may_open(time.monotonic())
+        return path.may_open(self._engine.monotonic())
 
     def _open_one(self, lane: Lane) -> bool:
         """Open one connection for `lane`, over the path whose turn it is among those that may have one."""
@@ -130,7 +126,7 @@ class Connecting:
                     waiting.move_to_end(path, last=False)
             return False
         self.stop_waiting(path)
-        connection = Connection(engine, path, lane)
+        connection = engine.connect(engine, path, lane)
         path.connections.add(connection)
         lane.connections.add(connection)
         path.opening += 1
@@ -138,7 +134,7 @@ class Connecting:
         line.begin()
         connection.line = line
         engine.connections.add(connection)
-        gevent.spawn(connection.run)
+        engine.hub.spawn(connection.run)
         return True
 
     def serve_claims(self, lane: Lane, path: Path) -> bool:
@@ -155,7 +151,7 @@ class Connecting:
         self._opened(connection)
         path, limits = connection.path, self._engine.limits
         path.took()
-        now_s = time.monotonic()
+        now_s = self._engine.monotonic()
         if now_s >= path.tell_s or limits.learned(path.lease):
             path.tell_s = now_s + TELL_S
             limits.served(path.lease)
@@ -187,7 +183,7 @@ class Connecting:
         if not connection.established:
             self._opened(connection)
         elif self._shortage.lasts:
-            self._shortage.worked(time.monotonic())
+            self._shortage.worked(engine.monotonic())
         if engine.stopping:
             if not engine.connections:
                 engine.empty.set()
@@ -259,7 +255,7 @@ class Connecting:
         if not path.contended and not self._contended:
             return False
         if not resting:
-            now_s = time.monotonic()
+            now_s = self._engine.monotonic()
             if now_s - connection.turn_s < TURN_S:
                 return False
             connection.turn_s = now_s
@@ -279,7 +275,7 @@ class Connecting:
         engine, path = self._engine, connection.path
         if engine.stopping or connection.stopping or self.spent(connection) or self.room.is_awaited:
             return False
-        wait_s = path.not_before_s - time.monotonic() if path.not_before_s else 0.0
+        wait_s = path.not_before_s - engine.monotonic() if path.not_before_s else 0.0
         if wait_s > engine.config.delivery.idle or (path.has_work and wait_s <= 0.0):
             return False
         if path.suspended_until_us and path.suspended_until_us > engine.clock_us():
@@ -312,15 +308,15 @@ class Connecting:
 
     def lacking(self, why: str) -> None:
         """This machine has no socket for one more connection. No site is at fault: paths wait, none is paused."""
-        self._shortage.failed(why, time.monotonic())
+        self._shortage.failed(why, self._engine.monotonic())
         if not self.room.shortage:
-            gevent.spawn_later(SHORTAGE_S, self._try_more)
+            self._engine.hub.later(SHORTAGE_S, self._try_more)
         self.room.lacks(why)
 
     def _try_more(self) -> None:
         """The shortage may be over, or not as bad: go on with twice as many connections as there could be."""
         if not self.room.grow():
-            gevent.spawn_later(SHORTAGE_S, self._try_more)
+            self._engine.hub.later(SHORTAGE_S, self._try_more)
         self._fill_room()
 
     def _fill_room(self) -> None:
@@ -333,4 +329,4 @@ class Connecting:
         mail_max = connection.client.capabilities.mail_max
         return (connection.messages >= shaping.messages_per_connection
                 or 0 < mail_max <= connection.messages
-                or time.monotonic() - connection.opened_s >= shaping.connection_age)
+                or self._engine.monotonic() - connection.opened_s >= shaping.connection_age)

@@ -87,7 +87,7 @@ class Connection:
         self.client = Client("")
         self.target: Target | None = None
         self.peer = Peer(events.Remote(path.name))
-        self.opened_s = self.turn_s = time.monotonic()  # the latter is when its turn among the workers began
+        self.opened_s = self.turn_s = engine.monotonic()  # the latter is when its turn among the workers began
         self.messages = 0  # transactions begun
         self.completed = 0  # of those, the ones that came to a verdict
         self.jobs: list[Job] = []

@@ -7,12 +7,9 @@ reputation are kept by address. A connection from another source that comes upon
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
-
-import gevent
 
 from mta.delivery.connection import Connection, Job, transaction_for
 from mta.delivery.fairness import PRIORITIES
@@ -95,7 +92,7 @@ class Dispatch:
             if rcpt_max and rcpt_max < at_most:
                 at_most = rcpt_max
             transaction = transaction_for(delivery, at_most)
-            return Job(queue, delivery, transaction, time.monotonic(), delivery.message.content is None, tenant)
+            return Job(queue, delivery, transaction, engine.monotonic(), delivery.message.content is None, tenant)
 
     def _not_taken(self, tenant: str) -> None:
         if tenant:
@@ -178,7 +175,7 @@ class Dispatch:
         settler = self._engine.settler
         if job.tenant:
             self._engine.pacing.ended(job.tenant)
-        now_s = time.monotonic()
+        now_s = self._engine.monotonic()
         reply = delivered_to_all(transaction)
         if reply is not None and transaction.recipients is delivery.recipients:
             connection.completed += 1
@@ -222,7 +219,7 @@ class Dispatch:
 
     def _put_off(self, queue: Queue, delivery: Delivery) -> None:
         """Leave a delivery that a bug keeps from being settled alone for a while, then read it again."""
-        gevent.spawn_later(PUT_OFF_S, self._engine.scheduler.let_go, queue, delivery)
+        self._engine.hub.later(PUT_OFF_S, self._engine.scheduler.let_go, queue, delivery)
 
     def _schedule(self, shard: int, deliveries: list[Delivery], error: Exception | None) -> None:
         if error is None:

@@ -1,6 +1,6 @@
 """The delivery engine of a worker: brings queues to lanes, opens connections, and settles what they did.
 
-It is the gevent side of scheduler (`mta.queue.scheduler`: which deliveries are in memory), router (where a domain's
+It is the active side of scheduler (`mta.queue.scheduler`: which deliveries are in memory), router (where a domain's
 mail goes), lanes and paths (whose turn it is, how each site is treated) and limits (what all workers may do together).
 Everything happens on an event: a delivery that became ready, a route that was found, a transaction that ended, a lease
 that became free, a time that came. Nothing looks around for work.
@@ -19,18 +19,15 @@ This module joins the rooms of the house and is the scheduler's I/O:
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
-
-import gevent
-from gevent.event import Event
 
 from mta.config.schema import Config
 from mta.delivery.ageing import Ageing
 from mta.delivery.connecting import Connecting
 from mta.delivery.connection import Connection, patience
 from mta.delivery.dispatch import Dispatch
+from mta.delivery.hub import Event, GeventHub, Hub
 from mta.delivery.lane import Lane
 from mta.delivery.limits import Limits
 from mta.delivery.pacing import Pacing
@@ -58,8 +55,13 @@ class Engine:
     """One per worker."""
 
     def __init__(self, config: Config, stores: dict[int, Store], router: Router, limits: Limits, settler: Settler,
-                 read_body: Callable[[Store, Message], bytes], clock_us: Callable[[], int]) -> None:
-        """`read_body` waits for the disk without blocking the hub."""
+                 read_body: Callable[[Store, Message], bytes], clock_us: Callable[[], int], hub: Hub | None = None,
+                 connect: Callable[[Engine, Path, Lane], Connection] = Connection) -> None:
+        """`read_body` waits for the disk without blocking the hub, which is gevent's unless another one is given;
+        `connect` makes a connection that is not open yet."""
+        self.hub = hub or GeventHub()
+        self.monotonic = self.hub.monotonic
+        self.connect = connect
         self.stores = stores
         self.router = router
         self.limits = limits
@@ -83,8 +85,8 @@ class Engine:
         self.keeper = PathKeeper(self)
         self.ageing = Ageing(self, self.dispatch.conclude)
         self._bringing: set[int] = set()  # shards that are being looked through for what is due too late
-        self._alarm = Event()
-        self.empty = Event()  # it stops, and the last connection has ended
+        self._alarm = self.hub.event()
+        self.empty = self.hub.event()  # it stops, and the last connection has ended
         self.configure(config)
 
     def configure(self, config: Config, router: Router | None = None) -> None:
@@ -113,8 +115,8 @@ class Engine:
             if store.last_id >> SHARD_BITS > self.clock_us():  # it was set back while nobody watched
                 self._bring_forward(shard)
         self.settler.watch.on_step = self._clock_was_set
-        gevent.spawn(self._keep_time)
-        gevent.spawn(self.ageing.run)
+        self.hub.spawn(self._keep_time)
+        self.hub.spawn(self.ageing.run)
         self.pacing.count_queues()
         self._alarm.set()
 
@@ -166,7 +168,7 @@ class Engine:
     def offer(self, queue: Queue) -> None:
         """Scheduler: `queue` has deliveries in memory. Hot path."""
         lane = queue.lane
-        if isinstance(lane, Lane) and lane.route is not None and lane.route.expires > time.monotonic():
+        if isinstance(lane, Lane) and lane.route is not None and lane.route.expires > self.monotonic():
             self.ways.bring(queue, lane)
         else:
             self.ways.find(queue)
@@ -189,7 +191,7 @@ class Engine:
                 self.scheduler.run()
             except Exception:
                 log.exception("bug: queues whose time has come")
-                gevent.sleep(1.0)
+                self.hub.sleep(1.0)
 
     def _clock_was_set(self, step_us: int) -> None:
         """The wall clock is another one now (`mta.delivery.clock` has the rules)."""
@@ -201,7 +203,7 @@ class Engine:
         if step_us < 0:
             for wait_s in LOOKS_FOR_LATE_S:
                 for shard in self.stores:
-                    gevent.spawn_later(wait_s, self._bring_forward, shard)
+                    self.hub.later(wait_s, self._bring_forward, shard)
 
     def _latest_due_us(self) -> int:
         return self.clock_us() + int(self.settler.retry.longest_s * 1_000_000)

@@ -9,12 +9,9 @@ Of a limited tenant the queue is counted in deliveries, each worker its own part
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
-
-import gevent
 
 from mta.config.schema import Tenant
 from mta.config.units import Rate
@@ -72,10 +69,10 @@ class Pacing:
 
     def may_send(self, path: Path) -> bool:
         """Take the right to one message over a path that has a rate; if there is none now, wait for it."""
-        if path.not_before_s > time.monotonic():
+        if path.not_before_s > self._engine.monotonic():
             return False
         at_s = self._engine.limits.reserve(path.message_rates)
-        now_s = time.monotonic()
+        now_s = self._engine.monotonic()
         if at_s <= now_s:
             return True
         path.not_before_s = at_s
@@ -88,10 +85,10 @@ class Pacing:
 
     def may_open(self, path: Path) -> bool:
         """The same for a new connection."""
-        if path.open_not_before_s > time.monotonic():
+        if path.open_not_before_s > self._engine.monotonic():
             return False
         at_s = self._engine.limits.reserve(path.connection_rates)
-        now_s = time.monotonic()
+        now_s = self._engine.monotonic()
         if at_s <= now_s:
             return True
         path.open_not_before_s = at_s
@@ -99,7 +96,7 @@ class Pacing:
         return False
 
     def _call(self, path: Path, wait_s: float) -> None:
-        gevent.spawn_later(wait_s + EARLY_S, self._called, path)
+        self._engine.hub.later(wait_s + EARLY_S, self._called, path)
 
     def _called(self, path: Path) -> None:
         if not self._engine.stopping:
@@ -110,7 +107,7 @@ class Pacing:
     def take(self, name: str, lane: Lane) -> bool:
         """Take the right to one message of a limited tenant, in `lane`. If there is none now it is passed over."""
         tenant, limits = self.tenants[name], self._engine.limits
-        if tenant.not_before_s > time.monotonic():
+        if tenant.not_before_s > self._engine.monotonic():
             self._hold(tenant, lane)
             return False
         concurrency = tenant.options.concurrency
@@ -120,7 +117,7 @@ class Pacing:
             return False
         if tenant.buckets:
             at_s = limits.reserve(tenant.buckets)
-            now_s = time.monotonic()
+            now_s = self._engine.monotonic()
             if at_s > now_s:
                 if concurrency is not None:
                     limits.release([f"tenant:{name}"])
@@ -128,7 +125,7 @@ class Pacing:
                 tenant.waits_for = f"rate of tenant {name} ({rates}) is used up"
                 tenant.not_before_s = at_s
                 self._hold(tenant, lane)
-                gevent.spawn_later(at_s - now_s + EARLY_S, self._due, tenant)
+                self._engine.hub.later(at_s - now_s + EARLY_S, self._due, tenant)
                 return False
         return True
 

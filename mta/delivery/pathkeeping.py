@@ -7,11 +7,9 @@ the lane leave memory until the first one may be tried again, and cost nothing u
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import gevent
 import gevent.socket
 
 from mta.delivery.connection import Connection
@@ -51,7 +49,7 @@ class PathKeeper:
         engine = self._engine
         if path.suspended_until_us > engine.clock_us():
             return  # one outage, however many connections it ends
-        now_s = time.monotonic()
+        now_s = engine.monotonic()
         if refused is None:
             stand_still = path.broken(reason, now_s)
         else:
@@ -121,7 +119,7 @@ class PathKeeper:
 
     def _look_later(self, source: Source) -> None:
         self._looking.add(source.name)
-        gevent.spawn_later(LOOK_S, self._look, source)
+        self._engine.hub.later(LOOK_S, self._look, source)
 
     def _look(self, source: Source) -> None:
         """Whether a source that was lost, or lacks an address, is whole again."""

@@ -5,7 +5,6 @@ It only looks, at what engine, path, store and scheduler know in memory; nothing
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mta.queue.scheduler import domain_of, pool_of, tenant_of
@@ -81,7 +80,7 @@ def _why(engine: Engine, path: Path) -> str:
     connecting = engine.connecting
     if path.suspended_until_us > engine.clock_us():
         return f"suspended for another {(path.suspended_until_us - engine.clock_us()) // 1_000_000} s: {path.reason}"
-    now_s = time.monotonic()
+    now_s = engine.monotonic()
     if path.not_before_s > now_s:
         rates = ", ".join(one.name.rpartition(" ")[2] for one in path.message_rates)
         return f"rate of {path.name} ({rates}) is used up, the next message goes in {path.not_before_s - now_s:.1f} s"
@@ -96,7 +95,7 @@ def _why(engine: Engine, path: Path) -> str:
         return "many connections are being opened, its turn comes"
     if path.opening:
         return "a connection is being opened" + (f" as a probe, after: {path.reason}" if path.probing else "")
-    if path.hold_until_s > time.monotonic():
+    if path.hold_until_s > engine.monotonic():
         return f"no further connection for a while: {path.reason}"
     if path.waiting_for:
         if path.waiting_for != path.lease:

@@ -11,12 +11,9 @@ when the configuration has no such pool.
 from __future__ import annotations
 
 import logging
-import time
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING
-
-import gevent
 
 from mta.delivery.connecting import TOTAL
 from mta.delivery.lane import Lane
@@ -68,7 +65,7 @@ class Ways:
     def find(self, queue: Queue) -> None:
         """Bring `queue` to its lane as soon as that is known."""
         lane = self._lanes.get(queue.way)
-        if lane is not None and lane.route is not None and lane.route.expires > time.monotonic():
+        if lane is not None and lane.route is not None and lane.route.expires > self._engine.monotonic():
             queue.lane = lane
             self.bring(queue, lane)
             return
@@ -78,7 +75,7 @@ class Ways:
                 waiting.append(queue)
             return
         self.routing[queue.domain] = [queue]
-        gevent.spawn(self._route, queue.domain)
+        self._engine.hub.spawn(self._route, queue.domain)
 
     def _route(self, domain: str) -> None:
         """Find the way for mail to `domain`, and bring the queues that wait for it there."""
@@ -90,7 +87,7 @@ class Ways:
                 found = router.route(domain)
         except Exception as error:
             log.exception("bug: the route of %s", domain)
-            found = RouteFailure(False, 451, "4.3.5", f"internal error: {error}", time.monotonic())
+            found = RouteFailure(False, 451, "4.3.5", f"internal error: {error}", engine.monotonic())
         queues = self.routing.pop(domain)
         if isinstance(found, RouteFailure):
             if found.permanent:
@@ -101,7 +98,7 @@ class Ways:
             lane = self._dead_end(f"?{domain}", domain)
             path = lane.paths[0]
             path.reason = found.text
-            engine.keeper.pause(path, found.expires - time.monotonic())
+            engine.keeper.pause(path, found.expires - engine.monotonic())
         else:
             failing = engine.lanes.get(f"?{domain}")
             if failing is not None:
@@ -125,7 +122,7 @@ class Ways:
                 engine.dispatch.conclude(queue, delivery, partial(engine.settler.fail, delivery, reply))
                 given_up += 1
                 if given_up % GIVE_UP_BATCH == 0:
-                    gevent.sleep(0)
+                    engine.hub.sleep(0)
 
     # -- lanes and paths -----------------------------------------------------------------------------------------
 
