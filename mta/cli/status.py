@@ -10,7 +10,7 @@ import time
 from mta.cli.options import add_instance, add_json, add_parser, connect
 from mta.cli.queue import tell_missing
 from mta.cli.text import Column, count, duration, print_table, printable, size, until
-from mta.control.protocol import SUMMED, Member, Status, WorkerStatus
+from mta.control.protocol import SUMMED, Member, SourceRow, Status, WorkerStatus
 
 _DESCRIPTION = """\
 Show the state of the running MTA: what is in the queue, what is being done, what was done since the workers were
@@ -36,6 +36,15 @@ _COLUMNS = (
     Column("OUT", right=True),
     Column("QUEUED", right=True),
     Column("RESTARTS", right=True),
+)
+
+
+_SOURCE_COLUMNS = (
+    Column("SOURCE"),
+    Column("OUT", right=True),
+    Column("PATHS", right=True),
+    Column("SUSPENDED", right=True),
+    Column("TROUBLE", shrinks=True),
 )
 
 
@@ -95,9 +104,29 @@ def _print(status: Status, total: WorkerStatus, now_us: int) -> None:
         _cells(member, answers.get(member.number) if member.role == "worker" else None, now_us)
         for member in status.family.members
     ))
+    _print_sources(status)
     for member in status.family.members:
         if member.last_end:
             print(f"\n{_name(member)} ended last time: {printable(member.last_end)}")
+
+
+def _print_sources(status: Status) -> None:
+    """The sources over all workers, when there are some by name."""
+    rows: dict[str, SourceRow] = {}
+    for worker in status.workers:
+        for source in worker.sources:
+            row = rows.setdefault(source.name, SourceRow(source.name))
+            row.connections += source.connections
+            row.paths = max(row.paths, source.paths)
+            row.suspended = max(row.suspended, source.suspended)
+            row.trouble = row.trouble or source.trouble
+    if any(rows):
+        print()
+        print_table(_SOURCE_COLUMNS, (
+            [printable(row.name), f"{row.connections:,}", f"{row.paths:,}", f"{row.suspended:,}",
+             printable(row.trouble) or "-"]
+            for row in rows.values()
+        ))
 
 
 def _cells(member: Member, worker: WorkerStatus | None, now_us: int) -> list[str]:

@@ -81,8 +81,21 @@ class Answers:
             intake=worker.store.room() or worker.occupancy.content.trouble() or "",
             accepted_messages=counters.accepted_messages, accepted_recipients=counters.accepted_recipients,
             delivered=counters.delivered, deferred=counters.deferred, bounced=counters.bounced,
-            expired=counters.expired, deleted=counters.deleted,
+            expired=counters.expired, deleted=counters.deleted, sources=self._sources(),
         )
+
+    def _sources(self) -> list[protocol.SourceRow]:
+        engine = self._worker.engine
+        now_us = engine.clock_us()
+        rows = {name: protocol.SourceRow(name, trouble=source.lost or (source.reason if source.absent else ""))
+                for name, source in engine.sources.all.items()}
+        for path in engine.paths.values():
+            row = rows.get(path.source.name)
+            if row is not None and path.route is not None:
+                row.connections += len(path.connections)
+                row.paths += 1
+                row.suspended += path.suspended_until_us > now_us
+        return list(rows.values())
 
     def _queues(self, arguments: dict[str, Any]) -> protocol.QueueList:
         limit = _rows(arguments)

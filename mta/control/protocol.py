@@ -86,6 +86,17 @@ class Family:
 
 
 @dataclass(slots=True)
+class SourceRow:
+    """One source as a worker uses it."""
+
+    name: str  # "" when none is configured
+    connections: int = 0
+    paths: int = 0  # sites that it has to do with now
+    suspended: int = 0  # of those, the ones that stand still
+    trouble: str = ""  # why it cannot be used, or what it lacks; "" when it is whole
+
+
+@dataclass(slots=True)
 class WorkerStatus:
     """One worker now, and what it did since it was started. Amounts of mail are recipients unless they say messages."""
 
@@ -114,6 +125,7 @@ class WorkerStatus:
     # of the event loop, in the last minute
     loop_lag_p99_ms: float = 0.0  # how late it was, but for its worst hundredth
     loop_lag_max_ms: float = 0.0  # and at its worst
+    sources: list[SourceRow] = field(default_factory=list)
 
 
 # Fields of WorkerStatus that make sense as a sum over the workers.

@@ -214,7 +214,8 @@ class Connecting:
             path.waiting_for = ""
 
     def nudged(self, names: Iterable[str]) -> None:
-        """Leases of these limits became free, or another worker wants some of ours."""
+        """Leases of these limits became free, or another worker wants some of ours; or states have changed."""
+        self._engine.holds.changed(self._engine.limits.changed())
         for name in names:
             self._serve_waiting(name)
             if ":" in name:
@@ -222,7 +223,7 @@ class Connecting:
             path = self._engine.paths.get(name)
             if path is not None:
                 path.contended = True
-                self._end_rest(name, path.shaping.connections, path.idle)
+                self._end_rest(name, path.most, path.idle)
             if name == TOTAL:
                 self._contended = True
                 self._end_rest(TOTAL, self._engine.config.delivery.connections, self._resting)
@@ -247,7 +248,7 @@ class Connecting:
         """Whether the lease of `connection`, which ends, will be another one's at once."""
         path = connection.path
         return (path.contended or self._contended or path.waiting_for != ""
-                or (path.has_work and len(path.connections) >= path.shaping.connections))
+                or (path.has_work and len(path.connections) >= path.most))
 
     def gives_way(self, connection: Connection, resting: bool) -> bool:
         """Whether another worker should have this connection's lease now. One at work is asked once in its turn."""
@@ -260,7 +261,7 @@ class Connecting:
                 return False
             connection.turn_s = now_s
         limits, total = self._engine.limits, self._engine.config.delivery.connections
-        if ((path.contended and limits.should_yield(path.lease, path.shaping.connections, resting))
+        if ((path.contended and limits.should_yield(path.lease, path.most, resting))
                 or (self._contended and limits.should_yield(TOTAL, total, resting))):
             connection.stopping = True
             return True

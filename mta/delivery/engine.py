@@ -13,6 +13,7 @@ This module joins the rooms of the house and is the scheduler's I/O:
 | `connecting` (`Connecting`)   | when a connection is opened, rests and ends; leases                        |
 | `dispatch` (`Dispatch`)       | which delivery goes next over a connection, and what its outcome commits   |
 | `pacing` (`Pacing`)           | rates of paths and tenants, what tenants may have                          |
+| `holds` (`Holds`)             | suspensions and lower limits by rules and operators, over all workers      |
 | `keeper` (`PathKeeper`)       | when a path stands still                                                   |
 """
 
@@ -27,6 +28,7 @@ from mta.delivery.ageing import Ageing
 from mta.delivery.connecting import Connecting
 from mta.delivery.connection import Connection, patience
 from mta.delivery.dispatch import Dispatch
+from mta.delivery.holds import Holds
 from mta.delivery.hub import Event, GeventHub, Hub
 from mta.delivery.lane import Lane
 from mta.delivery.limits import Limits
@@ -82,6 +84,7 @@ class Engine:
         self.connecting = Connecting(self)
         self.dispatch = Dispatch(self)
         self.pacing = Pacing(self)
+        self.holds = Holds(self)
         self.keeper = PathKeeper(self)
         self.ageing = Ageing(self, self.dispatch.conclude)
         self._bringing: set[int] = set()  # shards that are being looked through for what is due too late
@@ -118,6 +121,7 @@ class Engine:
         self.hub.spawn(self._keep_time)
         self.hub.spawn(self.ageing.run)
         self.pacing.count_queues()
+        self.holds.start()
         self._alarm.set()
 
     def stop(self) -> Event:
@@ -200,6 +204,7 @@ class Engine:
             if path.suspended_until_us:
                 path.suspended_until_us += step_us
         self.scheduler.repark(lambda name, until_us: until_us + step_us)
+        self.holds.clock_was_set()
         if step_us < 0:
             for wait_s in LOOKS_FOR_LATE_S:
                 for shard in self.stores:

@@ -33,9 +33,9 @@ class Path:
     """One (source, site), or the connections of its own that a domain with an entry in `shaping.domains` has."""
 
     __slots__ = ("claims", "connection_rates", "connections", "contended", "doubted", "failures", "good_until_s",
-                 "hold_s", "hold_until_s", "idle", "lanes", "lease", "leases", "message_rates", "name", "not_before_s",
-                 "open_not_before_s", "opening", "reason", "route", "shaping", "source", "suspended_by",
-                 "suspended_until_us", "tell_s", "waiting_for")
+                 "hold_s", "hold_until_s", "idle", "is_held", "lanes", "lease", "leases", "message_rates", "most",
+                 "name", "not_before_s", "open_not_before_s", "opening", "own_rates", "provider", "reason", "route",
+                 "shaping", "source", "suspended_by", "suspended_until_us", "tell_s", "waiting_for")
 
     def __init__(self, name: str, source: Source, shaping: Shaping) -> None:
         self.name = name
@@ -49,7 +49,11 @@ class Path:
         self.opening = 0  # of the connections, those without an established session yet
         self.lease = name  # name of its limit in the table that all workers share
         self.leases: list[tuple[str, int]] = [(name, shaping.connections)]  # what each connection needs one of
-        self.message_rates: Sequence[Bucket] = ()  # a message takes one of each
+        self.most = shaping.connections  # connections at once, over all workers; less while a hold says so
+        self.provider = ""  # of its site
+        self.is_held = False  # by a suspension or a lower limit of `mta.delivery.holds`
+        self.own_rates: Sequence[Bucket] = ()  # of messages, by the configuration
+        self.message_rates: Sequence[Bucket] = ()  # a message takes one of each; those of holds included
         self.connection_rates: Sequence[Bucket] = ()  # and a connection
         self.not_before_s = 0.0  # no message goes before this, for the rates; monotonic
         self.open_not_before_s = 0.0  # and no connection is opened
@@ -88,7 +92,12 @@ class Path:
             return False
         if self.doubted and self.opening:
             return False  # or there would always be another one to wait for, and the site never be given a rest
-        return not have or (not self.failures and have < self.shaping.connections)
+        return not have or (not self.failures and have < self.most)
+
+    def limit_to(self, most: int) -> None:
+        """So many connections at once from now on."""
+        self.most = most
+        self.leases = [(self.lease, most), *self.leases[1:]]
 
     def succeeded(self, now_s: float) -> None:
         """A transaction was completed: the site works."""

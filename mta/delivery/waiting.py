@@ -48,6 +48,9 @@ def _state(engine: Engine, shard: int, domain: str, tenant: str, lane: Lane | No
     if domain in engine.ways.routing:
         shortage = engine.router.shortage
         return "ready", "its route is being looked up" + (f"; no socket to ask DNS: {shortage}" if shortage else "")
+    until_us, held = engine.holds.why(domain, tenant)
+    if until_us:
+        return "suspended", f"for another {(until_us - now_us) // 1_000_000} s: {held}"
     until_us = lane.suspended(now_us) if lane is not None else 0
     if lane is not None and until_us:
         path = min(lane.paths, key=lambda path: path.suspended_until_us)
@@ -104,7 +107,7 @@ def _why(engine: Engine, path: Path) -> str:
         if learned:
             said = f": {path.reason}" if path.reason else ""
             return f"limit of {learned} connections to {path.name} is reached, the site takes no more{said}"
-        return f"limit of {path.shaping.connections} connections to {path.name} is reached, over all workers"
-    if len(path.connections) >= path.shaping.connections:
-        return f"limit of {path.shaping.connections} connections to {path.name} is reached"
+        return f"limit of {path.most} connections to {path.name} is reached, over all workers"
+    if len(path.connections) >= path.most:
+        return f"limit of {path.most} connections to {path.name} is reached"
     return "its turn comes"

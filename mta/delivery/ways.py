@@ -134,6 +134,9 @@ class Ways:
                 self.find(queue)
                 return
             lane = queue.lane = self._remember(queue, lane.route)
+        if engine.holds.on_queues and (until_us := engine.holds.until(queue)):
+            engine.scheduler.park(queue, until_us)
+            return
         if queue.part.name != lane.name and not engine.scheduler.share(queue, lane.name):
             return
         until_us = lane.suspended(engine.clock_us())
@@ -199,6 +202,8 @@ class Ways:
         if source.lost and path.suspended_by != "source":
             self._engine.keeper.hold_for_source(path)
         path.leases = [(path.lease, shaping.connections), (TOTAL, self._engine.config.delivery.connections)]
+        path.most = shaping.connections
+        self._engine.holds.apply(path)
         return path
 
     def _dead_end(self, name: str, domain: str) -> Lane:

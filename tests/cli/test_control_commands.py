@@ -27,6 +27,7 @@ from mta.control.protocol import (
     QueueRow,
     RecipientRow,
     RequestError,
+    SourceRow,
     Status,
     WorkerStatus,
 )
@@ -264,6 +265,21 @@ def test_status_shows_every_process(mta: MTA, control: CONTROL, tmp_path: Path) 
     assert ["worker", "0", "4712", "ready", "1h00m", "0", "2", "48", "MB", "12s", "7ms", "3", "4", "10", "0"] in rows
     assert any(row[:6] == ["worker", "1", "-", "restart", "in", "2s"] for row in rows)
     assert "worker 1 ended last time: killed by SIGKILL\\x1b" in out
+
+
+def test_status_shows_sources(mta: MTA, control: CONTROL, tmp_path: Path) -> None:
+    """Each over all workers, with what it lacks; nothing of them where none is configured."""
+    plain = WorkerStatus(0, 1, 1.0, sources=[SourceRow("", 3, 2)])
+    status = Status("0", "mta.test", Family(1, NOW_US), [plain])
+    control(lambda *_: status)
+    assert "SOURCE" not in mta("status", "--run", tmp_path).out
+    status.workers = [WorkerStatus(number, 1, 1.0, sources=[
+        SourceRow("out1", 3, 2, 1), SourceRow("out2", trouble=f"this machine does not have the address {EVIL}")])
+        for number in (0, 1)]
+    out = mta("status", "--run", tmp_path).out
+    assert "out1" in out
+    assert next(line for line in out.splitlines() if line.startswith("out1")).split() == ["out1", "6", "2", "1", "-"]
+    assert r"does not have the address 550 gone\x1b[2J" in out
 
 
 def test_status_as_json(mta: MTA, control: CONTROL, tmp_path: Path) -> None:

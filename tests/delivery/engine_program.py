@@ -32,6 +32,7 @@ from mta.delivery import ageing, connecting, connection, dispatch, engine, ways,
 from mta.delivery.clock import ClockWatch  # noqa: E402
 from mta.delivery.leases import Refusal  # noqa: E402
 from mta.delivery.limits import Limits  # noqa: E402
+from mta.delivery.pathstate import PathState  # noqa: E402
 from mta.delivery.routing import Addresses, Host, Route, RouteFailure  # noqa: E402
 from mta.delivery.settle import Settler, Verdict  # noqa: E402
 from mta.delivery.waiting import standing, why_not_now  # noqa: E402
@@ -150,6 +151,17 @@ class Unlimited:
 
     def want(self, name: str, count: int) -> None:
         """Nothing."""
+
+    def forget(self) -> None:
+        """Nothing."""
+
+    def states(self) -> list[tuple[str, PathState]]:
+        """None."""
+        return []
+
+    def changed(self) -> list[str]:
+        """None."""
+        return []
 
 
 class World:

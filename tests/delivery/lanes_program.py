@@ -7,6 +7,7 @@ Prints nothing and ends with 0 when the rule held.
 
 from tests.delivery.engine_program import CONTENT, World, clock_us, connecting, listen, standing  # noqa: I001 - patches first
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -408,6 +409,83 @@ def what_a_tenant_may_have() -> None:
         refused = admit("t", 1)
         assert refused is not None
         assert (refused.code, refused.enhanced) == (452, "4.7.1")
+
+
+ELSEWHERE = """
+import sys, time
+from mta.delivery.limits import Limits
+from mta.delivery.pathstate import Hold
+run, change = sys.argv[1:]
+verb, _, name = change.partition(" ")
+now_us = time.time_ns() // 1000
+hold = Hold("all", now_us + 60_000_000, "operator", f"no more of {name}", now_us)
+limits = Limits(run, 1)
+limits.update(name, lambda state: state.with_hold(hold) if verb == "suspend" else state.without("operator"))
+limits.close()
+"""
+
+
+def what_is_held_by_name() -> None:
+    """A source, a domain, a tenant, a path may be suspended by a decision, in whichever worker it was made: their mail
+    leaves memory, other mail goes; lifted, it comes back at once. What is decided outlives a worker."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(sources=three(), pools={"default": {"a": 1, "b": 1}, "a": {"a": 1}}, limits=limits)
+        gevent.spawn(listen, world, limits)
+
+        def elsewhere(change: str) -> None:
+            subprocess.run([sys.executable, "-c", ELSEWHERE, run, change], check=True)
+
+        for name, queue, mail in (
+                ("source:a", "d.test/a", {"pool": "a"}), ("domain:d.test", "d.test", {}),
+                ("tenant:t", "t@d.test", {"tenant": "t"}), ("a>mx.d.test", "d.test/a", {"pool": "a"})):
+            taken = len(world.taken)
+            elsewhere(f"suspend {name}")
+            gevent.sleep(0.05)
+            world.make_for(**mail)
+            world.make_for(domain="e.test")
+            world.until(lambda taken=taken: len(world.taken) == taken + 1)
+            gevent.sleep(0.05)
+            assert len(world.taken) == taken + 1
+            state, reason, _, _ = standing(world.engine, 0, queue, 1)
+            assert state == "suspended", (name, state, reason)
+            assert f"no more of {name}" in reason, reason
+            world.until(lambda: not world.engine.scheduler.deliveries)
+            elsewhere(f"lift {name}")
+            world.until(world.over)
+            assert len(world.taken) == taken + 2
+
+        elsewhere("suspend domain:d.test")
+        again = Sited(limits=limits)
+        again.make()
+        gevent.sleep(0.05)
+        assert not again.taken
+        assert standing(again.engine, 0, "d.test", 1)[0] == "suspended"
+
+
+def limits_that_a_hold_lowers() -> None:
+    """Connections and rate of a path, for a while; then what is configured is in force again by itself."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(limits=limits, shaping=ShapingRules(default=Shaping(connections=10)))
+        gevent.spawn(listen, world, limits)
+        world.slow_s = 0.02
+        world.engine.holds.limit("mx.d.test", "connections", 1, 0.5, "rule few", "421 too many")
+        for _ in range(10):
+            world.make()
+        world.until(lambda: len(world.taken) >= 5)
+        assert world.most_open == 1
+        path = world.engine.paths["mx.d.test"]
+        world.until(lambda: path.most == 10)
+        world.until(world.over)
+        world.engine.holds.limit("mx.d.test", "rate", 10, 0.6, "rule slow", "421 slow down")
+        begun = time.monotonic()
+        for _ in range(20):
+            world.make()
+        gevent.sleep(0.4)
+        assert len(world.taken) <= 10 + 6
+        world.until(world.over)
+        assert time.monotonic() - begun < 1.9
 
 
 if __name__ == "__main__":

@@ -1,0 +1,181 @@
+"""What keeps mail back by a decision, over all workers: suspensions and lower limits, of rules, operators, adaptation.
+
+A *hold* (`mta.delivery.pathstate`) is on a name: that of a path, or `source:NAME`, `provider:NAME`, `domain:NAME`,
+`tenant:NAME`. It lies in the table of limits; a change nudges all workers, who act at once. A suspended path is passed
+over by its lanes; the queues of a suspended domain or tenant leave memory, and cost nothing until it ends.
+
+Pauses of failing sites and of lost sources are not among these: each worker finds out by itself (`PathKeeper`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from mta.delivery.path import Path
+from mta.delivery.pathstate import Hold, PathState, What
+from mta.delivery.rates import Bucket
+from mta.queue.scheduler import Queue, domain_of, tenant_of
+
+if TYPE_CHECKING:
+    from mta.delivery.engine import Engine
+
+KINDS: Final = ("source", "provider", "domain", "tenant")
+OF_QUEUES: Final = ("domain:", "tenant:")  # what no path tells, but the queue
+AGAIN_S: Final = 86_400.0  # timers are not longer
+
+log = logging.getLogger(__name__)
+
+
+class Holds:
+    """The holds that are in force, as one engine knows them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._held: dict[str, PathState] = {}  # by name, those with a hold that is not over
+        self.on_queues = 0  # how many of them are of domains or tenants
+
+    def start(self) -> None:
+        """Take over what was decided before this worker started."""
+        self.changed([name for name, state in self._engine.limits.states() if state.holds])
+
+    # -- deciding ------------------------------------------------------------------------------------------------
+
+    def suspend(self, name: str, seconds: float, by: str, reason: str) -> None:
+        """Nothing of what is called `name` goes for so long; all workers act at once."""
+        self._add(name, "all", 0.0, seconds, by, reason)
+
+    def limit(self, name: str, what: What, value: float, seconds: float, by: str, reason: str) -> None:
+        """No more than so many `connections`, or messages per second (`rate`), for a time."""
+        self._add(name, what, value, seconds, by, reason)
+
+    def lift(self, name: str, by: str, what: What | None = None) -> None:
+        """End the holds of one author, of one kind or all."""
+        self._engine.limits.update(name, lambda state: state.without(by, what))
+        self.changed([name])
+
+    def _add(self, name: str, what: What, value: float, seconds: float, by: str, reason: str) -> None:
+        now_us = self._engine.clock_us()
+        hold = Hold(what, now_us + int(seconds * 1e6), by, reason, now_us, value)
+        self._engine.limits.update(name, lambda state: state.with_hold(hold))
+        log.info("%s: %s for %.0f s by %s: %s", name, _words(hold), seconds, by, reason)
+        self.changed([name])
+
+    # -- acting --------------------------------------------------------------------------------------------------
+
+    def changed(self, names: Iterable[str]) -> None:
+        """The state of these names is another one, or a hold of theirs has ended. Looks at all paths."""
+        engine = self._engine
+        changed = set(names)
+        if not changed:
+            return
+        now_us = engine.clock_us()
+        for name in changed:
+            state = engine.limits.state(name)
+            ends = [hold.until_us for hold in state.holds if hold.until_us > now_us]
+            if ends:
+                self._held[name] = state
+                # A suspension ends by itself; a limit has to be taken back.
+                wait_s = min((min(ends) - now_us) / 1e6, AGAIN_S)
+                engine.hub.later(wait_s + 0.01, self._ended, name, state.version)
+            else:
+                self._held.pop(name, None)
+        self.on_queues = sum(name.startswith(OF_QUEUES) for name in self._held)
+        for path in list(engine.paths.values()):
+            if not changed.isdisjoint(names_of(path)):
+                self.apply(path)
+        self._queues_changed({name for name in changed if name.startswith(OF_QUEUES)})
+
+    def clock_was_set(self) -> None:
+        """The table moves its times along with the wall clock."""
+        self._engine.limits.forget()
+        self.changed(list(self._held))
+
+    def _ended(self, name: str, version: int) -> None:
+        if name in self._held and self._engine.limits.state(name).version == version:
+            self.changed([name])
+
+    def apply(self, path: Path) -> None:
+        """Have `path` keep to what holds for it now."""
+        if not self._held and not path.is_held:
+            return
+        engine, now_us = self._engine, self._engine.clock_us()
+        until_us, why = 0, None
+        most = path.shaping.connections
+        rates: list[Bucket] = []
+        for name in names_of(path):
+            state = self._held.get(name)
+            if state is None:
+                continue
+            suspension = state.suspension(now_us)
+            if suspension is not None and suspension.until_us > until_us:
+                until_us, why = suspension.until_us, suspension
+            connections = state.lowest("connections", now_us)
+            if connections is not None:
+                most = min(most, max(int(connections.value), 1))
+            rate = state.lowest("rate", now_us)
+            if rate is not None and rate.value > 0:
+                rates.append(Bucket(f"{name} held", rate.value, 1.0))
+        path.is_held = bool(until_us or rates or most < path.shaping.connections)
+        path.limit_to(most)
+        path.message_rates = (*path.own_rates, *rates)
+        if why is not None:
+            if until_us > path.suspended_until_us or path.suspended_by not in ("site", "source"):
+                path.suspend(until_us, why.reason, why.by)
+                engine.keeper.clear(path)
+        elif path.suspended_until_us > now_us and path.suspended_by not in ("site", "source"):
+            path.suspended_until_us = 0
+            path.suspended_by = ""
+            lanes = set(path.lanes)
+            engine.keeper.wake(lambda lane: lane in lanes or path in lane.paths)
+        else:
+            path.not_before_s = 0.0  # the rates may be others
+            engine.connecting.kick_path(path)
+
+    # -- queues --------------------------------------------------------------------------------------------------
+
+    def until(self, queue: Queue) -> int:
+        """Until when the domain or tenant of `queue` is suspended; 0: it is not. Ask when `on_queues` is not 0."""
+        return self._until(queue.domain, queue.tenant)[0]
+
+    def why(self, domain: str, tenant: str) -> tuple[int, str]:
+        """The same, and the reason in words."""
+        until_us, hold = self._until(domain, tenant)
+        return until_us, f"{hold.reason} (by {hold.by})" if hold is not None else ""
+
+    def _until(self, domain: str, tenant: str) -> tuple[int, Hold | None]:
+        now_us = self._engine.clock_us()
+        found: Hold | None = None
+        for name in (f"domain:{domain}", f"tenant:{tenant}"):
+            state = self._held.get(name)
+            hold = state.suspension(now_us) if state is not None else None
+            if hold is not None and (found is None or hold.until_us > found.until_us):
+                found = hold
+        return (found.until_us, found) if found is not None else (0, None)
+
+    def _queues_changed(self, names: set[str]) -> None:
+        if not names:
+            return
+        engine, now_us = self._engine, self._engine.clock_us()
+        for queue in list(engine.scheduler.queues.values()):
+            until_us = self.until(queue)
+            if until_us and queue.ready:
+                engine.scheduler.park(queue, until_us)
+
+        def new_time(name: str, until_us: int) -> int:
+            of_it = names.intersection((f"domain:{domain_of(name)}", f"tenant:{tenant_of(name)}"))
+            return now_us if of_it and not self._until(domain_of(name), tenant_of(name))[0] else until_us
+
+        engine.scheduler.repark(new_time)
+
+
+def names_of(path: Path) -> tuple[str, ...]:
+    """The names by which `path` may be held."""
+    return (path.name, f"source:{path.source.name}", f"provider:{path.provider}")
+
+
+def _words(hold: Hold) -> str:
+    if hold.what == "all":
+        return "suspended"
+    return f"{int(hold.value)} connections" if hold.what == "connections" else f"{hold.value:g} messages a second"
