@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from mta.cli.options import add_config, add_json, add_parser
 from mta.config.loader import read
 from mta.config.problems import printable
-from mta.config.schema import Config, Listener, Retry
+from mta.config.schema import Config, Listener, Retry, Source
 from mta.config.units import format_duration, format_network, format_size
 from mta.control import exits
+from mta.delivery.ourselves import AF_INET, AF_INET6
+from mta.delivery.sources import is_ours
 
 _DESCRIPTION = """\
 Check a configuration without starting anything. Every problem is printed, one per line:
@@ -80,6 +82,7 @@ def _summary(config: Config) -> Iterator[tuple[str, str]]:
     servers = ", ".join(map(str, config.dns.servers))
     yield "dns", f"asks {servers}" if servers else "asks the resolvers of /etc/resolv.conf"
     yield from (("routes", text) for text in _routes(config))
+    yield from (("sources", text) for text in _sources(config))
     yield from (("limits", text) for text in _limits(config))
     yield "retries", _retries(config.retry, config.expires)
     yield "bounces", _bounces(config)
@@ -106,6 +109,27 @@ def _routes(config: Config) -> Iterator[str]:
         yield f"{which} domains to their MX hosts, port {config.delivery.port}, {families}{loopback}"
     else:
         yield f"{which} domains to {', '.join(map(str, rest.relay))}"
+
+
+def _sources(config: Config) -> Iterator[str]:
+    """Where mail leaves from. An address that is not here is a warning: it may be plumbed later."""
+    for name, source in config.sources.items():
+        both = ((AF_INET, source.ipv4), (AF_INET6, source.ipv6))
+        addresses = [(family, address) for family, address in both if address]
+        yield " ".join(filter(None, (
+            name, "from", " and ".join(address for _, address in addresses) or "an address of the system's choice",
+            f"as {source.ehlo}" if source.ehlo else "", f"by {_without_password(source)}" if source.proxy else "")))
+        if source.proxy is None:
+            for family, address in addresses:
+                if not is_ours(family, address):
+                    yield f"warning: {name} is suspended as long as this machine does not have the address {address}"
+    for name, pool in config.pools.items():
+        yield f"pool {name}: {', '.join(f'{source} {weight}' for source, weight in pool.items())}"
+
+
+def _without_password(source: Source) -> str:
+    assert source.proxy is not None
+    return str(source.proxy._replace(password="...") if source.proxy.password else source.proxy)
 
 
 def _limits(config: Config) -> Iterator[str]:

@@ -57,6 +57,21 @@ def test_check_says_what_would_run(good: str, capsys: pytest.CaptureFixture[str]
     assert max(map(len, lines)) < 120
 
 
+def test_check_warns_of_an_address_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A warning, no error: it may be plumbed later, and mail waits or goes by other sources. No password is shown."""
+    path = tmp_path / "sources.yaml"
+    path.write_text(HOSTNAME + "sources:\n  here: {ipv4: 127.0.0.2}\n"
+                    "  gone: {ipv4: 192.0.2.77, ehlo: out.test.example}\n"
+                    "  far: {proxy: 'socks5://u:secret@192.0.2.1:1080'}\npools: {p: {here: 3, gone: 1}}\n")
+    assert main(["check", "-c", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "  sources   here from 127.0.0.2\n" in out
+    assert "gone from 192.0.2.77 as out.test.example" in out
+    assert "warning: gone is suspended as long as this machine does not have the address 192.0.2.77" in out
+    assert "pool p: here 3, gone 1" in out
+    assert "secret" not in out
+
+
 def test_check_quietly(good: str, bad: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With -q there is no news from a correct file."""
     assert main(["check", "-q", "-c", good]) == 0
