@@ -36,12 +36,13 @@ def measure(server: str, domains: int, parallel: int) -> dict[str, float]:
     config = Config(hostname="bench.example.net", dns=Dns(servers=(Endpoint.parse(server),)), delivery=delivery)
     resolver = Resolver(config.dns)
     router = Router(config, resolver)
+    usual = config.shaping.effective()
     names = [f"d{number}.test" for number in range(domains)]
 
     def find(name: str) -> None:
         route = router.route(name)
         assert isinstance(route, Route), route
-        assert router.addresses(route.hosts[0]).addresses
+        assert router.addresses(route.hosts[0], usual).addresses
 
     result: dict[str, float] = {"domains": domains}
     for what in ("cold", "cached"):

@@ -72,12 +72,13 @@ def configuration(setup: Setup) -> dict[str, object]:
         "run": str(setup.runtime),
         "listeners": [{"smtp": "127.0.0.1:0", "relay_from": ["127.0.0.0/8"]}],
         "dns": {"servers": ["{}:{}".format(*setup.dns)]},
-        "delivery": {"port": setup.sink_port, "allow_loopback": True, "ipv6": False},
+        "delivery": {"allow_loopback": True},
+        "shaping": {"default": {"port": setup.sink_port, "families": "ipv4"}},
     }
     if os.geteuid() == 0:
         config["user"] = "root"
     if setup.connections is not None:
-        config["shaping"] = {"default": {"connections": setup.connections}}
+        place(config, "shaping.default.connections", setup.connections)
     for name, value in setup.settings.items():
         place(config, name, value)
     return config

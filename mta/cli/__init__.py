@@ -20,7 +20,8 @@ from mta.control import exits
 
 # In the order of `mta --help`.
 COMMANDS: Final = (
-    "run", "check", "config", "status", "queue", "message", "events", "spool", "send", "dns", "sandbox", "demo",
+    "run", "check", "config", "shaping", "status", "queue", "message", "events", "spool", "send", "dns", "sandbox",
+    "demo",
 )  # fmt: skip
 
 _EPILOG = """\

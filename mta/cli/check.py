@@ -103,10 +103,11 @@ def _routes(config: Config) -> Iterator[str]:
         yield f"{len(relays) - 5} more domains to relays"
     which = "all other" if relays else "all"
     if rest is None or rest.mx:
-        families = " and ".join(
-            name for name, used in (("IPv4", config.delivery.ipv4), ("IPv6", config.delivery.ipv6)) if used)
+        shaping = config.shaping.effective()
+        families = {"ipv4": "IPv4", "ipv6": "IPv6", "ipv4-first": "IPv4 before IPv6", "ipv6-first": "IPv6 before IPv4"}
         loopback = ", loopback allowed" if config.delivery.allow_loopback else ""
-        yield f"{which} domains to their MX hosts, port {config.delivery.port}, {families}{loopback}"
+        used = families.get(shaping.families, "IPv4 and IPv6")
+        yield f"{which} domains to their MX hosts, port {shaping.port}, {used}{loopback}"
     else:
         yield f"{which} domains to {', '.join(map(str, rest.relay))}"
 
@@ -133,12 +134,18 @@ def _without_password(source: Source) -> str:
 
 
 def _limits(config: Config) -> Iterator[str]:
-    shaping = config.shaping.default
+    shaping = config.shaping.effective()
     yield (f"{shaping.connections} connections to a site, {shaping.messages_per_connection} messages on each, "
            f"{config.delivery.connections} connections in all; tls {shaping.tls}")
-    if config.shaping.domains:
-        count = len(config.shaping.domains)
-        yield f"{count} domain{'s' if count > 1 else ''} with limits of {'their' if count > 1 else 'its'} own"
+    rules = config.shaping
+    shipped = len(rules.shipped.providers)
+    where = "as shipped" if config.providers == "shipped" else f"of {printable(config.providers)}"
+    if shipped:
+        yield f"{shipped} providers {where}, mta shaping list shows them"
+    for what, count in (("provider", len(rules.providers)), ("domain", len(rules.domains)),
+                        ("source", len(rules.sources))):
+        if count:
+            yield f"{count} {what}{'s' if count > 1 else ''} with limits of {'their' if count > 1 else 'its'} own"
 
 
 def _retries(retry: Retry, expires: float) -> str:

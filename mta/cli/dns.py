@@ -15,12 +15,13 @@ from mta.config.units import format_duration
 from mta.control import exits
 
 if TYPE_CHECKING:
+    from mta.config.shaping import Shaping, ShapingRules
     from mta.delivery.routing import Host, Route, RouteFailure, Router
 
 _DESCRIPTION = """\
 Show how the mail of a domain would be routed now: its MX hosts or relays by preference, their addresses, the site
-(domains with the same site share connections and limits), and what is skipped and why. The MTA need not run: the
-question goes to the DNS servers of the configuration, not to the cache of a worker.
+(domains with the same site share connections and limits), its provider, and what is skipped and why. The MTA need not
+run: the question goes to the DNS servers of the configuration, not to the cache of a worker.
 
 exit codes, the worst of all domains:
   0   there is a way
@@ -39,7 +40,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser = add_parser(commands, "dns", "show where the mail of a domain would go", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("domain", nargs="+", metavar="DOMAIN", help="recipient domain, the part after the @")
     add_config(parser)
-    add_json(parser, "one JSON object per domain and line: domain, site, fixed, hosts, notes, failure, believed_s")
+    add_json(parser, "one JSON object per domain and line: domain, site, provider, fixed, hosts, notes, failure, "
+                     "believed_s")
     parser.set_defaults(run=run)
 
 
@@ -57,10 +59,11 @@ def run(options: argparse.Namespace) -> int:
 
     resolver = Resolver(config.dns)
     router = Router(config, resolver)
+    shaping = config.shaping
     codes = set()
     for number, domain in enumerate(options.domain):
         name = domain.rpartition("@")[2]
-        report, code = _report(router, name)
+        report, code = _report(router, shaping, name)
         codes.add(code)
         if options.json:
             print(json.dumps(report))
@@ -70,24 +73,27 @@ def run(options: argparse.Namespace) -> int:
     return next((code for code in (exits.UNAVAILABLE, exits.TEMPORARY) if code in codes), exits.OK)
 
 
-def _report(router: Router, domain: str) -> tuple[dict[str, Any], int]:
+def _report(router: Router, shaping: ShapingRules, domain: str) -> tuple[dict[str, Any], int]:
     """What `--json` prints, and the exit code."""
     from mta.delivery.routing import RouteFailure
 
     route = router.route(domain)
     if isinstance(route, RouteFailure):
-        report = {"domain": domain, "site": None, "fixed": False, "hosts": [], "notes": [], **_failure(route)}
+        report = {"domain": domain, "site": None, "provider": None, "fixed": False, "hosts": [], "notes": [],
+                  **_failure(route)}
         return report, exits.UNAVAILABLE if route.permanent else exits.TEMPORARY
-    hosts = [_host(router, host) for host in route.hosts]
+    options = shaping.effective("", route.provider, domain)
+    hosts = [_host(router, options, host) for host in route.hosts]
     report = {
-        "domain": domain, "site": route.site, "fixed": route.fixed, "hosts": hosts, "notes": list(route.notes),
+        "domain": domain, "site": route.site, "provider": route.provider or None, "fixed": route.fixed, "hosts": hosts,
+        "notes": list(route.notes),
         "failure": None, "believed_s": _seconds_left(route),
     }
     return report, exits.OK if any(host["addresses"] for host in hosts) else exits.TEMPORARY
 
 
-def _host(router: Router, host: Host) -> dict[str, Any]:
-    found = router.addresses(host)
+def _host(router: Router, options: Shaping, host: Host) -> dict[str, Any]:
+    found = router.addresses(host, options)
     return {
         "name": host.name, "port": host.port, "preference": host.preference,
         "addresses": [address for _, address in sorted(found.addresses)],
@@ -126,6 +132,8 @@ def _text(report: dict[str, Any]) -> str:
         label = ""
     if report["site"] is not None:
         lines.append(f"  {'site':13}{report['site']}")
+    if report["provider"] is not None:
+        lines.append(f"  {'provider':13}{report['provider']}")
     lines.extend(f"  {'note':13}{printable(note)}" for note in report["notes"])
     if report["hosts"] and not any(host["addresses"] for host in report["hosts"]):
         lines.append("  no host can be reached: mail waits")

@@ -17,9 +17,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mta.config import tree
+from mta.config.build_layer import read_layer
 from mta.config.describe import expected_text, one_of, options_of, section_of
-from mta.config.problems import OptionPath, Problem, path_text, printable, quoted
+from mta.config.problems import Fault, OptionPath, Problem, path_text, printable, quoted
 from mta.config.schema import Config, Route
+from mta.config.shaping import DestinationRules, Layer
 from mta.config.tree import Node, Scalar, Sequence
 from mta.config.units import (
     KINDS,
@@ -28,7 +30,10 @@ from mta.config.units import (
     Duration,
     Endpoint,
     FilePath,
+    HostOrNetwork,
+    HostPattern,
     Network,
+    ProvidersFile,
     Rate,
     RouteKey,
     Size,
@@ -39,10 +44,6 @@ MAX_PROBLEMS = 500
 
 
 _ENTRIES: dict[Any, str] = dict.fromkeys((Domain, RouteKey), "domains, each with its options")
-
-
-class _Fault(Exception):  # noqa: N818 -- never leaves this module; the fault was reported
-    """What is being read is of no use."""
 
 
 class TooManyProblems(Exception):  # noqa: N818 -- ends the reading; nothing more to say than what was reported
@@ -69,10 +70,10 @@ class Builder:
             raise TooManyProblems
         self.problems.append(Problem(self.file, line, column, printable(message, 1000)))
 
-    def fault(self, node: Node, path: OptionPath, message: str) -> _Fault:
+    def fault(self, node: Node, path: OptionPath, message: str) -> Fault:
         if not (isinstance(node, Scalar) and node.broken):
             self.report(node.line, node.column, f"{path_text(path)}: {message}" if path else message)
-        return _Fault()
+        return Fault()
 
     def config(self, node: Node) -> Config | None:
         """The whole; None when nothing of it can be used.
@@ -81,27 +82,35 @@ class Builder:
         """
         try:
             config: Config = self.section(node, Config, ())
-        except _Fault:
+        except Fault:
             return None
         return config
 
+    def destination_rules(self, node: Node) -> DestinationRules:
+        """A file of providers as a whole; what is faulty is left out."""
+        try:
+            rules: DestinationRules = self.section(node, DestinationRules, ())
+        except Fault:
+            return DestinationRules()
+        return rules
+
     # --- collections
 
-    def section(self, node: Node, cls: Any, path: OptionPath, base: object = None) -> Any:
-        """An instance of the dataclass `cls`. What is not set comes from `base`, if there is one."""
+    def section(self, node: Node, cls: Any, path: OptionPath) -> Any:
+        """An instance of the dataclass `cls`."""
         if cls is Route:
             return self.route(node, path)
+        if issubclass(cls, Layer):
+            return read_layer(self, node, cls, path)
         entries = self.entries(node, path, f"options such as {', '.join(list(options_of(cls))[:3])}")
         options = options_of(cls)
         meant = self.unknown_options(entries, path, options)
         values: dict[str, Any] = {}
         for name, option in options.items():
-            if base is not None:
-                values[name] = getattr(base, name)
-            elif option.required:
+            if option.required:
                 values[name] = None
             if name not in entries:
-                if option.required and base is None:
+                if option.required:
                     self.faulty.add((*path, name))
                     if name not in meant:
                         example = f", as in {option.example}" if option.example else ""
@@ -109,10 +118,9 @@ class Builder:
                                                             f"{expected_text(option.type, option.metadata)}{example}")
                 continue
             key, value = entries[name]
-            inherited = values.get(option.metadata.get("inherits", ""))
             try:
-                values[name] = self.option(key, value, option.type, (*path, name), option.metadata, inherited)
-            except _Fault:
+                values[name] = self.option(key, value, option.type, (*path, name), option.metadata)
+            except Fault:
                 self.faulty.add((*path, name))
         return cls(**values)
 
@@ -124,10 +132,12 @@ class Builder:
             if name in options:
                 continue
             wanted = name.lower().replace("-", "_")[:64]
-            close = difflib.get_close_matches(wanted, list(options), 1, 0.7)
-            meant.update(close)
             here = path_text(path)
             homes = [home for home in _homes().get(wanted, []) if home != here]
+            close = difflib.get_close_matches(wanted, list(options), 1, 0.7)
+            if homes and wanted not in options:
+                close = []
+            meant.update(close)
             if close:
                 rest = "unknown option" + _did_you_mean(close)
             elif homes:
@@ -138,16 +148,14 @@ class Builder:
             self.report(key.line, key.column, f"{here}{'.' if here else ''}{printable(name, 60)}: {rest}")
         return meant
 
-    def option(self, key: Scalar, node: Node, wanted: Any, path: OptionPath, metadata: Mapping[str, Any],
-               inherited: object) -> Any:
+    def option(self, key: Scalar, node: Node, wanted: Any, path: OptionPath, metadata: Mapping[str, Any]) -> Any:
         """The value of one option, its place noted: of the value when it is one text, else of its name."""
         self.given[path] = (node.line, node.column) if isinstance(node, Scalar) else (key.line, key.column)
         if get_origin(wanted) is dict:
-            return self.mapping(node, wanted, path, metadata, inherited)
+            return self.mapping(node, wanted, path, metadata)
         return self.value(node, wanted, path, metadata)
 
-    def mapping(self, node: Node, wanted: Any, path: OptionPath, metadata: Mapping[str, Any],
-                base: object) -> dict[str, Any]:
+    def mapping(self, node: Node, wanted: Any, path: OptionPath, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Sections or values by domain, or by name."""
         key_type, item_type = get_args(wanted)
         result: dict[str, Any] = {}
@@ -156,8 +164,8 @@ class Builder:
             try:
                 domain = KINDS[key_type].parse(name)
             except ValueError as error:
-                rest = f"not a domain; {path_text((*path[:-1], metadata['inherits']))} holds for all others" \
-                    if "*" in name and "inherits" in metadata else error
+                rest = f"not a domain; {path_text((*path[:-1], metadata['rest']))} holds for all others" \
+                    if "*" in name and "rest" in metadata else error
                 self.report(key.line, key.column, f"{path_text(path)}: {quoted(name)}: {rest}")
                 continue
             if domain in result:
@@ -167,10 +175,10 @@ class Builder:
             self.given[(*path, domain)] = (key.line, key.column)
             try:
                 if section_of(item_type) is item_type:
-                    result[domain] = self.section(value, item_type, (*path, domain), base)
+                    result[domain] = self.section(value, item_type, (*path, domain))
                 else:
-                    result[domain] = self.option(key, value, item_type, (*path, domain), metadata, None)
-            except _Fault:
+                    result[domain] = self.option(key, value, item_type, (*path, domain), metadata)
+            except Fault:
                 self.faulty.add((*path, domain))
         return result
 
@@ -187,7 +195,7 @@ class Builder:
         if isinstance(node, Scalar) and node.is_null:
             return ()
         nodes = node.items if isinstance(node, Sequence) else [node]
-        if isinstance(node, Scalar) and len(words := re.split(r"[,\s]+", node.text.strip())) > 1:
+        if wanted is not Rate and isinstance(node, Scalar) and len(words := re.split(r"[,\s]+", node.text.strip())) > 1:
             written = printable(", ".join(words), 80)
             raise self.fault(node, path, f"{quoted(node.text)}, expected a list; did you mean [{written}]?")
         result: list[Any] = []
@@ -196,10 +204,10 @@ class Builder:
             self.given[here] = (item.line, item.column)
             try:
                 value = self.value(item, wanted, here, metadata)
-                if wanted in (Endpoint, Network) and value in result:
+                if wanted in (Endpoint, Network, HostPattern, HostOrNetwork, Domain, Rate) and value in result:
                     raise self.fault(item, here, f"{KINDS[wanted].format(value)} is in the list already")
                 result.append(value)
-            except _Fault:
+            except Fault:
                 self.faulty.add(here)
                 result.append(None)  # keeps the positions of the others
         return tuple(result)
@@ -215,11 +223,11 @@ class Builder:
         options = options_of(Route)
         meant = self.unknown_options(entries, path, options)
         if "relay" in meant:
-            raise _Fault
+            raise Fault
         if "relay" not in entries:
             raise self.fault(node, path, "no relay, expected mx or {relay: host:port}")
         key, value = entries["relay"]
-        relay = self.option(key, value, options["relay"].type, (*path, "relay"), options["relay"].metadata, None)
+        relay = self.option(key, value, options["relay"].type, (*path, "relay"), options["relay"].metadata)
         if not relay:
             raise self.fault(value, (*path, "relay"), "an empty list, expected host:port or several")
         return Route(relay=relay)
@@ -279,7 +287,7 @@ class Builder:
         try:
             if wanted is Endpoint:
                 return _endpoint(text, metadata)
-            if wanted in (Directory, FilePath):
+            if wanted in (Directory, FilePath) or (wanted is ProvidersFile and text not in ("shipped", "none")):
                 return _directory(text, self.file)
             value = kind.parse(text)
         except ValueError as error:

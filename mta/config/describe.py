@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mta.config.schema import Route
+from mta.config.shaping import UNSET, DefaultLayer, Layer, Shaping
 from mta.config.units import (
     KINDS,
     Directory,
@@ -21,10 +22,13 @@ from mta.config.units import (
     FilePath,
     HeaderName,
     HostName,
+    HostOrNetwork,
+    HostPattern,
     IPv4,
     IPv6,
     Name,
     Network,
+    ProvidersFile,
     Proxy,
     Rate,
     RouteKey,
@@ -63,14 +67,28 @@ class Option:
 @functools.cache
 def options_of(section: Any) -> dict[str, Option]:
     """The options of a section, a dataclass of the schema, by name and in order."""
+    if issubclass(section, Layer):
+        return own_options_of(section) | {
+            name: option for name, option in options_of(Shaping).items()
+            if section.inner or not option.metadata.get("destination_only")}
     hints = typing.get_type_hints(section, include_extras=True)
     result = {}
     for field in dataclasses.fields(section):
+        if "doc" not in field.metadata:
+            continue
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         result[field.name] = Option(field.name, hints[field.name], default, field.metadata)
     return result
+
+
+def own_options_of(section: Any) -> dict[str, Option]:
+    """Those options of a section that are to be told: of a layer of shaping, those that `Shaping` does not have."""
+    if not issubclass(section, Layer):
+        return options_of(section)
+    sections = section.own if section is not DefaultLayer else (Shaping,)
+    return {name: option for own in sections for name, option in options_of(own).items()}
 
 
 def section_of(wanted: Any) -> Any:
@@ -119,7 +137,15 @@ _NOUNS = {
     Domain: "domain", RouteKey: "domain or `*`", IPv4: "IPv4 address", IPv6: "IPv6 address", Directory: "directory",
     FilePath: "file", Name: "name", Proxy: "proxy",
     HeaderName: "header field",
+    HostPattern: "host name or pattern", HostOrNetwork: "host name, pattern or network",
+    ProvidersFile: "`shipped`, `none` or file",
     bool: "true or false", int: "whole number", float: "number", str: "text",
+}
+
+
+_PLURALS = {
+    Endpoint: "host:port", HostPattern: "host names or patterns",
+    HostOrNetwork: "host names, patterns or networks",
 }
 
 
@@ -130,7 +156,7 @@ def type_text(wanted: Any) -> str:
     origin = get_origin(wanted)
     if origin is tuple:
         inner = get_args(wanted)[0]
-        return f"list of {'section' if section_of(inner) else type_text(inner)}{'' if inner is Endpoint else 's'}"
+        return f"list of {'sections' if section_of(inner) else _PLURALS.get(inner, type_text(inner) + 's')}"
     if origin is dict:
         key, inner = get_args(wanted)
         return f"{'section' if section_of(inner) else type_text(inner)} by {type_text(key)}"
@@ -158,6 +184,10 @@ def plain_value(value: Any, wanted: Any) -> Any:
     wanted = without_none(wanted)
     if value is None:
         return None
+    if value is UNSET:
+        return "~"
+    if isinstance(value, Layer):
+        return {}
     if wanted in KINDS:
         return KINDS[wanted].format(value)
     if get_origin(wanted) is tuple:
@@ -172,6 +202,8 @@ def written(value: Any, wanted: Any) -> str:
     if isinstance(value, Route):
         return "mx" if value.mx else f"{{relay: {written(value.relay, tuple[Endpoint, ...])}}}"
     inner = without_none(wanted)
+    if value is UNSET:
+        return "~"
     if value is None:
         return "off" if inner in (Duration, Size, Rate, int, float) else "null"
     if isinstance(value, bool):
@@ -184,6 +216,8 @@ def written(value: Any, wanted: Any) -> str:
         text = _quoted_unless(_PLAIN, value)
         literal = get_origin(inner) in (Literal, Union, types.UnionType)
         return f'"{text}"' if text == value and not literal and _NOT_A_TEXT.fullmatch(text) else text
+    if isinstance(value, Layer):
+        return "{}"
     if isinstance(value, dict):
         inside = ((written(key, str), written(item, get_args(inner)[1])) for key, item in value.items())
         return "{" + ", ".join(f"{key}: {item}" for key, item in inside) + "}" if section_of(inner) is None else "{}"

@@ -9,8 +9,10 @@ from typing import Any, get_origin
 from mta.config.describe import Option, options_of, plain_value, section_of, written
 from mta.config.problems import OptionPath, path_text, printable
 from mta.config.schema import Config, Route
+from mta.config.shaping import Layer
 
-_BY_NAME = ("routes", "domains", "senders", "sources", "pools", "tenants")  # mappings whose keys are the operator's
+# Mappings whose keys are the operator's.
+_BY_NAME = ("routes", "domains", "senders", "sources", "pools", "tenants", "providers")
 
 Places = Mapping[OptionPath, tuple[int, int]]
 
@@ -23,7 +25,6 @@ class Setting:
     option: Option
     value: Any
     place: tuple[int, int] | None  # line and column in the file; None: a default
-    inherited_from: OptionPath | None  # the section that it was taken from
 
     @property
     def text(self) -> str:
@@ -31,11 +32,8 @@ class Setting:
         return written(self.value, self.option.type)
 
     def source(self, file: str) -> str:
-        """`default`, `FILE:LINE`, or `shaping.default, FILE:LINE`."""
-        if self.place is None:
-            return "default"
-        place = f"{printable(file)}:{self.place[0]}"
-        return f"{path_text(self.inherited_from)}, {place}" if self.inherited_from else place
+        """`default` or `FILE:LINE`."""
+        return "default" if self.place is None else f"{printable(file)}:{self.place[0]}"
 
     def for_json(self, file: str) -> dict[str, Any]:
         """The same for programs."""
@@ -43,37 +41,62 @@ class Setting:
         result: dict[str, Any] = {"option": path_text(self.path), "value": value, "source": "default"}
         if self.place is not None:
             result |= {"source": "file", "file": file, "line": self.place[0], "column": self.place[1]}
-        if self.inherited_from:
-            result["inherited_from"] = path_text(self.inherited_from)
         return result
 
 
 def settings(config: Config, given: Places | None = None) -> Iterator[Setting]:
     """All options of `config` in the order of the schema. `given` is what `loader.read` noted."""
-    yield from _section(config, (), given or {}, None)
+    yield from _section(config, (), given or {})
 
 
-def _section(section: Any, path: OptionPath, given: Places, base: OptionPath | None) -> Iterator[Setting]:
+def _section(section: Any, path: OptionPath, given: Places) -> Iterator[Setting]:
     for name, option in options_of(section.__class__).items():
         value = getattr(section, name)
         here = (*path, name)
         inner = section_of(option.type)
-        if inner is option.type:
-            yield from _section(value, here, given, None)
+        if isinstance(value, Layer):
+            yield from _layer(value, here, given)
+        elif inner is option.type:
+            yield from _section(value, here, given)
         elif inner is not None and get_origin(option.type) is tuple and value:
             for index, item in enumerate(value):
-                yield from _section(item, (*here, index), given, None)
+                yield from _section(item, (*here, index), given)
         elif inner is not None and value:
-            inherits = option.metadata.get("inherits")
             for key, item in value.items():
                 if isinstance(item, Route):
-                    yield Setting((*here, key), option, item, given.get((*here, key)), None)
+                    yield Setting((*here, key), option, item, given.get((*here, key)))
+                elif isinstance(item, Layer):
+                    yield from _entry(item, (*here, key), option, given)
                 else:
-                    yield from _section(item, (*here, key), given, (*path, inherits) if inherits else None)
-        elif here not in given and base is not None and (*base, name) in given:
-            yield Setting(here, option, value, given[(*base, name)], base)
+                    yield from _section(item, (*here, key), given)
         else:
-            yield Setting(here, option, value, given.get(here), None)
+            yield Setting(here, option, value, given.get(here))
+
+
+def _entry(layer: Layer, path: OptionPath, option: Option, given: Places) -> Iterator[Setting]:
+    """A layer by name. One that sets nothing says something, too: a domain has connections of its own."""
+    found = list(_layer(layer, path, given))
+    yield from found or [Setting(path, option, layer, given.get(path))]
+
+
+def _layer(layer: Any, path: OptionPath, given: Places) -> Iterator[Setting]:
+    """A layer of shaping holds what it sets, and nothing else."""
+    for name, option in options_of(layer.__class__).items():
+        here = (*path, name)
+        if hasattr(layer, name):
+            value = getattr(layer, name)
+            if isinstance(value, dict):
+                for key, inner in value.items():
+                    yield from _entry(inner, (*here, key), option, given)
+            elif value is not None:
+                yield from _section(value, here, given)
+        elif section_of(option.type) is option.type:
+            for part, inner_option in options_of(option.type).items():
+                if f"{name}.{part}" in layer.options:
+                    place = given.get((*here, part)) or given.get(here)  # unset as a whole
+                    yield Setting((*here, part), inner_option, layer.options[f"{name}.{part}"], place)
+        elif name in layer.options:
+            yield Setting(here, option, layer.options[name], given.get(here))
 
 
 def as_yaml(config: Config, given: Places, file: str, only_given: bool = False) -> str:
@@ -106,7 +129,7 @@ def _given_lines(config: Config, given: Places, file: str) -> Iterator[tuple[Opt
     empty: OptionPath = ()
     for setting in settings(config, given):
         section = setting.path[:-1]
-        if setting.place is not None and setting.inherited_from is None:
+        if setting.place is not None:
             yield setting.path, setting.text, setting.source(file)
         elif section in given and section not in filled and section != empty:
             empty = section

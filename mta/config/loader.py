@@ -1,19 +1,26 @@
 """A configuration file to `Config`, or to every problem in it at once.
 
 Whatever the file or text, only `ConfigError` is raised. The steps: bytes to text here, text to a tree with places
-(`mta.config.tree`), tree to dataclasses (`mta.config.build`), contradictions between options (`mta.config.rules`).
+(`mta.config.tree`), tree to dataclasses (`mta.config.build`), the same for the file of providers that it names,
+contradictions between options (`mta.config.rules`, `mta.config.shaping_rules`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mta.config import rules, tree
+from mta.config import rules, shaping_rules, tree
 from mta.config.build import Builder, TooManyProblems
-from mta.config.problems import ConfigError, OptionPath, Problem, path_text
+from mta.config.problems import ConfigError, OptionPath, Problem, path_text, printable
 from mta.config.schema import Config
+from mta.config.shaping import DestinationRules, Layer, Place
+
+SHIPPED_PROVIDERS = os.path.realpath(os.path.join(os.path.dirname(__file__), "providers.yaml"))
 
 __all__ = ["ConfigError", "Problem", "Reading", "check", "load", "loads", "read", "read_text"]
 
@@ -46,34 +53,40 @@ def check(path: str) -> tuple[Config | None, list[Problem]]:
 
 def read(path: str) -> Reading:
     """Like `check`, with the places where options are set."""
+    text, problem = _text(path)
+    return Reading(path, None, [problem], {}) if problem is not None else read_text(text, path)
+
+
+def _text(path: str) -> tuple[str, Problem | None]:
+    """What is in a file, or what is wrong with it as a whole."""
     try:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
             data = file.read(tree.MAX_BYTES + 1)
     except FileNotFoundError:
-        return _unreadable(path, "there is no such file")
+        return "", Problem(path, 0, 0, "there is no such file")
     except IsADirectoryError:
-        return _unreadable(path, "is a directory, expected a file")
+        return "", Problem(path, 0, 0, "is a directory, expected a file")
     except (OSError, ValueError) as error:
-        return _unreadable(path, f"cannot be read: {getattr(error, 'strerror', None) or error}")
+        return "", Problem(path, 0, 0, f"cannot be read: {getattr(error, 'strerror', None) or error}")
     if os.geteuid() == 0 and stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IWOTH:
-        return _unreadable(path, "anybody may write to it and root would obey it, expected mode 0644 or less")
+        return "", Problem(path, 0, 0, "anybody may write to it and root would obey it, expected mode 0644 or less")
     if len(data) > tree.MAX_BYTES:
-        return _unreadable(path, f"larger than {tree.MAX_BYTES} bytes")
+        return "", Problem(path, 0, 0, f"larger than {tree.MAX_BYTES} bytes")
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8"), None
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8")
         line, column = tree.position(before, len(before))
         message = f"the byte 0x{data[error.start]:02x} is not UTF-8, expected a file in UTF-8"
-        return Reading(path, None, [Problem(path, line, column, message)], {})
-    return read_text(text, path)
+        return "", Problem(path, line, column, message)
 
 
 def read_text(text: str, name: str = "<text>") -> Reading:
     """Like `read`, of text. Relative directories are taken from where `name` lies."""
     builder = Builder(name)
     config: Config | None = None
+    others: list[Problem] = []
     try:
         root = tree.parse(text, builder.report)
         if root is None and not builder.problems:
@@ -81,12 +94,62 @@ def read_text(text: str, name: str = "<text>") -> Reading:
         if root is not None:
             config = builder.config(root)
         if config is not None:
-            for path, message in rules.contradictions(config, builder.given, builder.faulty):
-                builder.report(*_place(builder.given, path), f"{path_text(path)}: {message}")
+            config, others = _with_providers(config, builder)
+            _report(builder, rules.contradictions(config, builder.given, builder.faulty))
     except TooManyProblems:
         pass
-    problems = sorted(set(builder.problems), key=lambda problem: problem[1:])
+    problems = sorted(set(builder.problems), key=lambda problem: problem[1:]) + others
     return Reading(name, None if problems else config, problems, builder.given)
+
+
+def _report(builder: Builder, findings: Iterable[rules.Finding]) -> None:
+    for path, message in findings:
+        builder.report(*_place(builder.given, path), f"{path_text(path)}: {message}")
+
+
+def _with_providers(config: Config, builder: Builder) -> tuple[Config, list[Problem]]:
+    """`config` with what its file of providers says, and the problems of that file."""
+    places = {".".join(map(str, path)): Place(builder.file, place[0]) for path, place in builder.given.items()
+              if path[0] in ("retry", "expires")}
+    found = DestinationRules()
+    problems: list[Problem] = []
+    if ("providers",) in builder.faulty:
+        builder.faulty.add(("shaping", "providers"))  # whether they exist cannot be said
+    elif config.providers == "shipped":
+        found, problems = _shipped_providers()
+    elif config.providers != "none":
+        text, problem = _text(config.providers)
+        if problem is None:
+            found, problems = read_providers(text, config.providers)
+        elif problem.line:
+            problems = [problem]
+        else:
+            _report(builder, [(("providers",), f"{printable(config.providers)}: {problem.message}")])
+        if problem is not None or problems:
+            builder.faulty.add(("providers",))
+    shaping = dataclasses.replace(config.shaping, shipped=found, top=Layer({}, places))
+    return dataclasses.replace(config, shaping=shaping), problems
+
+
+@functools.cache
+def _shipped_providers() -> tuple[DestinationRules, list[Problem]]:
+    text, problem = _text(SHIPPED_PROVIDERS)
+    assert problem is None, problem
+    return read_providers(text, SHIPPED_PROVIDERS)
+
+
+def read_providers(text: str, name: str) -> tuple[DestinationRules, list[Problem]]:
+    """What a file of providers says, and its problems. What is faulty is left out."""
+    builder = Builder(name)
+    found = DestinationRules()
+    try:
+        root = tree.parse(text, builder.report)
+        if root is not None:
+            found = builder.destination_rules(root)
+            _report(builder, shaping_rules.in_file(found, builder.faulty))
+    except TooManyProblems:
+        pass
+    return found, sorted(set(builder.problems), key=lambda problem: problem[1:])
 
 
 def _place(given: dict[OptionPath, tuple[int, int]], path: OptionPath) -> tuple[int, int]:
@@ -100,7 +163,3 @@ def _config(reading: Reading) -> Config:
     if reading.config is None:
         raise ConfigError(reading.problems)
     return reading.config
-
-
-def _unreadable(path: str, message: str) -> Reading:
-    return Reading(path, None, [Problem(path, 0, 0, message)], {})

@@ -32,6 +32,10 @@ class ConfigError(Exception):
         self.problems = problems
 
 
+class Fault(Exception):  # noqa: N818 -- never leaves what reads the configuration
+    """What is being read is of no use; the fault was reported."""
+
+
 def printable(text: str, limit: int = 4096) -> str:
     """`text` on one line, at most `limit` characters, with what is invisible or breaks lines written as escapes."""
     if len(text) > limit:

@@ -6,13 +6,14 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
-from mta.config.describe import Option, options_of, section_of, type_text, without_none, written
+from mta.config.describe import Option, options_of, own_options_of, section_of, type_text, without_none, written
 from mta.config.schema import Config
 from mta.config.units import KINDS, Duration, Size
 
 _WIDTH = 118
+_AT_THE_TOP = [section_of(option.type) for option in options_of(Config).values()]
 
 _INTRODUCTION = """\
 # Configuration
@@ -24,7 +25,7 @@ One YAML file, `/etc/mta/mta.yaml` unless `-c FILE` or `MTA_CONFIG` names anothe
 
     mta check -c FILE                    # every problem at once, as file:line:column, or what would run
     mta config show -c FILE              # every option with its value and where that comes from
-    mta config domain -c FILE DOMAIN     # what holds for mail to one domain
+    mta shaping show -c FILE DOMAIN      # what holds for mail to one domain, and where each value comes from
     mta config diff OLD NEW              # what a change means, and whether it needs a restart
 
 ## How values are written
@@ -32,8 +33,9 @@ One YAML file, `/etc/mta/mta.yaml` unless `-c FILE` or `MTA_CONFIG` names anothe
 - **The option decides how its text is read**, quotes never matter: `tls: off` is the word off, `pipelining: off` is
   false, `factor: 1.10` is a number. Quotes are needed where YAML itself needs them, as in `"*"` and `"[::1]:25"`.
 - **Durations**: `500ms`, `30s`, `10m`, `4h`, `5d`, `2w`, also `1h30m` and `1.5h`. **Sizes**: `512B`, `64KB`, `25MB`,
-  `10GB` (decimal) or `64KiB`, `2GiB` (binary). **Rates**: `100/s`, `50/min`, `1000/h`, `5000/d`, `100/30s`. The unit
-  has to be written; only `0` needs none. Durations and sizes are above zero unless said otherwise.
+  `10GB` (decimal) or `64KiB`, `2GiB` (binary). **Rates**: `100/s`, `0.5/s`, `50/min`, `1,000/h`, `100/30s`, and
+  `"100/min, burst 20"` when so many may go at once. The unit has to be written; only `0` needs none. Durations and
+  sizes are above zero unless said otherwise.
 - **Whole numbers**: `20000` or `20_000`. **Truth**: `true`, `yes`, `on` and `false`, `no`, `off`.
 - **Addresses**: `127.0.0.1:25`, `"[::1]:25"`. **Networks**: `10.0.0.0/8`, `2001:db8::/32`, or one address.
 - **Domains**: case does not matter, international names may be written as such (`bücher.example`).
@@ -42,7 +44,8 @@ One YAML file, `/etc/mta/mta.yaml` unless `-c FILE` or `MTA_CONFIG` names anothe
 - A name given twice, an unknown option, a value that fits nothing and options that contradict each other are errors.
   Anchors, aliases and `<<` work; tags and a second document do not.
 
-An option set for `shaping.default` holds for all entries of `shaping.domains` that do not set it themselves.
+Shaping is in layers: an option that a more specific section does not set is as the less specific one says, and `~`
+unsets it; [shaping.md](shaping.md) has the order.
 
 `mta run` reads the file when it starts and on SIGHUP. A file with a problem changes nothing. Options marked *restart*
 keep their value until the MTA is started anew; on a list it means that its items stay as many as they are.
@@ -66,14 +69,15 @@ def _sections() -> Iterator[tuple[str, Any, list[Option]]]:
 
 
 def _inner_sections(section: Any, path: str, done: list[Any]) -> Iterator[tuple[str, Any, list[Option]]]:
-    for name, option in options_of(section).items():
+    for name, option in own_options_of(section).items():
         inner = section_of(option.type)
-        if inner is None or inner in done:
+        if inner is None or inner in done or (path and inner in _AT_THE_TOP):
             continue
         done.append(inner)
         origin = get_origin(option.type)
-        here = path + name + ("[]" if origin is tuple else "[DOMAIN]" if origin is dict else "")
-        yield f"`{here}`", inner, list(options_of(inner).values())
+        key = type_text(get_args(option.type)[0]).upper() if origin is dict else ""
+        here = path + name + ("[]" if origin is tuple else f"[{key.partition(' ')[0]}]" if key else "")
+        yield f"`{here}`", inner, list(own_options_of(inner).values())
         yield from _inner_sections(inner, f"{here}.", done)
 
 

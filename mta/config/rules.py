@@ -11,15 +11,16 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias, TypeVar
 
+from mta.config import shaping_rules
 from mta.config.problems import OptionPath, path_text
-from mta.config.schema import Config, Retry, Shaping, SmtpIn
+from mta.config.schema import Config, Retry, SmtpIn
 from mta.config.units import Duration, Endpoint, Network, format_duration, format_size
 
 Finding: TypeAlias = tuple[OptionPath, str]
 _T = TypeVar("_T")
 
 # A default that is written out does no harm where it has no effect.
-_RETRY, _SMTP, _SHAPING = Retry(), SmtpIn(), Shaping()
+_RETRY, _SMTP = Retry(), SmtpIn()
 
 # Unix socket addresses end at 107 bytes (unix(7)); the longest name that is put into the runtime directory has 17.
 MAX_RUN_BYTES = 107 - len("/worker-255.nudge")
@@ -41,6 +42,7 @@ def contradictions(
     yield from _pools(config, view)
     yield from _routes(config, view)
     yield from _times(config, view)
+    yield from shaping_rules.contradictions(config, set(given), view.faulty)
 
 
 class _View:
@@ -159,29 +161,17 @@ def _limits(config: Config, view: _View) -> Iterator[Finding]:
             f"memory.receiving ({format_size(config.memory.receiving)}), for all sessions, is below smtp.message_size "
             f"({format_size(smtp.message_size)}), which one message may have"
         )
-    total = config.delivery.connections
-    if view.sound(("delivery", "connections")):
-        sections = [("default",), *(("domains", domain) for domain in config.shaping.domains)]
-        for section in sections:
-            here = view.first_given(("shaping", *section, "connections"))
-            shaping = config.shaping.default if len(section) == 1 else config.shaping.domains[section[1]]
-            if here and total < shaping.connections != _SHAPING.connections:
-                yield here, f"{shaping.connections} can never be reached, delivery.connections is {total}"
 
 
 def _delivery(config: Config, view: _View) -> Iterator[Finding]:
-    delivery = config.delivery
-    path = view.first_given(("delivery", "ipv6"), ("delivery", "ipv4"))
-    if path and not delivery.ipv4 and not delivery.ipv6:
-        yield path, "delivery.ipv4 and delivery.ipv6 are both off, nothing could be delivered"
-        return
     for name, source in config.sources.items():
-        for version, used, local in (("ipv4", delivery.ipv4, source.ipv4), ("ipv6", delivery.ipv6, source.ipv6)):
+        families = config.shaping.effective(name).families
+        for version, local in (("ipv4", source.ipv4), ("ipv6", source.ipv6)):
             path = view.first_given(("sources", name, version))
-            if not path or local is None or not view.sound(("delivery", version)):
+            if not path or local is None:
                 continue
-            if not used:
-                yield path, f"{local} can never be used, delivery.{version} is off"
+            if {version, families} == {"ipv4", "ipv6"}:
+                yield path, f"{local} can never be used, shaping uses only {families} from it"
             address = ipaddress.ip_address(local)
             if address.is_unspecified or address.is_multicast:
                 yield path, f"nothing can be sent from {local}, expected an address of this host"
@@ -236,9 +226,9 @@ def _routes(config: Config, view: _View) -> Iterator[Finding]:
             if own is not None:
                 yield path, f"{relay} is our own listeners[{own}], mail would go round in a circle"
             version = "ipv6" if ":" in relay.host else "ipv4" if relay.host.replace(".", "").isdigit() else ""
-            unused = {"ipv4": not config.delivery.ipv4, "ipv6": not config.delivery.ipv6}.get(version, False)
-            if unused and view.sound(("delivery", version)):
-                yield path, f"{relay} can never be reached, delivery.{version} is off"
+            families = config.shaping.effective(domain="" if key == "*" else key).families
+            if {version, families} == {"ipv4", "ipv6"}:
+                yield path, f"{relay} can never be reached, shaping uses only {families} for it"
 
 
 def _reaches(relay: Endpoint, listener: Endpoint) -> bool:

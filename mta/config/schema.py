@@ -2,7 +2,8 @@
 
 The dataclasses here are the single source of truth. `loader` builds them from YAML, `reference` prints them as
 `docs/configuration.md`, `mta check` reports against them. An option is a field made by `option()`, whose `doc` is
-what the operator reads. Nested dataclasses are sections; lists and mappings of them nest likewise.
+what the operator reads. Nested dataclasses are sections; lists and mappings of them nest likewise. The options of
+shaping are in `mta.config.shaping`.
 
 Types that carry a unit come from `mta.config.units`: `Duration` (seconds, "30s", "5d"), `Size` (bytes, "25MB"),
 `Rate` ("100/s"), `Endpoint` ("127.0.0.1:25"), `Network` ("10.0.0.0/8").
@@ -14,8 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from mta.config.option import option
+from mta.config.shaping import Adaptive, DeliveryTimeouts, Retry, Shaping, ShapingRules, top_layer
 from mta.config.units import (
     Directory,
     Domain,
@@ -28,27 +31,17 @@ from mta.config.units import (
     IPv6,
     Name,
     Network,
+    ProvidersFile,
     Proxy,
     Rate,
     RouteKey,
     Size,
 )
 
-
-def option(default: Any = dataclasses.MISSING, doc: str = "", **metadata: Any) -> Any:
-    """Declare one option. `default` may be a zero-argument factory (a type, a lambda); without one it is required.
-
-    `metadata` may hold:
-    `min`, `max`: inclusive bounds, of each item in a list (a Duration or Size is above zero unless `min=0` says so);
-    `example`: a value as it is written; `reload="restart"`: a SIGHUP does not change it;
-    `default_port`: of endpoints written without one; `listens=True`: endpoints to bind to, addresses with any port;
-    `address_only=True`: endpoints whose host is an address;
-    `inherits="name"`: sections in this mapping take what they do not set from the section `name` beside it.
-    """
-    metadata["doc"] = doc
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+__all__ = [
+    "Adaptive", "Bounces", "Config", "Delivery", "DeliveryTimeouts", "Dns", "Events", "Listener", "Memory", "Pickup",
+    "Retry", "Route", "Shaping", "ShapingRules", "SmtpIn", "SmtpTimeouts", "Store",
+]
 
 
 Priority = Literal["transactional", "normal", "bulk"]
@@ -161,36 +154,15 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryTimeouts:
-    """Deadlines per phase of an outgoing session, each for the whole phase (RFC 5321 4.5.3.2)."""
-
-    connect: Duration = option(Duration(15), "TCP connect to one address.")
-    greeting: Duration = option(Duration(120), "The `220` after the connect.")
-    ehlo: Duration = option(Duration(120), "Answer to EHLO or HELO.")
-    starttls: Duration = option(Duration(60), "STARTTLS and the handshake.")
-    mail: Duration = option(Duration(300), "Answer to MAIL.")
-    rcpt: Duration = option(Duration(300), "Answer to RCPT.")
-    data: Duration = option(Duration(120), "The `354` after DATA.")
-    block: Duration = option(Duration(180), "The peer takes the next block of content.")
-    dot: Duration = option(Duration(600), "The answer after the final dot; a short one makes duplicates.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
     """Outgoing SMTP in general."""
 
-    port: int = option(25, "Port of MX hosts.", min=1, max=65_535)
     allow_loopback: bool = option(
         False, "Whether MX hosts on loopback are believed. Off, such a host is skipped: it would be ourselves."
     )
-    ipv4: bool = option(True, "Connect over IPv4.")
-    ipv6: bool = option(True, "Connect over IPv6.")
     unknown_pool: Literal["wait", "default"] = option(
         "wait", "Mail whose pool is no longer in `pools`: it waits until there is one, or it takes the default pool.")
     connections: int = option(5000, "Outgoing connections in all, over all workers.", min=1)
-    addresses: int = option(5, "Addresses tried in one attempt to reach a domain.", min=1)
-    idle: Duration = option(Duration(5), "How long a connection with nothing to send stays open.", min=0)
-    timeouts: DeliveryTimeouts = option(DeliveryTimeouts, "Deadlines.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +180,8 @@ class Source:
     proxy: Proxy | None = option(
         None, "Connect through a proxy: `socks5://[user:password@]host:port` (RFC 1928, 1929), or "
         "`haproxy://host:port`, which is told source and destination by a PROXY header of version 2.", example="socks5://10.0.0.5:1080")
-    port: int | None = option(None, "Port of MX hosts for this source; `delivery.port` when unset.", min=1, max=65_535)
+    port: int | None = option(
+        None, "Port of MX hosts for this source; the one of `shaping` when unset.", min=1, max=65_535)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,57 +223,6 @@ class Turns:
 
     ageing: int = option(
         10, "Of so many turns one goes to lower priorities that wait, so that they do not starve; 0: none does.", min=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shaping:
-    """How one destination is treated. Unset options of a domain take the value of `shaping.default`."""
-
-    connections: int = option(20, "Connections at once to one site, over all workers.", min=1)
-    messages_per_connection: int = option(100, "Messages on one connection before a new one is made.", min=1)
-    connection_age: Duration = option(Duration(300), "Age after which a connection takes no further message.")
-    recipients_per_message: int = option(100, "Recipients in one transaction.", min=1)
-    pipelining: bool = option(True, "Use PIPELINING where it is offered.")
-    tls: Literal["opportunistic", "required", "off"] = option(
-        "opportunistic",
-        "STARTTLS: `opportunistic` encrypts where it is offered and asks for no certificate, `required` waits rather "
-        "than send in clear, `off` never encrypts.",
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShapingRules:
-    """Limits and policies by destination."""
-
-    default: Shaping = option(Shaping, "For every destination without an entry of its own.")
-    domains: dict[Domain, Shaping] = option(
-        dict,
-        "By recipient domain. Such a domain gets connections of its own, even when it shares its MX hosts with others.",
-        example="{example.org: {connections: 3}}", inherits="default",
-    )
-
-    def for_domain(self, domain: str) -> Shaping:
-        """The options that hold for `domain`."""
-        return self.domains.get(domain, self.default)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retry:
-    """When a deferred delivery is tried again: `schedule`, or `first` x `factor` per attempt up to `cap`."""
-
-    first: Duration = option(Duration(300), "Wait after the first attempt.")
-    factor: float = option(2.0, "Each wait is this many times the one before.", min=1.0, max=10.0)
-    cap: Duration = option(Duration(14_400), "Longest wait.")
-    schedule: tuple[Duration, ...] = option(
-        (), "Waits written out; the last one repeats. Replaces `first`, `factor` and `cap`.", example="[5m, 15m, 1h]"
-    )
-    site_first: Duration = option(
-        Duration(60), "Pause after a site as a whole refused or could not be reached; doubles with each failure. "
-        "Meanwhile its messages keep their place and their attempt count."
-    )
-    site_cap: Duration = option(Duration(1800), "Longest such pause.")
-    jitter: float = option(0.2, "Share by which a wait varies at random, so that an outage's mail spreads.",
-                           min=0.0, max=0.9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,12 +309,22 @@ class Config:
     labels: Labels = option(Labels, "Where the labels of a message come from.")
     tenants: dict[Name, Tenant] = option(dict, "Weights and limits by tenant.", example="{acme: {weight: 3}}")
     turns: Turns = option(Turns, "Who goes first.")
-    shaping: ShapingRules = option(ShapingRules, "Limits by destination.")
-    retry: Retry = option(Retry, "Retry schedule.")
-    expires: Duration = option(Duration(5 * 86_400), "Age at which undelivered mail is given up.")
+    providers: ProvidersFile = option(
+        "shipped", "File that says how the sites of large providers are known and how they are treated: `shipped`, the "
+        "one that comes with the MTA (`mta shaping list` shows it), `none`, or one of your own of the same form: the "
+        "sections `default`, `providers` and `domains` of `shaping`.")
+    shaping: ShapingRules = option(ShapingRules, "Limits by destination and source.")
+    retry: Retry = option(Retry, "Retry schedule, where `shaping` does not say otherwise.")
+    expires: Duration = option(
+        Duration(5 * 86_400), "Age at which undelivered mail is given up, where `shaping` does not say otherwise.")
     bounces: Bounces = option(Bounces, "Notifications to senders.")
     events: Events = option(Events, "Event log.")
     store: Store = option(Store, "Durable queue.")
     memory: Memory = option(Memory, "Memory bounds.")
     shutdown: Duration = option(Duration(30), "Time for transactions in flight to finish when stopping.", min=0)
     log: Literal["debug", "info", "warning", "error"] = option("info", "Least severe diagnostics written to stderr.")
+
+    def __post_init__(self) -> None:
+        """What the top level says about retries is what shaping falls back to."""
+        top = top_layer(self.retry, self.expires, self.shaping.top.places)
+        object.__setattr__(self, "shaping", dataclasses.replace(self.shaping, top=top))

@@ -263,6 +263,8 @@ def _explain(error: yaml.MarkedYAMLError, mark: yaml.Mark, text: str) -> tuple[i
     character = _line(text, mark.line)[mark.column : mark.column + 1]
     if character == "\t" or "tab character" in problem:
         return *here, "a tab, expected spaces for indentation"
+    if "maximum nesting depth" in problem:  # of libyaml itself, from 0.2.6 on
+        return *here, f"nested deeper than {MAX_DEPTH} levels"
     if "cannot start any token" in problem:
         return *here, f"a value cannot begin with {quoted(character)}, expected it in quotes"
     if "nesting depth" in problem:  # libyaml's own bound, which is above ours but may come first

@@ -34,6 +34,15 @@ Domain: TypeAlias = Annotated[str, "Domain"]
 RouteKey: TypeAlias = Annotated[str, "RouteKey"]
 """A recipient domain, or `*` for all others."""
 
+HostPattern: TypeAlias = Annotated[str, "HostPattern"]
+"""A host name, or a pattern of names with `*` for any characters, such as `*.google.com`. Lower case, A-labels."""
+
+HostOrNetwork: TypeAlias = Annotated[str, "HostOrNetwork"]
+"""A host name or pattern of names, or a network, in canonical form."""
+
+ProvidersFile: TypeAlias = Annotated[str, "ProvidersFile"]
+"""`shipped`, `none`, or a path, which the loader makes absolute."""
+
 IPv4: TypeAlias = Annotated[str, "IPv4"]
 """An IPv4 address as text, in canonical form."""
 
@@ -41,7 +50,7 @@ IPv6: TypeAlias = Annotated[str, "IPv6"]
 """An IPv6 address as text, in canonical form."""
 
 Name: TypeAlias = Annotated[str, "Name"]
-"""A name given by the operator to a source, pool or tenant: letters, digits, `.`, `_` and `-`, at most 64."""
+"""A name given by the operator to a source, pool, tenant or provider: letters, digits, `.`, `_` and `-`, at most 64."""
 
 HeaderName: TypeAlias = Annotated[str, "HeaderName"]
 """The name of a header field (RFC 5322 2.2), in the case in which it was written."""
@@ -86,10 +95,11 @@ class Proxy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """`count` things in every `per_s` seconds."""
+    """`count` things in every `per_s` seconds, evenly, or up to `burst` of them at once (0: nothing was said)."""
 
     count: int
     per_s: float
+    burst: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Rate:
@@ -205,28 +215,59 @@ def format_size(size: int) -> str:
 
 # --- rates ---------------------------------------------------------------------------------------------------------
 
-_RATE = re.compile(r"([0-9]{1,12}) ?/ ?(.{1,32})", re.ASCII)
-_PER = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "hour": 3600.0, "d": 86_400.0, "day": 86_400.0}
+_RATE = re.compile(
+    r"([0-9][0-9_,]{0,15}(?:\.[0-9]{1,6})?) ?/ ?([^,]{1,32})(?:, ?burst ([0-9][0-9_,]{0,15}))?", re.ASCII)
+_GROUPED = re.compile(r"[0-9]{1,12}|[0-9]{1,3}(?:[,_][0-9]{3})+", re.ASCII)
+_PER = {
+    "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "hr": 3600.0, "hour": 3600.0, "d": 86_400.0,
+    "day": 86_400.0,
+}
 _PER_NAMES = {1.0: "s", 60.0: "min", 3600.0: "h", 86_400.0: "d"}
+_MAX_COUNT = 10**12
 
 
 def parse_rate(text: str) -> Rate:
-    """Read `100/s`, `50/min`, `1000/h`, `5000/d`, or with a period of its own, `100/30s`. Raises ValueError."""
-    match = _RATE.fullmatch(text.strip())
+    """Read `100/s`, `0.5/s`, `1,000/h`, `100/30s`, or with a burst, `100/min, burst 20`. Raises ValueError."""
+    text = text.strip()
+    match = _RATE.fullmatch(text)
     if match is None:
-        raise ValueError("not a rate such as 100/s, 50/min or 1000/h")
-    count, period = int(match[1]), match[2]
+        if text.lower().startswith("burst"):
+            raise ValueError(f'a burst belongs to its rate, in quotes, as in "100/min, {text.lower()}"')
+        raise ValueError("not a rate such as 100/s, 0.5/s, 50/min or 1000/h")
+    number, period, burst = match.groups()
+    count = _count(number)
     if not count:
-        raise ValueError("a rate is at least 1, as in 1/h")
-    per_s = _PER[period] if period in _PER else float(parse_duration(period))
-    if not per_s:
+        raise ValueError("a rate is above zero, as in 1/h")
+    period = period.strip()
+    per = Decimal(_PER[period] if period in _PER else parse_duration(period))
+    if not per:
         raise ValueError("the period of a rate is not 0")
-    return Rate(count, per_s)
+    if count != int(count):  # 0.5/s is one in two seconds
+        numerator, denominator = count.as_integer_ratio()
+        count, per = Decimal(numerator), per * denominator
+    if per > _MAX_DURATION_MS // 1000:
+        raise ValueError("a rate is at least one in 36525d, a hundred years")
+    at_once = _count(burst) if burst is not None else Decimal(0)
+    if burst is not None and not at_once:
+        raise ValueError("a burst is at least 1")
+    return Rate(int(count), float(per), int(at_once))
+
+
+def _count(text: str) -> Decimal:
+    """`10`, `0.5`, `1,000` or `1_000`."""
+    whole, point, rest = text.partition(".")
+    if not _GROUPED.fullmatch(whole):
+        raise ValueError(f"{text!r} is no number")
+    count = Decimal(whole.replace(",", "").replace("_", "") + point + rest)
+    if count > _MAX_COUNT:
+        raise ValueError("a rate is at most 1000000000000 in its period")
+    return count
 
 
 def format_rate(rate: Rate) -> str:
     """Write a rate so that `parse_rate` reads the same."""
-    return f"{rate.count}/{_PER_NAMES.get(rate.per_s) or format_duration(rate.per_s)}"
+    burst = f", burst {rate.burst}" if rate.burst else ""
+    return f"{rate.count}/{_PER_NAMES.get(rate.per_s) or format_duration(rate.per_s)}{burst}"
 
 
 # --- names ---------------------------------------------------------------------------------------------------------
@@ -281,6 +322,41 @@ def parse_name(text: str) -> str:
         if not _LABEL.fullmatch(label):
             raise ValueError(f"{label!r} is no label of a name (letters, digits, and hyphens inside)")
     return name
+
+
+def parse_host_pattern(text: str) -> HostPattern:
+    """Read a host name, or a pattern of names such as `*.google.com`. Raises ValueError."""
+    pattern = text.strip().removesuffix(".").lower()
+    if _is_address(pattern.strip("[] ")) or "/" in pattern:
+        raise ValueError("an address is no name of a host")
+    if pattern.startswith("."):
+        raise ValueError(f'a pattern has a * for what may stand there, as in "*{pattern}"')
+    if "*" not in pattern:
+        return parse_host_name(pattern)
+    if "." not in pattern_suffix(pattern):
+        raise ValueError("too wide a pattern, expected one that ends in a domain, as in *.example.net")
+    labels = []
+    for label in pattern.split("."):
+        if "*" in label:
+            parse_name(label.replace("*", "0"))  # what stands around the stars
+            labels.append(label)
+        else:
+            labels.append(parse_name(label))
+    return ".".join(labels)
+
+
+def pattern_suffix(pattern: HostPattern) -> str:
+    """The labels at the end of a pattern that have no star, nor touch one: `example.net` of `mx*.example.net`."""
+    return pattern.rpartition("*")[2].partition(".")[2]
+
+
+def parse_host_or_network(text: str) -> HostOrNetwork:
+    """Read a network, an address, a host name or a pattern of names. Raises ValueError."""
+    text = text.strip()
+    address = text.partition("/")[0]
+    if "/" in text or _is_address(address):
+        return format_network(parse_network(text))
+    return parse_host_pattern(text)
 
 
 def parse_host_name(text: str) -> HostName:
@@ -478,6 +554,10 @@ KINDS: dict[Any, Kind] = {
     Duration: Kind("a duration (30s, 10m, 4h, 5d)", parse_duration, format_duration),
     Size: Kind("a size (64KB, 25MB, 2GiB)", parse_size, format_size),
     Rate: Kind("a rate (100/s, 50/min, 1000/h)", parse_rate, format_rate),
+    HostPattern: Kind("a host name or a pattern such as *.example.net", parse_host_pattern, str),
+    HostOrNetwork: Kind("a host name, a pattern such as *.example.net, a network or an address",
+                        parse_host_or_network, str),
+    ProvidersFile: Kind("shipped, none or a file", parse_directory, str),
     Endpoint: Kind("host:port", parse_endpoint, format_endpoint),
     Network: Kind("a network (10.0.0.0/8) or an address", parse_network, format_network),
     HostName: Kind("a host name", parse_host_name, str),

@@ -181,7 +181,7 @@ class Answers:
         queue = engine.scheduler.queues.get((shard, one.queue))
         in_flight = queue is not None and one.key in queue.in_flight
         is_due = not in_flight and one.due_us <= engine.clock_us()
-        expires_us = message.arrival_us + int(engine.config.expires * 1_000_000)
+        expires_us = message.arrival_us + int(engine.settler.expires_s(one.domain) * 1_000_000)
         return protocol.DeliveryRow(
             format_id(message.id), one.index, one.queue, one.domain, message.sender,
             [protocol.RecipientRow(

@@ -45,7 +45,6 @@ from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
 from mta.inject.pickup_service import PickupService  # noqa: E402
 from mta.queue.ids import IdSource, shard_of  # noqa: E402
 from mta.queue.records import Message  # noqa: E402
-from mta.queue.retry import RetryClock  # noqa: E402
 from mta.queue.store import BodyDamaged, BodyUnreadable, Store, StoreError, StoreLocked, StoreVersion, Transaction  # noqa: E402
 from mta.smtp.reply import Reply  # noqa: E402
 
@@ -75,12 +74,13 @@ class Worker:
         self.store = self.stores[self.number]
         self.limits = Limits(config.run, self.number)
         watch = ClockWatch(clock_us, lambda: {shard: ids.last for shard, ids in self.ids.items()})
-        self.settler = Settler(config, RetryClock(config.retry), lambda shard: self.ids[shard].next(), self.original,
+        self.settler = Settler(config, lambda shard: self.ids[shard].next(), self.original,
                                clock_us, watch)
         self.descriptors = Descriptors()
         self.resolver = Resolver(config.dns, self.descriptors.shares(config).lookups)
-        self.engine = Engine(config, dict(self.stores), Router(config, self.resolver),
-                             self.limits, self.settler, self.read_body, clock_us)
+        router = Router(config, self.resolver)
+        self.settler.provider_of = router.provider_of
+        self.engine = Engine(config, dict(self.stores), router, self.limits, self.settler, self.read_body, clock_us)
         self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit, self.engine.pacing.admit)
         self.balance = Balance(config.run, self.number, child.setup.workers)
         self.occupancy = Occupancy(self.store.coming, self.balance)
@@ -191,12 +191,13 @@ class Worker:
 
     def reload(self, config: Config) -> None:
         """Take a new configuration for everything that begins from now on."""
-        self.settler.retry = RetryClock(config.retry)
         if config.dns != self.config.dns or not config.dns.servers:  # /etc/resolv.conf may have changed, too
             # The old one answers what it was asked; nobody asks it any more.
             self.resolver = Resolver(config.dns, self.descriptors.shares(config).lookups)
         self.config = config
-        self.engine.configure(config, Router(config, self.resolver))
+        router = Router(config, self.resolver)
+        self.settler.provider_of = router.provider_of
+        self.engine.configure(config, router)
         for store in self.stores.values():
             store.configure(config)
         self.intake.configure(config)

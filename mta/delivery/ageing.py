@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from mta.config.schema import Config
 from mta.delivery.settle import Verdict
 from mta.queue.records import Delivery
 from mta.queue.scheduler import Queue, pool_of
@@ -35,6 +36,8 @@ class Ageing:
         """`conclude` commits the verdict on a delivery in flight."""
         self._engine = engine
         self._conclude = conclude
+        self._config: Config | None = None  # that the following is for
+        self._looked: dict[tuple[int, float], bytes] = {}  # by shard and age, up to which message all were looked at
         self._warned: dict[int, bytes] = {}  # by shard, the mark
         self._warning: set[int] = set()  # shards where that is under way
 
@@ -49,26 +52,57 @@ class Ageing:
     # -- giving up -----------------------------------------------------------------------------------------------
 
     def give_up(self, shard: int) -> None:
-        """Give up the mail of a shard that is too old."""
+        """Give up the mail of a shard that is too old.
+
+        What is older than the longest age that shaping allows leaves, whatever it is. For each shorter age that it
+        allows somewhere the mail is looked at once, when it comes to it.
+        """
         engine = self._engine
-        before_us = engine.clock_us() - int(engine.config.expires * 1_000_000)
+        if engine.config is not self._config:
+            self._config = engine.config
+            self._looked.clear()
+        *shorter, longest_s = engine.config.shaping.expiries
+        before_us = engine.clock_us() - int(longest_s * 1_000_000)
         engine.stores[shard].arrived_before(before_us, BATCH, partial(self._found_expired, shard))
+        for expires_s in shorter:
+            self._look_at(shard, expires_s)
 
     def _found_expired(self, shard: int, deliveries: list[Delivery]) -> None:
+        taken = self._take_expired(shard, deliveries)
+        if taken:
+            go_on = partial(self.give_up, shard) if len(deliveries) == BATCH else None
+            self._engine.hub.spawn(self._give_up, taken, go_on)
+
+    def _look_at(self, shard: int, expires_s: float) -> None:
+        engine = self._engine
+        before_us = engine.clock_us() - int(expires_s * 1_000_000)
+        engine.stores[shard].arrived_between(
+            self._looked.get((shard, expires_s), b""), before_us, BATCH, partial(self._found_aged, shard, expires_s))
+
+    def _found_aged(self, shard: int, expires_s: float, deliveries: list[Delivery], looked_to: bytes | None) -> None:
         engine = self._engine
         now_us = engine.clock_us()
-        # All at once: giving them up waits for the disk, and meanwhile nobody else may end them.
-        taken = engine.scheduler.take(shard, [one for one in deliveries if engine.settler.expired(one, now_us)])
-        if taken:
-            self._engine.hub.spawn(self._give_up, shard, taken, len(deliveries) == BATCH)
+        if any(not engine.settler.is_older(one.message, expires_s, now_us) for one in deliveries):
+            looked_to = None  # the clock was set forward: these are to be read again
+        if looked_to is not None:
+            # Those in flight are given up by their next attempt, or when they are older than anything may be.
+            self._looked[shard, expires_s] = looked_to
+        go_on = partial(self._look_at, shard, expires_s) if looked_to is not None and len(deliveries) == BATCH else None
+        self._engine.hub.spawn(self._give_up, self._take_expired(shard, deliveries), go_on)
 
-    def _give_up(self, shard: int, taken: list[tuple[Queue, Delivery]], go_on: bool) -> None:
+    def _take_expired(self, shard: int, deliveries: list[Delivery]) -> list[tuple[Queue, Delivery]]:
+        """All at once: giving them up waits for the disk, and meanwhile nobody else may end them."""
+        engine = self._engine
+        now_us = engine.clock_us()
+        return engine.scheduler.take(shard, [one for one in deliveries if engine.settler.expired(one, now_us)])
+
+    def _give_up(self, taken: list[tuple[Queue, Delivery]], go_on: Callable[[], None] | None) -> None:
         for count, (queue, delivery) in enumerate(taken, 1):
             self._conclude(queue, delivery, partial(self._engine.settler.expire, delivery, self._reason(delivery)))
             if count % AT_ONCE == 0:
                 self._engine.hub.sleep(0)
-        if go_on:
-            self.give_up(shard)
+        if go_on is not None:
+            go_on()
 
     # -- warning -------------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ class Connecting:
         self._engine = engine
         self._waiting: dict[str, OrderedDict[Path, None]] = {}  # paths that wait for a lease, by the name of the limit
         self._resting: OrderedDict[Connection, None] = OrderedDict()  # connections without work, the longest first
-        self._contended = False  # more connections in all are wanted than may be
+        self._contended: set[str] = set()  # limits over more than a path of which others want connections
         self.opening: Line[Path] = Line(AT_ONCE)
         self.probing: Line[Path] = Line(AT_ONCE_TO_FAILING)
         self.room: Room[Path] = Room()  # in this process; its owner knows how much there is
@@ -224,9 +224,14 @@ class Connecting:
             if path is not None:
                 path.contended = True
                 self._end_rest(name, path.most, path.idle)
-            if name == TOTAL:
-                self._contended = True
+            elif name == TOTAL:
+                self._contended.add(name)
                 self._end_rest(TOTAL, self._engine.config.delivery.connections, self._resting)
+            elif resting := [connection for connection in self._resting if name in connection.leases]:
+                self._contended.add(name)
+                self._end_rest(name, dict(resting[0].path.leases).get(name), resting)
+            elif any(name in connection.leases for connection in self._engine.connections):
+                self._contended.add(name)
 
     def _serve_waiting(self, name: str) -> None:
         """Leases of `name` may be free: the paths that wait for one try again in turn, until one is refused."""
@@ -247,7 +252,7 @@ class Connecting:
     def is_wanted(self, connection: Connection) -> bool:
         """Whether the lease of `connection`, which ends, will be another one's at once."""
         path = connection.path
-        return (path.contended or self._contended or path.waiting_for != ""
+        return (path.contended or not self._contended.isdisjoint(connection.leases) or path.waiting_for != ""
                 or (path.has_work and len(path.connections) >= path.most))
 
     def gives_way(self, connection: Connection, resting: bool) -> bool:
@@ -260,13 +265,14 @@ class Connecting:
             if now_s - connection.turn_s < TURN_S:
                 return False
             connection.turn_s = now_s
-        limits, total = self._engine.limits, self._engine.config.delivery.connections
-        if ((path.contended and limits.should_yield(path.lease, path.most, resting))
-                or (self._contended and limits.should_yield(TOTAL, total, resting))):
+        contended = self._contended
+        asked = [lease for lease in path.leases if lease[0] in contended or (path.contended and lease[0] == path.lease)]
+        if asked and self._engine.limits.gives_way(asked, resting) is not None:
             connection.stopping = True
             return True
         if resting:  # not even one at rest is wanted
-            path.contended = self._contended = False
+            path.contended = False
+            contended.difference_update(connection.leases)
         return False
 
     # -- resting -------------------------------------------------------------------------------------------------
@@ -277,7 +283,7 @@ class Connecting:
         if engine.stopping or connection.stopping or self.spent(connection) or self.room.is_awaited:
             return False
         wait_s = path.not_before_s - engine.monotonic() if path.not_before_s else 0.0
-        if wait_s > engine.config.delivery.idle or (path.has_work and wait_s <= 0.0):
+        if wait_s > path.shaping.idle or (path.has_work and wait_s <= 0.0):
             return False
         if path.suspended_until_us and path.suspended_until_us > engine.clock_us():
             return False
@@ -295,10 +301,12 @@ class Connecting:
             del self._resting[connection]
             connection.path.idle.remove(connection)
 
-    def _end_rest(self, name: str, limit: int, resting: Collection[Connection]) -> None:
+    def _end_rest(self, name: str, limit: int | None, resting: Collection[Connection]) -> None:
         """Close as many connections at rest as others have need for their leases, the longest at rest first."""
-        while resting and self._engine.limits.should_yield(name, limit, resting=True):
-            self._end_one_rest(next(iter(resting)))
+        for connection in list(resting):
+            if limit is None or not self._engine.limits.should_yield(name, limit, resting=True):
+                break
+            self._end_one_rest(connection)
 
     def _end_one_rest(self, connection: Connection) -> None:
         connection.stopping = True
@@ -328,6 +336,8 @@ class Connecting:
         """Whether `connection` has carried what one may carry, or is too old."""
         shaping = connection.path.shaping
         mail_max = connection.client.capabilities.mail_max
+        in_all = shaping.recipients_per_connection
         return (connection.messages >= shaping.messages_per_connection
+                or (in_all is not None and connection.recipients >= in_all)
                 or 0 < mail_max <= connection.messages
                 or self._engine.monotonic() - connection.opened_s >= shaping.connection_age)

@@ -8,18 +8,18 @@ in steady state a message takes one round trip (RFC 2920).
 
 from __future__ import annotations
 
+import functools
 import logging
-import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final
 
-from mta.config.schema import DeliveryTimeouts
+from mta.config.shaping import DeliveryTimeouts, Shaping, TlsPolicy
 from mta.delivery.proxy import negotiate
 from mta.delivery.routing import Host
 from mta.delivery.settle import Peer
-from mta.delivery.wire import AF_INET6, ShortageError, SourceError, TlsError, Wire, WireError
+from mta.delivery.targets import Target, targets
+from mta.delivery.wire import ShortageError, SourceError, TlsError, Wire, WireError
 from mta.queue import events
 from mta.queue.records import DOTLESS, EIGHT_BIT, SMTPUTF8, Delivery
 from mta.queue.scheduler import Queue
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mta.delivery.openings import Line
     from mta.delivery.path import Path
 
-TlsPolicy = Literal["opportunistic", "required", "off"]
+USUAL: Final = Shaping()  # for the way to a proxy
 QUIT_S = 1.0  # for QUIT to leave, and for the answer if that is waited for at all
 QUIT_READS = 10
 
@@ -51,19 +51,6 @@ class Job:
     cold: bool  # its content has to be read from disk
     tenant: str = ""  # whose limits it was taken by; empty when there are none
     marked: bool = False  # its content was sent: after a crash it may be a duplicate
-
-
-@dataclass(slots=True)
-class Target:
-    """One address to try."""
-
-    host: Host
-    family: int
-    address: str
-
-    def __str__(self) -> str:
-        shown = f"[{self.address}]" if self.family == AF_INET6 else self.address
-        return f"{shown}:{self.host.port}"
 
 
 class RefusalError(Exception):
@@ -89,6 +76,7 @@ class Connection:
         self.peer = Peer(events.Remote(path.name))
         self.opened_s = self.turn_s = engine.monotonic()  # the latter is when its turn among the workers began
         self.messages = 0  # transactions begun
+        self.recipients = 0  # in these
         self.completed = 0  # of those, the ones that came to a verdict
         self.jobs: list[Job] = []
         self.established = False
@@ -138,31 +126,23 @@ class Connection:
     def _open(self) -> Reply | None:
         """Try addresses in order of preference until one gives a session; else what the most telling of them said."""
         best: RefusalError | None = None
-        for target in self._targets():
+        engine, path = self.engine, self.path
+        assert path.route is not None
+        for target in targets(path.name, path.route, path.shaping, engine.router.addresses, path.source.serves,
+                              engine.reachability, time.monotonic()):
             try:
                 self._open_one(target)
+                engine.reachability.served(path.name, target)
                 return None
             except RefusalError as refusal:
+                if refusal.phase in ("connect", "greeting") and refusal.reply.local and not self.stopping:
+                    engine.reachability.failed(target, time.monotonic())
                 # What a mail server says tells more than that another one could not be reached.
                 if best is None or best.reply.local or not refusal.reply.local:
                     best = refusal
             if self.stopping or self.path.source.lost:
                 break
         return best.reply if best is not None else self.engine.keeper.no_address(self.path)
-
-    def _targets(self) -> Iterator[Target]:
-        """Addresses of the hosts by preference, equal ones in random order, at most `delivery.addresses`."""
-        route = self.path.route
-        assert route is not None
-        left = self.engine.config.delivery.addresses
-        for host in sorted(route.hosts, key=lambda host: (host.preference, random.random())):
-            for family, address in self.engine.router.addresses(host).addresses:
-                if left == 0:
-                    return
-                if not self.path.source.serves(family):
-                    continue
-                left -= 1
-                yield Target(host, family, address)
 
     def _open_one(self, target: Target) -> None:
         """A session with `target`, in the plainer forms that some hosts need. Raises RefusalError."""
@@ -185,7 +165,7 @@ class Connection:
     def _session(self, target: Target, tls: TlsPolicy, esmtp: bool = True) -> None:
         """Connect, greet and wait for Ready. Raises RefusalError."""
         engine, shaping = self.engine, self.path.shaping
-        timeouts = engine.config.delivery.timeouts
+        timeouts = shaping.timeouts
         self.wire.close()
         wire = self.wire = Wire(engine.sweeper)
         self.target = target
@@ -233,7 +213,8 @@ class Connection:
             wire.connect(target.family, target.address, port, source.address(target.family))
             return
         failure = "no address"
-        for family, address in self.engine.router.addresses(Host(proxy.host, proxy.port, 0, fixed=True)).addresses:
+        host = Host(proxy.host, proxy.port, 0, fixed=True)
+        for family, address in self.engine.router.addresses(host, USUAL).addresses:
             try:
                 wire.connect(family, address, proxy.port, None)
                 break
@@ -324,6 +305,7 @@ class Connection:
                     break
             self.jobs.append(job)
             self.messages += 1
+            self.recipients += len(job.transaction.recipients)
             self._handle(client.send(job.transaction))
         self._write()
 
@@ -335,7 +317,7 @@ class Connection:
                 if job.transaction.dot_sent and not job.marked:
                     job.marked = True
                     self.engine.dispatch.mark_in_flight(job)
-            self._send(output, self.engine.config.delivery.timeouts.block)
+            self._send(output, self.path.shaping.timeouts.block)
 
     def _send(self, output: list[bytes], block_s: float) -> None:
         if output:
@@ -347,7 +329,7 @@ class Connection:
         wire, connecting = self.wire, self.engine.connecting
         if connecting.may_rest(self):
             self._waited_for = None
-            wire.deadline = time.monotonic() + self.engine.config.delivery.idle
+            wire.deadline = time.monotonic() + self.path.shaping.idle
             wire.waiting_for = "work"
             try:
                 # Bytes: the peer closes, or says why it will. A session that ends between messages is no failure.
@@ -389,7 +371,7 @@ class Connection:
         waited_for = (phase, self.client.answers)
         if waited_for != self._waited_for:
             self._waited_for = waited_for
-            seconds, self.wire.waiting_for = self.engine.patience[phase]
+            seconds, self.wire.waiting_for = patience(self.path.shaping.timeouts)[phase]
             self.wire.deadline = time.monotonic() + seconds
 
     def _remember_suspect(self) -> None:
@@ -421,6 +403,7 @@ def transaction_for(delivery: Delivery, at_most: int) -> Transaction:
     )
 
 
+@functools.lru_cache(maxsize=256)
 def patience(timeouts: DeliveryTimeouts) -> dict[str, tuple[float, str]]:
     """Deadline and description of each phase of the client machine."""
     return {

@@ -88,6 +88,9 @@ class Dispatch:
                 self.conclude(queue, delivery, partial(settler.expire, delivery, path.reason))
                 continue
             at_most = path.shaping.recipients_per_message
+            in_all = path.shaping.recipients_per_connection
+            if in_all is not None and in_all - connection.recipients < at_most:
+                at_most = in_all - connection.recipients
             rcpt_max = connection.client.capabilities.rcpt_max
             if rcpt_max and rcpt_max < at_most:
                 at_most = rcpt_max

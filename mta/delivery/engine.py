@@ -26,7 +26,7 @@ from functools import partial
 from mta.config.schema import Config
 from mta.delivery.ageing import Ageing
 from mta.delivery.connecting import Connecting
-from mta.delivery.connection import Connection, patience
+from mta.delivery.connection import Connection
 from mta.delivery.dispatch import Dispatch
 from mta.delivery.holds import Holds
 from mta.delivery.hub import Event, GeventHub, Hub
@@ -38,6 +38,7 @@ from mta.delivery.pathkeeping import PathKeeper
 from mta.delivery.routing import Router
 from mta.delivery.settle import Settler
 from mta.delivery.sources import Sources
+from mta.delivery.targets import Reachability
 from mta.delivery.tls import HostMemory
 from mta.delivery.ways import Ways
 from mta.delivery.wire import Sweeper
@@ -72,6 +73,7 @@ class Engine:
         self.read_body = read_body
         self.scheduler = Scheduler(self, config.memory, stores, clock_us)
         self.sweeper = Sweeper()
+        self.reachability = Reachability()
         self.broken_tls = HostMemory()
         self.no_pipelining = HostMemory()
         self.no_pipelining_across = HostMemory()
@@ -102,7 +104,6 @@ class Engine:
         self.sources.changed = {name for name in {"", *before.pools, *config.pools}
                                 if self.sources.pool(name) != before.pool(name)}
         self.weights = {name: tenant.weight for name, tenant in config.tenants.items()}
-        self.patience = patience(config.delivery.timeouts)
         self.scheduler.configure(config.memory)
         self.ways.configure()
         self.pacing.configure()
@@ -211,7 +212,7 @@ class Engine:
                     self.hub.later(wait_s, self._bring_forward, shard)
 
     def _latest_due_us(self) -> int:
-        return self.clock_us() + int(self.settler.retry.longest_s * 1_000_000)
+        return self.clock_us() + int(self.config.shaping.longest_wait_s * 1_000_000)
 
     def _bring_forward(self, shard: int, start: bytes = b"") -> None:
         """Find the deliveries that are due later than the retry schedule can say, and let them wait less long."""

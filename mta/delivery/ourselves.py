@@ -28,17 +28,18 @@ class Ourselves:
         self._is_local = is_local
         self._listening = {(listener.smtp.host, listener.smtp.port) for listener in config.listeners}
         # A listener on loopback is reached by no MX host, unless loopback is believed.
+        ports = config.shaping.ports
         public = [
-            listener for listener in config.listeners if listener.smtp.port == config.delivery.port
+            listener for listener in config.listeners if listener.smtp.port in ports
             and (listener.smtp.host in _ALL or config.delivery.allow_loopback or not is_loopback(listener.smtp.host))
         ]
         self.take_mail = bool(public)  # whether an MX host can be this MTA at all
-        names = {config.hostname, *(listener.hostname for listener in public if listener.hostname)}
-        self._names = frozenset(names) if public else frozenset()
+        self._named = {(name, listener.smtp.port) for listener in public
+                       for name in (config.hostname, listener.hostname) if name}
 
-    def is_named(self, name: str) -> bool:
+    def is_named(self, name: str, port: int) -> bool:
         """Whether mail for the MX host `name` comes to us, by the name alone (behind NAT no address tells)."""
-        return name in self._names
+        return (name, port) in self._named
 
     def listens_at(self, address: str, port: int) -> bool:
         """Whether one of our listeners is at `address` and `port`. A name is never recognised."""

@@ -60,7 +60,7 @@ class PathKeeper:
 
     def pause(self, path: Path, at_least_s: float = 0.0) -> None:
         """Suspend a path that fails, for longer with each failure; a probe then goes first."""
-        engine, retry = self._engine, self._engine.config.retry
+        engine, retry = self._engine, path.shaping.retry
         wait_s = max(float(min(retry.site_first * 2 ** min(path.failures, 30), retry.site_cap)), at_least_s)
         engine.settler.watch.look()
         path.failed(engine.clock_us() + int(wait_s * 1_000_000))
@@ -177,7 +177,7 @@ class PathKeeper:
     def no_address(self, path: Path) -> Reply:
         """Why there was no address to try."""
         assert path.route is not None
-        found = [self._engine.router.addresses(host) for host in path.route.hosts]
+        found = [self._engine.router.addresses(host, path.shaping) for host in path.route.hosts]
         texts = dict.fromkeys(one.failure for one in found if one.failure)
         # While one name may only be slow to resolve, the site is not known to be without addresses.
         enhanced = min((one.enhanced for one in found if one.failure), default="4.4.4")

@@ -26,18 +26,26 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol, overload
 
 from mta.config import schema
+from mta.config.providers import Providers
+from mta.config.shaping import Shaping
 from mta.config.units import Endpoint, parse_domain
 from mta.delivery.dns_answer import Answer
 from mta.delivery.dns_wire import MailHost, RecordType
+from mta.delivery.hostset import host_set
 from mta.delivery.ourselves import AF_INET, AF_INET6, Ourselves, family_of, is_local_address, is_loopback
 
 FOREVER: Final = float("inf")
+PROVIDERS_KEPT: Final = 50_000  # domains
 LOOPBACK: Final = "loopback, and delivery.allow_loopback is off"
+SKIPPED: Final = "of shaping's skip_hosts"
+ONLY_IPV4: Final = "shaping's families is ipv4"
+ONLY_IPV6: Final = "shaping's families is ipv6"
 
 
 class Host(NamedTuple):
@@ -58,6 +66,8 @@ class Route:
     expires: float  # monotonic seconds; ask again then
     fixed: bool  # by the configuration, not by MX
     notes: tuple[str, ...] = ()  # what was left out and why, for operators
+    provider: str = ""  # whose site it is; "" when that of none
+    provider_why: str = ""  # what tells so, for operators
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +117,10 @@ class Router:
     ) -> None:
         """`is_local` tells whether an address is one of this machine; by default the kernel is asked."""
         self._resolver = resolver
-        self._delivery = config.delivery
+        self._allow_loopback = config.delivery.allow_loopback
+        self._shaping = config.shaping
+        self._providers = Providers(config.shaping)
+        self._known: OrderedDict[str, str] = OrderedDict()  # providers by domain
         self._routes = config.routes
         self._ourselves = Ourselves(config, is_local or is_local_address)
 
@@ -116,10 +129,23 @@ class Router:
         """Why nothing can be looked up now, for a lack of this machine; empty when it can."""
         return self._resolver.shortage
 
+    def provider_of(self, domain: str) -> str | None:
+        """The provider of the site of `domain`, as its route last said; None when that is not known."""
+        return self._known.get(domain)
+
     # -- from a domain to hosts ----------------------------------------------------------------------------------
 
     def route(self, domain: str) -> Route | RouteFailure:
         """The way for mail to `domain`, a recipient's (U-labels and address literals too). Waits for DNS."""
+        found = self._route(domain)
+        if isinstance(found, Route):
+            self._known[domain] = found.provider
+            self._known.move_to_end(domain)
+            if len(self._known) > PROVIDERS_KEPT:
+                self._known.popitem(last=False)
+        return found
+
+    def _route(self, domain: str) -> Route | RouteFailure:
         try:
             name = parse_domain(domain)
         except ValueError as error:
@@ -143,17 +169,24 @@ class Router:
             return RouteFailure(
                 False, 451, "4.3.5", f"every relay in the route for {domain} is this MTA itself", FOREVER
             )
-        return Route("relay:" + ",".join(map(str, relays)), tuple(hosts), FOREVER, True, tuple(notes))
+        site = "relay:" + ",".join(map(str, relays))
+        # The domain tells nothing about who stands behind a relay.
+        provider, why = self._provider("", hosts[:1])
+        return Route(site, tuple(hosts), FOREVER, True, tuple(notes), provider, why)
 
     def _by_literal(self, literal: str) -> Route | RouteFailure:
         """RFC 5321 4.1.3: `[192.0.2.1]`, `[IPv6:2001:db8::1]`."""
-        host = Host(literal[1:-1].removeprefix("IPv6:"), self._delivery.port, 0)
+        [host], provider, why = self._with_port(literal, [(literal[1:-1].removeprefix("IPv6:"), 0)])
         if self._ourselves.listens_at(host.name, host.port):
             return _loop(literal, host.name, FOREVER)
-        found = self.addresses(host)
+        shaping = self._shaping.effective("", provider, literal)
+        condemned = self._prohibited(literal, [host], shaping, FOREVER)
+        if condemned is not None:
+            return condemned
+        found = self.addresses(host, shaping)
         if found.failure:
             return RouteFailure(False, 451, found.enhanced, found.failure, found.expires)
-        return Route(literal, (host,), FOREVER, False)
+        return Route(literal, (host,), FOREVER, False, (), provider, why)
 
     def _by_mx(self, domain: str) -> Route | RouteFailure:
         answer = self._resolver.query(domain, "MX")
@@ -164,22 +197,21 @@ class Router:
             return RouteFailure(True, 550, "5.1.2", f"domain {domain} does not exist", answer.expires)
         if answer.kind == "nodata":
             return self._by_address(domain, answer)
-        port = self._delivery.port
-        hosts = [Host(record.host, port, record.preference) for record in answer.records if record.host != "."]
-        if not hosts:
+        listed = [(record.host, record.preference) for record in answer.records if record.host != "."]
+        if not listed:
             return RouteFailure(True, 556, "5.1.10", f"domain {domain} takes no mail (null MX)", answer.expires)
         notes = []
-        if len(hosts) < len(answer.records):
+        if len(listed) < len(answer.records):
             notes.append("a null MX beside other MX hosts is ignored (RFC 7505 3)")
-        literals = [host.name for host in hosts if family_of(host.name) is not None]
+        literals = [name for name, _ in listed if family_of(name) is not None]
         if literals:
             notes.append(f"an address for a name is no proper MX host, but is tried: {', '.join(literals[:5])}")
-        return self._without_us(domain, hosts, answer.expires, notes)
+        return self._without_us(domain, listed, answer.expires, notes)
 
     def _by_address(self, domain: str, no_mx: Answer[MailHost]) -> Route | RouteFailure:
         """No MX: the domain itself is the host, if it has an address (RFC 5321 5.1)."""
-        host = Host(domain, self._delivery.port, 0)
-        found = self.addresses(host)
+        [host], provider, _ = self._with_port(domain, [(domain, 0)])
+        found = self.addresses(host, self._shaping.effective("", provider, domain))
         expires = min(no_mx.expires, found.expires)
         if found.failure:
             families: tuple[Literal["A", "AAAA"], ...] = ("A", "AAAA")  # one may be off, but the word is the domain's
@@ -191,15 +223,59 @@ class Router:
                     return RouteFailure(False, 451, "4.4.4", text, expires)
                 return RouteFailure(True, 550, "5.4.4", text, expires)
             return RouteFailure(False, 451, found.enhanced, found.failure, expires)
-        return self._without_us(domain, [host], expires, ["no MX: its own address is used"])
+        return self._without_us(domain, [(domain, 0)], expires, ["no MX: its own address is used"])
+
+    def _with_port(self, domain: str, listed: Sequence[tuple[str, int]]) -> tuple[list[Host], str, str]:
+        """The hosts of these names and preferences, their provider, and what tells it."""
+        best = min(preference for _, preference in listed)
+        usual = [Host(name, 0, preference) for name, preference in listed]
+        provider, why = self._provider(domain, [host for host in usual if host.preference == best])
+        port = self._shaping.effective("", provider, domain).port
+        return [host._replace(port=port) for host in usual], provider, why
+
+    def _provider(self, domain: str, best: Sequence[Host]) -> tuple[str, str]:
+        """The provider of the site with these hosts of the best preference, and what tells so."""
+        found = self._providers.find([host.name for host in best], domain, lambda: self._all_addresses(best))
+        return (found.provider, found.why) if found is not None else ("", "")
+
+    def _all_addresses(self, hosts: Iterable[Host]) -> list[str]:
+        """All addresses of `hosts`, whether or not they are connected to."""
+        found: list[str] = []
+        for host in hosts:
+            if family_of(host.name) is not None:
+                found.append(host.name)
+                continue
+            self._resolver.prefetch(host.name, "AAAA")
+            found += self._resolver.query(host.name, "A").records
+            found += self._resolver.query(host.name, "AAAA").records
+        return found
+
+    def _prohibited(self, domain: str, hosts: Iterable[Host], shaping: Shaping, expires: float) -> RouteFailure | None:
+        """The failure of a domain one of whose hosts is prohibited."""
+        if not shaping.prohibited_hosts:
+            return None
+        prohibited = host_set(shaping.prohibited_hosts)
+        for host in hosts:
+            what = host.name if prohibited.has_name(host.name) else ""
+            for address in [] if what else self._all_addresses([host]):
+                if prohibited.has_address(address):
+                    what = f"{host.name} [{address}]"
+            if what:
+                text = f"MX host {what} of {domain} is prohibited by our configuration (shaping prohibited_hosts)"
+                return RouteFailure(True, 550, "5.4.4", text, expires)
+        return None
 
     def _without_us(
-        self, domain: str, hosts: list[Host], expires: float, notes: list[str]
+        self, domain: str, listed: Sequence[tuple[str, int]], expires: float, notes: list[str]
     ) -> Route | RouteFailure:
         """Leave out ourselves and every host that is no better (RFC 5321 5.1)."""
+        hosts, provider, why = self._with_port(domain, listed)
+        condemned = self._prohibited(domain, hosts, self._shaping.effective("", provider, domain), expires)
+        if condemned is not None:
+            return condemned
         if self._ourselves.take_mail:
             for host in hosts:
-                if not self._ourselves.is_named(host.name):
+                if not self._ourselves.is_named(host.name, host.port):
                     self._resolver.prefetch(host.name, "A")
                     self._resolver.prefetch(host.name, "AAAA")
             for host in hosts:
@@ -212,11 +288,11 @@ class Router:
                     notes.append(f"MX host {host.name} is this MTA: it is skipped, and those that are no better")
                     hosts = better
                     break
-        return Route(site_name(hosts), tuple(hosts), expires, False, tuple(notes))
+        return Route(site_name(hosts), tuple(hosts), expires, False, tuple(notes), provider, why)
 
     def _is_us(self, host: Host) -> tuple[bool, float]:
         """Whether `host` is this MTA, and until when that is known."""
-        if self._ourselves.is_named(host.name):
+        if self._ourselves.is_named(host.name, host.port):
             return True, FOREVER
         if family_of(host.name) is not None:
             return self._ourselves.listens_at(host.name, host.port), FOREVER
@@ -226,30 +302,31 @@ class Router:
 
     # -- from a host to addresses --------------------------------------------------------------------------------
 
-    def addresses(self, host: Host) -> Addresses:
+    def addresses(self, host: Host, shaping: Shaping) -> Addresses:
         """Where `host` is reached: each family in random order, the families in turn. Waits for DNS."""
-        delivery = self._delivery
+        if shaping.skip_hosts and host_set(shaping.skip_hosts).has_name(host.name):
+            return Addresses([], f"{_who(host)} is passed over: {SKIPPED}", "4.4.4", FOREVER)
         if family_of(host.name) is not None:
-            return self._usable(host, [host.name], [], FOREVER)
+            return self._usable(host, shaping, [host.name], [], FOREVER)
         answers: list[Answer[str]] = []
-        if delivery.ipv6:
+        if shaping.families != "ipv4":
             self._resolver.prefetch(host.name, "AAAA")
-        if delivery.ipv4:
+        if shaping.families != "ipv6":
             answers.append(self._resolver.query(host.name, "A"))
-        if delivery.ipv6:
+        if shaping.families != "ipv4":
             answers.append(self._resolver.query(host.name, "AAAA"))
         expires = min(answer.expires for answer in answers)
-        return self._usable(host, [address for answer in answers for address in answer.records], answers, expires)
+        found = [address for answer in answers for address in answer.records]
+        return self._usable(host, shaping, found, answers, expires)
 
-    def _usable(
-        self, host: Host, found: Iterable[str], answers: Sequence[Answer[str]], expires: float
-    ) -> Addresses:
+    def _usable(self, host: Host, shaping: Shaping, found: Iterable[str], answers: Sequence[Answer[str]],
+                expires: float) -> Addresses:
         """Those of `found` that may be connected to, in the order to try."""
         by_family: dict[int, list[str]] = {AF_INET: [], AF_INET6: []}
         skipped: dict[str, str] = {}
         for text in found:
             address = text[7:] if text.startswith("::ffff:") and "." in text else text  # v4-mapped (RFC 4291 2.5.5.2)
-            reason = self._refuses(address, host)
+            reason = self._refuses(address, host, shaping)
             if reason:
                 skipped[text] = reason
             else:
@@ -258,37 +335,38 @@ class Router:
         for addresses in (ipv4, ipv6):
             if len(addresses) > 1:
                 random.shuffle(addresses)
-        failure, enhanced = ("", "") if ipv4 or ipv6 else self._no_address(host, answers, skipped)
+        failure, enhanced = ("", "") if ipv4 or ipv6 else self._no_address(host, shaping, answers, skipped)
         reasons = tuple(f"{text}: {why}" for text, why in skipped.items())
         return Addresses(_in_turn(ipv4, ipv6), failure, enhanced, expires, reasons)
 
-    def _refuses(self, address: str, host: Host) -> str:
+    def _refuses(self, address: str, host: Host, shaping: Shaping) -> str:
         """Why `address` is not connected to; empty when it may be."""
         if ":" in address:
-            if not self._delivery.ipv6:
-                return "delivery.ipv6 is off"
+            if shaping.families == "ipv4":
+                return ONLY_IPV4
             if address.startswith("ff"):
                 return "multicast"
             if address.startswith("fe") and address[2:3] in ("8", "9", "a", "b"):
                 return "link-local"
         else:
-            if not self._delivery.ipv4:
-                return "delivery.ipv4 is off"
+            if shaping.families == "ipv6":
+                return ONLY_IPV6
             first = int(address.partition(".")[0])
             if first >= 224:
                 return "multicast or reserved"
             if first == 0 and address != "0.0.0.0":
                 return "of no host"
-        if is_loopback(address) and not host.fixed and not self._delivery.allow_loopback:
+        if is_loopback(address) and not host.fixed and not self._allow_loopback:
             return LOOPBACK
+        if shaping.skip_hosts and host_set(shaping.skip_hosts).has_address(address):
+            return SKIPPED
         return ""
 
-    def _no_address(
-        self, host: Host, answers: Sequence[Answer[str]], skipped: dict[str, str]
-    ) -> tuple[str, str]:
+    def _no_address(self, host: Host, shaping: Shaping, answers: Sequence[Answer[str]],
+                    skipped: dict[str, str]) -> tuple[str, str]:
         """Why there is no address: text and enhanced code. A failing server weighs more than what others said."""
         failing = [answer for answer in answers if answer.kind == "failure"]
-        who = f"{'relay' if host.fixed else 'MX host'} {host.name}"
+        who = _who(host)
         if failing:
             return f"the address of {who} cannot be looked up: {failing[0].detail}", "4.4.3"
         if skipped:
@@ -301,8 +379,12 @@ class Router:
             return f"{who} resolves only to unusable addresses ({listed}): {reasons}", "4.4.4"
         if all(answer.kind == "nxdomain" for answer in answers):
             return f"{who} does not exist", "4.4.4"
-        off = [f" (delivery.{name} is off)" for name in ("ipv4", "ipv6") if not getattr(self._delivery, name)]
-        return f"{who} has no address{''.join(off)}", "4.4.4"
+        only = {"ipv4": f" ({ONLY_IPV4})", "ipv6": f" ({ONLY_IPV6})"}.get(shaping.families, "")
+        return f"{who} has no address{only}", "4.4.4"
+
+
+def _who(host: Host) -> str:
+    return f"{'relay' if host.fixed else 'MX host'} {host.name}"
 
 
 def site_name(hosts: Sequence[Host]) -> str:

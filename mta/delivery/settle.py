@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mta.config.schema import Config
+from mta.config.schema import Config, Retry
+from mta.config.units import Duration
 from mta.delivery.clock import ClockWatch
 from mta.delivery.outcome import End, Outcome, Result
 from mta.message.dsn import Action
@@ -71,11 +72,12 @@ class Counters:
 class Settler:
     """Turns outcomes into verdicts."""
 
-    def __init__(self, config: Config, retry: RetryClock, next_id: Callable[[int], int],
+    def __init__(self, config: Config, next_id: Callable[[int], int],
                  original: Callable[[Message], bytes], clock_us: Callable[[], int], watch: ClockWatch) -> None:
         """`next_id` gives message ids of a shard; `original` reads a message, which may make the caller wait."""
         self.config = config
-        self.retry = retry
+        self.retry = RetryClock()
+        self.provider_of: Callable[[str], str | None] = lambda domain: None  # of a domain's site, if that is known
         self.counters = Counters()
         self.watch = watch
         self._next_id = next_id
@@ -159,7 +161,7 @@ class Settler:
             # Stable, so that the others keep their order.
             delivery.recipients.sort(key=lambda one: id(one) in waiting)
         if delivery.tried == 0:
-            delivery.due_us = self.retry.next_us(attempt, now_us)
+            delivery.due_us = self.retry.next_us(self._retry(delivery), attempt, now_us)
         delivery.tried += len(deferred)
         delivery.source = peer.source
         for (reply, failure), recipients in _grouped(deferred):
@@ -178,9 +180,20 @@ class Settler:
 
     def expired(self, delivery: Delivery, now_us: int) -> bool:
         """Whether the time of `delivery` is over."""
-        return self._is_older(delivery.message, self.config.expires, now_us)
+        return self.is_older(delivery.message, self.expires_s(delivery.domain), now_us)
 
-    def _is_older(self, message: Message, limit_s: float, now_us: int) -> bool:
+    def expires_s(self, domain: str) -> Duration:
+        """The age at which mail to `domain` is given up; the longest that it may be while its provider is not known."""
+        shaping, provider = self.config.shaping, self.provider_of(domain)
+        if provider is None:
+            return shaping.longest_expiry(domain)
+        return shaping.effective("", provider, domain).expires
+
+    def _retry(self, delivery: Delivery) -> Retry:
+        domain = delivery.domain
+        return self.config.shaping.effective("", self.provider_of(domain) or "", domain).retry
+
+    def is_older(self, message: Message, limit_s: float, now_us: int) -> bool:
         """Whether `message` is that old, whatever was done to the clock. Hot path: no by a look at the clock alone."""
         if 0 <= now_us - message.arrival_us < limit_s * 1_000_000:
             return False
@@ -190,7 +203,7 @@ class Settler:
     def late(self, delivery: Delivery, now_us: int) -> bool:
         """Whether `delivery` has waited so long that its sender is to be told."""
         wait_s = self.config.bounces.delay_warning
-        return wait_s is not None and self._is_older(delivery.message, wait_s, now_us)
+        return wait_s is not None and self.is_older(delivery.message, wait_s, now_us)
 
     def wants_warning(self, delivery: Delivery, now_us: int) -> bool:
         """Whether the sender is to be told that `delivery` is late, and has not been."""
@@ -209,13 +222,15 @@ class Settler:
 
     def _warn(self, verdict: Verdict, delivery: Delivery, fates: Sequence[notices.Fate]) -> None:
         delivery.warned = True
-        until_us = delivery.message.arrival_us + int(self.config.expires * 1_000_000)
+        until_us = delivery.message.arrival_us + int(self.expires_s(delivery.domain) * 1_000_000)
         self._notify(verdict, "delayed", delivery, fates, until_us)
 
     def bring_forward(self, delivery: Delivery) -> Verdict:
         """`delivery` is due later than can be: let it wait as if it had failed now."""
         now_us = self._clock_us()
-        delivery.due_us = self.retry.next_us(delivery.attempts, now_us) if delivery.attempts else now_us
+        delivery.due_us = now_us
+        if delivery.attempts:
+            delivery.due_us = self.retry.next_us(self._retry(delivery), delivery.attempts, now_us)
         return Verdict(updates=[delivery])
 
     def expire(self, delivery: Delivery, reason: str) -> Verdict:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from mta.delivery.connecting import TOTAL
 from mta.queue.scheduler import domain_of, pool_of, tenant_of
 
 if TYPE_CHECKING:
@@ -101,8 +102,11 @@ def _why(engine: Engine, path: Path) -> str:
     if path.hold_until_s > engine.monotonic():
         return f"no further connection for a while: {path.reason}"
     if path.waiting_for:
-        if path.waiting_for != path.lease:
+        if path.waiting_for == TOTAL:
             return f"limit of {engine.config.delivery.connections} connections in all is reached"
+        if path.waiting_for != path.lease:
+            limit = dict(path.leases).get(path.waiting_for, 0)
+            return f"limit of {limit} connections in all to {path.waiting_for} is reached, over all workers"
         learned = engine.limits.learned(path.lease)
         if learned:
             said = f": {path.reason}" if path.reason else ""

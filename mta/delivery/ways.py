@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from mta.delivery.connecting import TOTAL
 from mta.delivery.lane import Lane
+from mta.delivery.pacing import buckets
 from mta.delivery.path import Path
 from mta.delivery.routing import Route, RouteFailure
 from mta.queue.scheduler import Queue, pool_of
@@ -178,7 +179,7 @@ class Ways:
                 engine.keeper.pause(path, NO_POOL_S)
             return lane
         # A domain with shaping of its own has connections of its own.
-        site = f"{route.site}+{domain}" if domain in engine.config.shaping.domains else route.site
+        site = f"{route.site}+{domain}" if engine.config.shaping.separates(domain) else route.site
         name = f"{pool}/{site}" if pool else site
         lane = engine.lanes.get(name) or Lane(name, pool, domain)
         if name not in engine.lanes:
@@ -198,10 +199,18 @@ class Ways:
         path = self._named(f"{source.name}>{site}" if source.name else site, source, domain)
         path.route = route
         path.source = source
-        shaping = path.shaping = self._engine.config.shaping.for_domain(domain)
+        path.provider = route.provider
+        rules = self._engine.config.shaping
+        shaping = path.shaping = rules.effective(source.name, route.provider, domain)
         if source.lost and path.suspended_by != "source":
             self._engine.keeper.hold_for_source(path)
         path.leases = [(path.lease, shaping.connections), (TOTAL, self._engine.config.delivery.connections)]
+        totals = rules.totals(source.name, route.provider, domain)
+        path.leases += [(total.name, total.connections) for total in totals if total.connections is not None]
+        path.own_rates = (*buckets(path.name, shaping.message_rate),
+                          *(bucket for total in totals for bucket in buckets(total.name, total.rates)))
+        path.connection_rates = buckets(f"{path.name} connections", shaping.connection_rate)
+        path.message_rates = path.own_rates
         path.most = shaping.connections
         self._engine.holds.apply(path)
         return path
@@ -221,7 +230,7 @@ class Ways:
         if path is None:
             if len(paths) >= self._forget_above:
                 self._forget_paths()
-            path = paths[name] = Path(name, source, self._engine.config.shaping.for_domain(domain))
+            path = paths[name] = Path(name, source, self._engine.config.shaping.effective(source.name, "", domain))
         return path
 
     def drop(self, lane: Lane) -> None:

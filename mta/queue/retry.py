@@ -8,18 +8,16 @@ from mta.config.schema import Retry
 
 
 class RetryClock:
-    """The retry schedule of the configuration: a list of waits, or exponential with a cap, both with jitter.
+    """Waits by a retry schedule: a list, or exponential with a cap, both with jitter.
 
     Jitter spreads the mail of an outage: without it all of it would come due together, again and again.
     """
 
-    def __init__(self, retry: Retry, rng: random.Random | None = None) -> None:
-        self._retry = retry
+    def __init__(self, rng: random.Random | None = None) -> None:
         self._random = rng or random.Random()
 
-    def wait_s(self, attempts: int) -> float:
+    def wait_s(self, retry: Retry, attempts: int) -> float:
         """Seconds to wait after failed attempt number `attempts` (1 is the first)."""
-        retry = self._retry
         if retry.schedule:
             base = float(retry.schedule[min(attempts, len(retry.schedule)) - 1])
         else:
@@ -27,12 +25,6 @@ class RetryClock:
             base = min(retry.first * retry.factor ** min(attempts - 1, 64), retry.cap)
         return base * (1.0 + retry.jitter * self._random.uniform(-1.0, 1.0))
 
-    @property
-    def longest_s(self) -> float:
-        """The longest wait that there can be."""
-        retry = self._retry
-        return float(max(retry.schedule) if retry.schedule else retry.cap) * (1.0 + retry.jitter)
-
-    def next_us(self, attempts: int, now_us: int) -> int:
+    def next_us(self, retry: Retry, attempts: int, now_us: int) -> int:
         """When the attempt after number `attempts` is due."""
-        return now_us + int(self.wait_s(attempts) * 1_000_000)
+        return now_us + int(self.wait_s(retry, attempts) * 1_000_000)

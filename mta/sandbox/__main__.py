@@ -79,7 +79,8 @@ def _announce(places: Places) -> None:
              "control": places.control}
     print(f"""sandbox: ready. To send mail into it instead of the Internet, set in the configuration of the MTA:
   dns: {{servers: ["{places.dns}"]}}
-  delivery: {{port: {places.smtp_port}, allow_loopback: true}}""", file=sys.stderr)
+  delivery: {{allow_loopback: true}}
+  shaping: {{default: {{port: {places.smtp_port}}}}}""", file=sys.stderr)
     print(json.dumps(ready), flush=True)
 
 

@@ -1,7 +1,7 @@
 """The sandbox for tests, demo and benchmarks: starts one in a process of its own and talks to it. No gevent here.
 
     with Sandbox({"domains": {"slow.test": {"latency": "500ms"}}}) as sandbox:
-        ...  # dns: {servers: [sandbox.dns]}, delivery: {port: sandbox.smtp_port, allow_loopback: true}
+        # dns: {servers: [sandbox.dns]}, delivery: {allow_loopback: true}, shaping: {default: {port: sandbox.smtp_port}}
         assert sandbox.stats()["duplicates"] == 0
 """
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Literal, NamedTuple
 
-from mta.config.schema import option
+from mta.config.option import option
 from mta.config.units import Duration, Endpoint, Rate, Size
 from mta.sandbox.replies import Reply
 

@@ -126,7 +126,7 @@ def test_the_configuration_is_one(tmp_path: Path) -> None:
                   settings={"memory.bodies": "9MB"})
     config = loads(yaml.safe_dump(configuration(setup)), "bench")
     assert config.workers == 3
-    assert config.shaping.default.connections == 10
+    assert config.shaping.effective().connections == 10
     assert config.memory.bodies == 9_000_000
     assert config.delivery.allow_loopback
 

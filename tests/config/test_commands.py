@@ -119,7 +119,7 @@ def test_show(good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["config", "show", "-c", good]) == 0
     out = capsys.readouterr().out
     assert loads(out) == load(good)
-    assert f"# shaping.default, {good}:2" in out
+    assert f"# {good}:2" in out
     assert main(["config", "show", "--given", "-c", good]) == 0
     out = capsys.readouterr().out
     assert loads(out) == load(good)
@@ -138,20 +138,6 @@ def test_show_with_problems(bad: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert len(err.splitlines()) == 2
 
 
-def test_domain(good: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """`mta config domain` prints what holds for one domain, however it is written."""
-    assert main(["config", "domain", "-c", good, "A.Example"]) == 0
-    lines = [line.split("  #")[0].rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert "route: mx" in lines
-    assert "shaping.domains[a.example].connections: 7" in lines
-    assert "shaping.domains[a.example].tls: off" in lines
-    assert main(["config", "domain", "-c", good, "b.example", "--json"]) == 0
-    options = {one["option"]: one["value"] for one in json.loads(capsys.readouterr().out)["options"]}
-    assert options["routes[b.example]"] == "{relay: [h.test:25]}"
-    assert options["shaping.default.connections"] == 7
-    assert main(["config", "domain", "-c", good, "a@b.example"]) == 64
-
-
 def test_diff(good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`mta config diff` prints what differs and what a reload would leave as it is."""
     other = tmp_path / "other.yaml"
@@ -160,7 +146,6 @@ def test_diff(good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.splitlines() == [
         "spool: /s -> /t (restart)",
         "shaping.default.connections: 7 -> 8",
-        "shaping.domains[a.example].connections: 7 -> 8",
     ]
 
 

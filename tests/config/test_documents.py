@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 
-from mta.config.describe import options_of, section_of
+from mta.config.describe import options_of, own_options_of, section_of
 from mta.config.loader import load, read, read_text
 from mta.config.problems import OptionPath, path_text
+from mta.config.providers import Providers
 from mta.config.reference import markdown
 from mta.config.schema import Config, Route
+from mta.config.shaping import DomainLayer, Match, ProviderLayer, SourceLayer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "conf" / "mta.yaml"
@@ -40,7 +42,7 @@ def all_options(section: Any = Config, path: OptionPath = ()) -> list[tuple[Opti
         here = (*path, name)
         found.append((here, option))
         inner = section_of(option.type)
-        if inner is not None and inner is not Route and here != ("shaping", "domains"):
+        if inner is not None and inner is not Route and not (here[0] == "shaping" and get_origin(option.type) is dict):
             found += all_options(inner, here)
     return found
 
@@ -84,6 +86,8 @@ def test_example_shows_defaults() -> None:
         if path in named or inside_list or option.default is None or section_of(option.type) is not None:
             continue
         value: Any = whole.config
+        if path[:2] == ("shaping", "default"):
+            value, path = whole.config.shaping.effective(), path[2:]
         for part in path:
             value = getattr(value, str(part))
         assert value == option.default, path_text(path)
@@ -97,7 +101,10 @@ def test_reference_is_current() -> None:
 def test_reference_names_every_option() -> None:
     """Every option stands in the reference with its own words."""
     text = markdown().replace("\n  ", " ")
-    for path, option in all_options():
+    options = all_options()
+    for layer in (ProviderLayer, DomainLayer, SourceLayer, Match):
+        options += [((layer.__name__, name), option) for name, option in own_options_of(layer).items()]
+    for path, option in options:
         assert option.doc, path_text(path)
         assert f"- **`{option.name}`** (" in text
         assert f"): {option.doc}" in text, path_text(path)
@@ -116,3 +123,21 @@ def test_examples_in_the_schema_are_correct() -> None:
             text = f"{{{section}: {text}}}"
         hostname = "" if name == "hostname" and not sections else "hostname: mta.example.net, "
         assert read_text("{" + hostname + text[1:]).problems == [], path_text(path)
+
+
+def test_the_example_of_shaping_is_true() -> None:
+    """What docs/shaping.md says about its example holds."""
+    text = (ROOT / "docs" / "shaping.md").read_text("utf-8")
+    reading = read_text(text.partition("```yaml\n")[2].partition("```")[0])
+    assert reading.config is not None, reading.problems
+    shaping = reading.config.shaping
+    google = shaping.effective("", "google")
+    assert (google.connections, list(map(str, google.message_rate)), google.messages_per_connection, google.tls,
+            google.expires) == (5, ["20/s", "40000/h"], 50, "opportunistic", 432_000)
+    assert [(one.name, one.connections) for one in shaping.totals("", "google")] == [("source:>provider:google", 5)]
+    news = shaping.effective("", "acme", "news.example")
+    assert (news.connections, news.messages_per_connection, news.retry.first, news.retry.cap, news.expires) == (
+        2, 100, 60, 14_400, 28_800)
+    assert [(one.name, one.connections) for one in shaping.totals("", "acme", "news.example")] == [("provider:acme", 4)]
+    assert shaping.effective().connections == 10
+    assert Providers(shaping).of(["mx1.acme.example", "mx2.acme.example"], "news.example") == "acme"

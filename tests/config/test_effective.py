@@ -26,6 +26,7 @@ shaping:
   domains:
     b.example: {tls: off, connections: 3}
     c.example:
+  providers: {x: {match: {mx: "*.x.example"}, message_rate: [2/s, "1,000/h, burst 3"], idle: ~, timeouts: ~}}
 retry: {schedule: [5m, 1h30m]}
 bounces: {from_name: 'Mail "Daemon"', delay_warning: 4h}
 smtp:
@@ -42,7 +43,7 @@ def sources(text: str) -> dict[str, tuple[str, str]]:
 
 
 def test_sources() -> None:
-    """Each value says whether it is a default, set in the file, or inherited, and from which line."""
+    """Each value says whether it is a default or set in the file, and in which line; shaping has what is set alone."""
     found = sources(TEXT)
     assert found["hostname"] == ("mta.example.net", "f:1")
     assert found["user"] == ('"no"', "f:2")
@@ -52,10 +53,14 @@ def test_sources() -> None:
     assert found["routes[a.example]"] == ('{relay: [h.test:25, "[::1]:26"]}', "f:7")
     assert found["shaping.default.connections"] == ("7", "f:9")
     assert found["shaping.domains[b.example].connections"] == ("3", "f:11")
-    assert found["shaping.domains[c.example].connections"] == ("7", "shaping.default, f:9")
+    assert found["shaping.domains[c.example]"] == ("{}", "f:12")
     assert found["shaping.domains[b.example].tls"] == ("off", "f:11")
-    assert found["shaping.domains[b.example].pipelining"] == ("true", "default")
-    assert found["bounces.delay_warning"] == ("4h", "f:14")
+    assert found["shaping.providers.x.match.mx"] == ('["*.x.example"]', "f:13")
+    assert found["shaping.providers.x.idle"] == ("~", "f:13")
+    assert found["shaping.providers.x.timeouts.connect"] == ("~", "f:13")
+    assert found["shaping.providers.x.timeouts.dot"] == ("~", "f:13")
+    assert "shaping.domains[b.example].pipelining" not in found
+    assert found["bounces.delay_warning"] == ("4h", "f:15")
 
 
 @pytest.mark.parametrize("only_given", [False, True])
@@ -98,12 +103,13 @@ def test_json() -> None:
     }
     assert shown["expires"] == {"option": "expires", "value": "5d", "source": "default"}
     assert shown["retry.schedule"]["value"] == ["5m", "1h30m"]
-    assert shown["delivery.port"]["value"] == 25
+    assert shown["dns.cache"]["value"] == 50_000
     assert shown["labels.default.pool"]["value"] is None
-    assert shown["delivery.ipv6"]["value"] is True
+    assert shown["bounces.send"]["value"] is True
     assert shown["routes[*]"] == {
         "option": "routes[*]", "value": "mx", "source": "file", "file": "f", "line": 7, "column": 10}
-    assert shown["shaping.domains[c.example].connections"]["inherited_from"] == "shaping.default"
+    assert shown["shaping.providers.x.message_rate"]["value"] == ["2/s", "1000/h, burst 3"]
+    assert shown["shaping.providers.x.idle"]["value"] == "~"
     json.dumps(list(shown.values()))
 
 

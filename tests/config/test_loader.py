@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from mta.config import loader
 from mta.config.describe import options_of, section_of
 from mta.config.loader import ConfigError, load, loads, read, read_text
-from mta.config.schema import Config, Route, Shaping
+from mta.config.schema import Config, Route
+from mta.config.shaping import DomainLayer
 from mta.config.units import Endpoint, parse_network
 from tests.config.helpers import HOSTNAME, problems, problems_after_hostname
 
@@ -37,8 +38,8 @@ listeners: [{smtp: "127.0.0.1:2525", relay_from: [127.0.0.0/8]}]
 pickup: [{directory: /var/spool/pickup}]
 dns: {servers: ["127.0.0.1:5353"]}
 routes: {example.org: {relay: "127.0.0.1:2626"}, "*": mx}
-delivery: {port: 2600, allow_loopback: true}
-shaping: {default: {connections: 20, messages_per_connection: 100}, domains: {example.org: {connections: 3}}}
+delivery: {allow_loopback: true}
+shaping: {default: {port: 2600, connections: 20}, domains: {example.org: {connections: 3}}}
 retry: {first: 1m}
 expires: 4h
 """)
@@ -48,10 +49,10 @@ expires: 4h
     assert config.pickup[0].directory == "/var/spool/pickup"
     assert config.dns.servers == (Endpoint("127.0.0.1", 5353),)
     assert config.routes == {"example.org": Route(relay=(Endpoint("127.0.0.1", 2626),)), "*": Route()}
-    assert config.delivery.port == 2600
+    assert config.shaping.effective().port == 2600
     assert config.delivery.allow_loopback is True
-    assert config.shaping.for_domain("example.org").connections == 3
-    assert config.shaping.for_domain("example.com").connections == 20
+    assert config.shaping.effective(domain="example.org").connections == 3
+    assert config.shaping.effective(domain="example.com").connections == 20
     assert config.retry.first == 60
     assert config.expires == 14_400
 
@@ -63,10 +64,9 @@ shaping:
   domains: {a.example: {connections: 3}, b.example: , c.example: {tls: off}}
   default: {connections: 7, tls: required}
 """)
-    assert config.shaping.domains == {
-        "a.example": Shaping(connections=3, tls="required"), "b.example": Shaping(connections=7, tls="required"),
-        "c.example": Shaping(connections=7, tls="off"),
-    }
+    found = {domain: config.shaping.effective(domain=domain) for domain in config.shaping.domains}
+    assert {domain: (one.connections, one.tls) for domain, one in found.items()} == {
+        "a.example": (3, "required"), "b.example": (7, "required"), "c.example": (7, "off")}
 
 
 def test_domains_are_normalised() -> None:
@@ -82,7 +82,7 @@ def test_domains_are_normalised() -> None:
 ])
 def test_truth(written: str, value: bool) -> None:
     """Where truth is meant the words of YAML 1.1 are read as meant, in quotes too."""
-    assert loads(HOSTNAME + f"delivery: {{ipv6: {written}}}").delivery.ipv6 is value
+    assert loads(HOSTNAME + f"bounces: {{send: {written}}}").bounces.send is value
 
 
 @pytest.mark.parametrize(("option", "value"), [
@@ -111,7 +111,7 @@ def test_grouped_digits() -> None:
 @pytest.mark.parametrize("port", [1, 65_535])
 def test_bounds_are_allowed(port: int) -> None:
     """The smallest and the largest value are allowed themselves."""
-    assert loads(HOSTNAME + f"delivery: {{port: {port}}}").delivery.port == port
+    assert loads(HOSTNAME + f"shaping: {{default: {{port: {port}}}}}").shaping.effective().port == port
 
 
 @pytest.mark.parametrize(("written", "value"), [
@@ -124,7 +124,7 @@ def test_optional_durations(written: str, value: float | None) -> None:
 
 def test_words_of_choice() -> None:
     """`off` is a word where words are meant."""
-    assert loads(HOSTNAME + "shaping: {default: {tls: off}}").shaping.default.tls == "off"
+    assert loads(HOSTNAME + "shaping: {default: {tls: off}}").shaping.effective().tls == "off"
 
 
 def test_empty_sections() -> None:
@@ -166,32 +166,34 @@ shaping:
     b.example: *slow
     c.example: {<<: *slow, connections: 2}
 """)
-    assert config.shaping.domains["b.example"] == Shaping(connections=1, connection_age=60)  # type: ignore[arg-type]
-    assert config.shaping.domains["c.example"] == Shaping(connections=2, connection_age=60)  # type: ignore[arg-type]
+    assert config.shaping.domains["b.example"] == DomainLayer.of(connections=1, connection_age=60)
+    assert config.shaping.domains["c.example"] == DomainLayer.of(connections=2, connection_age=60)
 
 
 @pytest.mark.parametrize(("text", "message"), [
     # names
     ("workrs: 4", '2:1: workrs: unknown option; did you mean "workers"?'),
     ("smtp: {message-size: 1MB}", '2:8: smtp.message-size: unknown option; did you mean "message_size"?'),
-    ("port: 25", "2:1: port: unknown option here; it belongs to delivery"),
+    ("port: 25", "2:1: port: unknown option here; it belongs to sources, shaping.default, shaping.providers"),
     ("smtp: {x: 1}", "2:8: smtp.x: unknown option, expected message_size, recipients, "),
     ("delivery: {CONNECTIONS: 1}", '2:12: delivery.CONNECTIONS: unknown option; did you mean "connections"?'),
     ("listeners: [{smpt: 127.0.0.1:25}]", '2:14: listeners[0].smpt: unknown option; did you mean "smtp"?'),
     # truth
-    ("delivery: {ipv4: y}", '2:18: delivery.ipv4: "y", expected true or false; did you mean "yes"?'),
-    ("delivery: {ipv4: 1}", '2:18: delivery.ipv4: "1", expected true or false; did you mean "true"?'),
-    ("delivery: {ipv4: flase}", '2:18: delivery.ipv4: "flase", expected true or false; did you mean "false"?'),
-    ("delivery: {ipv4: }", "2:18: delivery.ipv4: no value, expected true or false; without the line the default holds"),
-    ("delivery: {ipv4: [true]}", "2:18: delivery.ipv4: a list, expected true or false"),
+    ("bounces: {send: y}", '2:17: bounces.send: "y", expected true or false; did you mean "yes"?'),
+    ("bounces: {send: 1}", '2:17: bounces.send: "1", expected true or false; did you mean "true"?'),
+    ("bounces: {send: flase}", '2:17: bounces.send: "flase", expected true or false; did you mean "false"?'),
+    ("bounces: {send: }", "2:17: bounces.send: no value, expected true or false; without the line the default holds"),
+    ("bounces: {send: [true]}", "2:17: bounces.send: a list, expected true or false"),
     # numbers
-    ("delivery: {port: 0}", '2:18: delivery.port: "0" is too small, expected 1 or more'),
-    ("delivery: {port: 65536}", '2:18: delivery.port: "65536" is too large, expected 65535 or less'),
-    ("delivery: {port: smtp}", '2:18: delivery.port: "smtp", expected a whole number from 1 to 65535'),
-    ("delivery: {port: 25.0}", '2:18: delivery.port: "25.0", expected a whole number from 1 to 65535'),
-    ("delivery: {port: 12:30}", '2:18: delivery.port: "12:30", expected a whole number from 1 to 65535'),
-    ("delivery: {port: 0x19}", '2:18: delivery.port: "0x19", expected a whole number from 1 to 65535'),
-    ("delivery: {port: 025}", '2:18: delivery.port: "025", expected a whole number from 1 to 65535; did you mean 25?'),
+    ("shaping: {default: {port: 0}}", '2:27: shaping.default.port: "0" is too small, expected 1 or more'),
+    ("shaping: {default: {port: 65536}}", '2:27: shaping.default.port: "65536" is too large, expected 65535 or less'),
+    ("shaping: {default: {port: smtp}}", '2:27: shaping.default.port: "smtp", expected a whole number from 1 to 65535'),
+    ("shaping: {default: {port: 25.0}}", '2:27: shaping.default.port: "25.0", expected a whole number from 1 to 65535'),
+    ("shaping: {default: {port: 12:30}}",
+     '2:27: shaping.default.port: "12:30", expected a whole number from 1 to 65535'),
+    ("shaping: {default: {port: 0x19}}", '2:27: shaping.default.port: "0x19", expected a whole number from 1 to 65535'),
+    ("shaping: {default: {port: 025}}",
+     '2:27: shaping.default.port: "025", expected a whole number from 1 to 65535; did you mean 25?'),
     ("dns: {cache: '50,000'}", '"50,000", expected a whole number from 100 up; did you mean 50_000?'),
     ("dns: {cache: " + "9" * 5000 + "}", "expected a whole number from 100 up"),
     ("workers: many", '2:10: workers: "many", expected a whole number from 1 to 256 or auto'),
@@ -285,7 +287,7 @@ x: 1
         '7:37: retry.jitter: "5" is too large, expected 0.9 or less',
         ("8:1: x: unknown option, expected hostname, workers, user, spool, run, listeners, smtp, pickup, dns, routes, "
          "delivery, sources, pools, labels, tenants, turns, "
-         "shaping, retry, expires, bounces, events, store, memory, shutdown or log"),
+         "providers, shaping, retry, expires, bounces, events, store, memory, shutdown or log"),
     ]
 
 

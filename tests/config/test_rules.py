@@ -43,10 +43,8 @@ OPEN = ("is much of the Internet and makes an open relay, which is soon used by 
     ("shaping: {domains: {a.example: {connections: 5001}}}",
      "2:46: shaping.domains[a.example].connections: 5001 can never be reached, delivery.connections is 5000"),
     # delivery
-    ("delivery: {ipv4: no, ipv6: no}",
-     "2:28: delivery.ipv6: delivery.ipv4 and delivery.ipv6 are both off, nothing could be delivered"),
-    ("delivery: {ipv4: no}\nsources: {a: {ipv4: 192.0.2.1}}",
-     "3:21: sources.a.ipv4: 192.0.2.1 can never be used, delivery.ipv4 is off"),
+    ("shaping: {default: {families: ipv6}}\nsources: {a: {ipv4: 192.0.2.1}}",
+     "3:21: sources.a.ipv4: 192.0.2.1 can never be used, shaping uses only ipv6 from it"),
     ("sources: {a: {ipv6: '::'}}",
      "2:21: sources.a.ipv6: nothing can be sent from ::, expected an address of this host"),
     ("sources: {a: {ehlo: a.example, tls_key: key.pem}}",
@@ -63,8 +61,8 @@ OPEN = ("is much of the Internet and makes an open relay, which is soon used by 
      "3:23: routes[*].relay[0]: 127.0.0.1:26 is our own listeners[0], mail would go round in a circle"),
     ("listeners: {smtp: 0.0.0.0:26}\nroutes: {a.example: {relay: [h.test, localhost:26]}}",
      "3:38: routes[a.example].relay[1]: localhost:26 is our own listeners[0]"),
-    ("delivery: {ipv6: off}\nroutes: {a.example: {relay: '[::1]:26'}}",
-     "3:29: routes[a.example].relay[0]: [::1]:26 can never be reached, delivery.ipv6 is off"),
+    ("shaping: {default: {families: ipv4}}\nroutes: {a.example: {relay: '[::1]:26'}}",
+     "3:29: routes[a.example].relay[0]: [::1]:26 can never be reached, shaping uses only ipv4 for it"),
     # times
     ("smtp: {timeouts: {data: 2h}}", "smtp.timeouts.data (2h) is above smtp.timeouts.transaction (1h)"),
     ("dns: {max_ttl: 1s}", "2:16: dns.max_ttl: dns.min_ttl (5s) is above dns.max_ttl (1s)"),

@@ -61,14 +61,20 @@ def test_refused_sizes(text: str, message: str) -> None:
 @pytest.mark.parametrize(("text", "rate"), [
     ("100/s", Rate(100, 1)), ("50/min", Rate(50, 60)), ("50/m", Rate(50, 60)), ("1000/h", Rate(1000, 3600)),
     ("5000/d", Rate(5000, 86_400)), ("100/30s", Rate(100, 30)), ("3 / 5m", Rate(3, 300)),
+    ("0.5/s", Rate(1, 2)), ("2.5/min", Rate(5, 120)), ("1,000/hr", Rate(1000, 3600)),
+    ("10_000/d", Rate(10_000, 86_400)),
+    ("100/min, burst 20", Rate(100, 60, 20)), ("1/s,burst 1,000", Rate(1, 1, 1000)),
 ])
 def test_rates(text: str, rate: Rate) -> None:
-    """A rate is a count per second, minute, hour or day, or per any duration."""
+    """A rate is a count per second, minute, hour or day, or per any duration; whole numbers, and a burst if wanted."""
     assert Rate.parse(text) == rate
     assert rate.per_second == rate.count / rate.per_s
 
 
-@pytest.mark.parametrize("text", ["", "100", "0/s", "-1/s", "5/0s", "5/x", "/s", "1.5/s", "5/s/s"])
+@pytest.mark.parametrize("text", [
+    "", "100", "0/s", "-1/s", "5/0s", "5/x", "/s", "5/s/s", "1,00/s", "1.5.5/s", "burst 5", "5/s, burst 0",
+    "5/s burst 5", "0.5/h, burst", "1/36526d", "0.0/s",
+])
 def test_refused_rates(text: str) -> None:
     """A rate has a count above zero and a period above zero."""
     with pytest.raises(ValueError, match=r".+"):

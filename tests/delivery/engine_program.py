@@ -25,8 +25,9 @@ import gevent  # noqa: E402
 import gevent.select  # noqa: E402
 from gevent.server import StreamServer  # noqa: E402
 
-from mta.config.schema import Bounces, Config, DeliveryTimeouts, Retry, Shaping, ShapingRules  # noqa: E402
+from mta.config.schema import Bounces, Config, Retry, ShapingRules  # noqa: E402
 from mta.config.schema import Delivery as DeliverySettings  # noqa: E402
+from mta.config.shaping import DefaultLayer, DomainLayer, ProviderLayer, Shaping  # noqa: E402
 from mta.config.units import Duration  # noqa: E402
 from mta.delivery import ageing, connecting, connection, dispatch, engine, ways, wire  # noqa: E402
 from mta.delivery.clock import ClockWatch  # noqa: E402
@@ -38,7 +39,6 @@ from mta.delivery.settle import Settler, Verdict  # noqa: E402
 from mta.delivery.waiting import standing, why_not_now  # noqa: E402
 from mta.queue.index import QueueTotals  # noqa: E402
 from mta.queue.records import Delivery, Message, Recipient  # noqa: E402
-from mta.queue.retry import RetryClock  # noqa: E402
 from mta.queue.store import Transaction  # noqa: E402
 
 CONTENT = b"From: a@x.test\r\nSubject: hello\r\n\r\nbody\r\n"
@@ -164,6 +164,11 @@ class Unlimited:
         return []
 
 
+def shaping(**options: Any) -> ShapingRules:
+    """For every destination."""
+    return ShapingRules(default=DefaultLayer.of(**options))
+
+
 class World:
     """An engine, and a host that behaves as `data` says: whether the client gets an answer to DATA."""
 
@@ -189,8 +194,9 @@ class World:
         self.port = self.server.server_port
         self.addresses_found: list[tuple[int, str]] = [(2, "127.0.0.1")]
         self.asked: Counter[str] = Counter()
+        self.providers: dict[str, str] = {}  # of domains
         self.watch = ClockWatch(self.clock_us, lambda: {0: self.number << 10})
-        self.settler = Settler(self.config, RetryClock(retry), lambda shard: clock_us() << 10, self.original,
+        self.settler = Settler(self.config, lambda shard: clock_us() << 10, self.original,
                                self.clock_us, self.watch)
         self.engine = engine.Engine(self.config, {0: self.shelf}, self, limits, self.settler,  # type: ignore
                                     lambda store, message: self.original(message), self.clock_us)
@@ -205,9 +211,10 @@ class World:
 
     def route(self, domain: str) -> Route:
         self.asked["route"] += 1
-        return Route(f"mx.{domain}", (Host(f"mx.{domain}", self.port, 0),), FOREVER, False)
+        return Route(f"mx.{domain}", (Host(f"mx.{domain}", self.port, 0),), FOREVER, False,
+                     provider=self.providers.get(domain, ""))
 
-    def addresses(self, host: Host) -> Addresses:
+    def addresses(self, host: Host, shaping: Shaping) -> Addresses:
         self.asked["addresses"] += 1
         return Addresses(self.addresses_found, "", "", FOREVER, ())
 
@@ -357,7 +364,7 @@ def a_bug_while_opening() -> None:
 
 def lost_before_a_cold_delivery() -> None:
     """A connection that breaks before content was read from disk gives the delivery back."""
-    world = World(shaping=ShapingRules(default=Shaping(connections=1)))
+    world = World(shaping=shaping(connections=1))
     real = connection.Connection._write
     broken: list[object] = []
 
@@ -414,6 +421,41 @@ def expired_once() -> None:
     assert (world.shelf.told("expired"), world.shelf.told("notified")) == (5, 5), world.shelf.events
 
 
+def expiry_by_destination() -> None:
+    """Mail leaves at the age that its domain or provider has; each message is looked at once for each shorter age, and
+    anew after a reload. What nobody knows the provider of waits for the longest age there is."""
+    ageing.BATCH = 2  # type: ignore
+    quick = ProviderLayer.of(expires=Duration(100))
+    slow = ProviderLayer.of(expires=Duration(1000))
+    rules = ShapingRules(default=DefaultLayer.of(expires=Duration(500)), providers={"quick": quick, "slow": slow},
+                         domains={"short.test": DomainLayer.of(expires=Duration(50))})
+    world = World(shaping=rules, expires=Duration(2000))
+    world.settler.provider_of = {"q.test": "quick", "s.test": "slow", "n.test": ""}.get
+    shelf = world.shelf
+    for age_s in (60, 200, 600, 1500, 2500):
+        for domain in ("short.test", "q.test", "s.test", "n.test", "unknown.test"):
+            world.make(age_s=age_s, domain=domain, fresh=False)
+
+    def left() -> dict[str, int]:
+        return dict(Counter(one.domain for one in shelf.stored.values()))
+
+    def sweep(expected: dict[str, int]) -> None:
+        world.engine.ageing.give_up(0)
+        world.until(lambda: left() == expected)
+        gevent.sleep(0.05)
+        assert left() == expected
+
+    sweep({"q.test": 1, "s.test": 3, "n.test": 2, "unknown.test": 3})
+    read = shelf.read
+    sweep({"q.test": 1, "s.test": 3, "n.test": 2, "unknown.test": 3})
+    assert shelf.read == read
+    world.config = Config(hostname="mta.test", shaping=ShapingRules(
+        default=DefaultLayer.of(expires=Duration(100))), expires=Duration(2000))
+    world.settler.config = world.engine.config = world.config
+    world.settler.provider_of = {"q.test": "", "s.test": "", "n.test": "", "unknown.test": ""}.get
+    sweep({"q.test": 1, "s.test": 1, "n.test": 1, "unknown.test": 1})
+
+
 def late_mail_of_a_dead_site() -> None:
     """Senders are warned once when their mail is late although nothing tries it, with what is known of the site. Nobody
     is warned who did not want it. Each message is read once for it, also when the worker is started anew in between."""
@@ -452,7 +494,7 @@ def warn(world: World) -> None:
 
 def late_mail_in_memory() -> None:
     """What waits in memory for its turn is warned of as well, and keeps its place."""
-    world = World(bounces=Bounces(delay_warning=Duration(100)), shaping=ShapingRules(default=Shaping(connections=1)))
+    world = World(bounces=Bounces(delay_warning=Duration(100)), shaping=shaping(connections=1))
     world.slow_s = 0.2
     for _ in range(3):
         world.make(age_s=200)
@@ -551,7 +593,7 @@ def a_failed_lookup_is_believed_as_long_as_it_is_remembered() -> None:
 
 def a_host_that_trickles() -> None:
     """A deadline is for a whole reply: a host that sends it octet by octet cannot hold the connection longer."""
-    world = World(pause=60, delivery=DeliverySettings(timeouts=DeliveryTimeouts(greeting=Duration(1))))
+    world = World(pause=60, shaping=shaping(timeouts={"greeting": Duration(1)}))
     world.trickle_s = 0.4
     world.make()
     world.until(lambda: world.shelf.told("suspended"))
@@ -560,7 +602,7 @@ def a_host_that_trickles() -> None:
 
 def a_host_that_is_slow_with_each_recipient() -> None:
     """Every reply has the time of its phase, however many are waited for."""
-    world = World(pause=60, delivery=DeliverySettings(timeouts=DeliveryTimeouts(rcpt=Duration(1), mail=Duration(1))))
+    world = World(pause=60, shaping=shaping(timeouts={"rcpt": Duration(1), "mail": Duration(1)}))
     world.slow_s = 0.6
     one = world.make(fresh=False)
     one.recipients = [Recipient(f"u{number}@d.test") for number in range(6)]
@@ -593,7 +635,7 @@ def nothing_is_begun_while_outcomes_cannot_be_written() -> None:
     """When the disk is so far behind that outcomes pile up, open connections get no more mail and no new one is opened;
     when it has caught up all goes on by itself."""
     connecting.STALL_S = 0.05
-    world = World(shaping=ShapingRules(default=Shaping(connections=2)))
+    world = World(shaping=shaping(connections=2))
     world.slow_s = 0.1
     for _ in range(3):
         world.make()
@@ -646,12 +688,60 @@ def many_sites_share_a_small_total() -> None:
         assert kicks.total() < 10 * sites, kicks.total()
 
 
+def a_limit_over_a_provider_holds_over_its_sites() -> None:
+    """Two connections to all sites of a provider, another two from each source: what rests makes room for other sites
+    at once, a site of nobody does not wait, and the reason of waiting names the limit."""
+    sites = 60
+    rules = ShapingRules(
+        default=DefaultLayer.of(idle=Duration(3600)),
+        providers={"big": ProviderLayer.of(total_connections=2), "other": ProviderLayer.of(source_connections=2)})
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = World(shaping=rules, limits=limits)
+        world.providers = {**{f"b{number}.test": "big" for number in range(sites)},
+                           **{f"o{number}.test": "other" for number in range(sites)}}
+        gevent.spawn(listen, world, limits)
+        for number in range(sites):
+            for kind in ("b", "o"):
+                world.make(domain=f"{kind}{number}.test")
+        world.make(domain="alone.test")
+        world.until(lambda: world.shelf.told("delivered") >= 3)
+        waiting = {path.waiting_for for path in world.engine.paths.values()}
+        assert waiting <= {"", "provider:big", "source:>provider:other"}, waiting
+        held = next(path.name for path in world.engine.paths.values() if path.waiting_for == "provider:big")
+        reason = standing(world.engine, 0, held.removeprefix("mx."), 1)[1]
+        assert reason == "limit of 2 connections in all to provider:big is reached, over all workers", reason
+        most = Counter[str]()
+        while not world.drained():
+            gevent.sleep(0.001)
+            for kind in ("mx.b", "mx.o"):
+                now = sum(one.path.name.startswith(kind) for one in world.engine.connections)
+                most[kind] = max(most[kind], now)
+        assert most == {"mx.b": 2, "mx.o": 2}, most
+        assert world.shelf.told("delivered") == 2 * sites + 1
+        gevent.sleep(0.05)
+        assert sum(one.idle and one.path.name.startswith("mx.b") for one in world.engine.connections) == 2
+        world.providers["new.test"] = "big"
+        world.make(domain="new.test")
+        world.until(world.drained)
+
+
+def recipients_of_a_connection() -> None:
+    """With a limit on them a connection takes no more recipients, and a message is divided for it."""
+    world = World(shaping=shaping(connections=1, recipients_per_connection=5))
+    one = world.make(fresh=False)
+    one.recipients = [Recipient(f"u{number}@d.test") for number in range(12)]
+    world.engine.scheduler.add(0, one)
+    world.until(world.drained)
+    assert (world.connections, len(world.taken)) == (3, 3), (world.connections, world.taken)
+
+
 def what_rests_makes_room() -> None:
     """All connections that may be are at rest, each to its site. Mail to another site gets the lease of the one that
     has rested longest, at once, and only that."""
     with tempfile.TemporaryDirectory() as run:
         limits = Limits(run, 0)
-        world = World(delivery=DeliverySettings(connections=3, idle=Duration(3600)), limits=limits)
+        world = World(delivery=DeliverySettings(connections=3), shaping=shaping(idle=Duration(3600)), limits=limits)
         gevent.spawn(listen, world, limits)
         for domain in ("a.test", "b.test", "c.test", "d.test"):
             world.make(domain=domain)
@@ -664,7 +754,7 @@ def what_rests_makes_room() -> None:
 def a_connection_counts_until_the_host_has_ended_it() -> None:
     """One connection at once is one as the host counts, also while it takes its time to say good-bye: the next one is
     opened when the host has closed."""
-    world = World(shaping=ShapingRules(default=Shaping(connections=1, messages_per_connection=1)))
+    world = World(shaping=shaping(connections=1, messages_per_connection=1))
     world.lingers_s = 0.05
     for _ in range(5):
         world.make()

@@ -5,7 +5,7 @@
 Prints nothing and ends with 0 when the rule held.
 """
 
-from tests.delivery.engine_program import CONTENT, World, clock_us, connecting, listen, standing  # noqa: I001 - patches first
+from tests.delivery.engine_program import CONTENT, World, clock_us, connecting, listen, shaping, standing  # noqa: I001 - patches first
 
 import subprocess
 import sys
@@ -19,14 +19,19 @@ import gevent
 from gevent.server import StreamServer
 
 from mta.config.schema import Delivery as DeliverySettings
-from mta.config.schema import Shaping, ShapingRules, Source, Tenant
+from mta.config.schema import ShapingRules, Source, Tenant
+from mta.config.shaping import ProviderLayer
 from mta.config.units import Duration, parse_proxy, parse_rate
 from mta.delivery import pathkeeping, sources
 from mta.delivery.limits import Limits
-from mta.delivery.pacing import buckets
 from mta.queue.records import Delivery, Message, Recipient, queue_name
 
 ABSENT = "192.0.2.77"  # no machine has it (RFC 5737)
+
+
+def quick(**options: Any) -> ShapingRules:
+    """With connections that do not rest for long."""
+    return shaping(idle=Duration(0.05), **options)
 
 
 class Sited(World):
@@ -37,7 +42,7 @@ class Sited(World):
         self.messages: Counter[str] = Counter()
         self.greylisted: dict[bytes, str] = {}  # by sender: where it came from first
         self.greylists = False
-        options.setdefault("delivery", DeliverySettings(idle=Duration(0.05)))
+        options.setdefault("shaping", quick())
         super().__init__(**options)
 
     def over(self) -> bool:
@@ -71,7 +76,7 @@ def three(**more: Source) -> dict[str, Source]:
 def connections_leave_by_weight() -> None:
     """Each connection has the source whose turn it is; the pool of mail without a label is the one named `default`."""
     world = Sited(sources=three(c=Source(ipv4="127.0.0.4")), pools={"default": {"a": 3, "b": 1, "c": 0}},
-                  shaping=ShapingRules(default=Shaping(messages_per_connection=1, connections=100)))
+                  shaping=quick(messages_per_connection=1, connections=100))
     for _ in range(40):
         world.make()
     world.until(world.over)
@@ -83,7 +88,7 @@ def pools_have_lanes_of_their_own() -> None:
     """Two pools to one site: each mail leaves from a source of its pool, and where they share a source they share its
     connections."""
     world = Sited(sources=three(), pools={"p": {"a": 1}, "q": {"b": 1}, "both": {"a": 1, "b": 1}},
-                  shaping=ShapingRules(default=Shaping(connections=1)))
+                  shaping=quick(connections=1))
     world.slow_s = 0.01
     for _ in range(10):
         world.make_for("p")
@@ -122,7 +127,7 @@ def a_lost_source_is_made_up_for() -> None:
 
 def a_source_that_vanishes_while_it_runs() -> None:
     """Noticed at the bind: no attempt is counted, the site is not suspended, the mail goes by the other source."""
-    world = Sited(sources=three(), shaping=ShapingRules(default=Shaping(messages_per_connection=1, connections=1)))
+    world = Sited(sources=three(), shaping=quick(messages_per_connection=1, connections=1))
     world.make()
     world.until(world.over)
     gone = world.engine.sources.all["b"]
@@ -187,7 +192,7 @@ def a_retry_goes_by_the_same_source() -> None:
                 sock.sendall(b"250 ok\r\n")
 
     Grey.refusals = Counter()  # type: ignore[attr-defined]
-    world = Grey(sources=three(), shaping=ShapingRules(default=Shaping(connections=4)))
+    world = Grey(sources=three(), shaping=quick(connections=4))
     for number in range(20):
         world.make(f"s{number}@x.test")
     world.until(lambda: world.shelf.told("deferred") == 20)
@@ -217,7 +222,7 @@ def a_pool_that_is_gone() -> None:
 def a_pool_that_is_gone_may_fall_back() -> None:
     """With `unknown_pool: default` such mail takes the default pool."""
     world = Sited(sources=three(), pools={"default": {"a": 1}},
-                  delivery=DeliverySettings(unknown_pool="default", idle=Duration(0.05)))
+                  delivery=DeliverySettings(unknown_pool="default"))
     world.make_for("old")
     world.until(world.over)
     assert world.messages["127.0.0.2"] == 1
@@ -225,7 +230,7 @@ def a_pool_that_is_gone_may_fall_back() -> None:
 
 def a_pool_that_changes_moves_waiting_mail() -> None:
     """The pool of a label is looked up at every attempt: connections of sources that are no longer in it end."""
-    world = Sited(sources=three(), pools={"p": {"a": 1}}, shaping=ShapingRules(default=Shaping(connections=1)))
+    world = Sited(sources=three(), pools={"p": {"a": 1}}, shaping=quick(connections=1))
     world.slow_s = 0.05
     for _ in range(6):
         world.make_for("p")
@@ -242,8 +247,8 @@ def leases_are_of_the_path() -> None:
     """A limit of one connection holds for each source by itself, and the total over all."""
     with tempfile.TemporaryDirectory() as run:
         limits = Limits(run, 0)
-        world = Sited(sources=three(), limits=limits, shaping=ShapingRules(default=Shaping(connections=1)),
-                      delivery=DeliverySettings(connections=2, idle=Duration(0.05)))
+        world = Sited(sources=three(), limits=limits, shaping=quick(connections=1),
+                      delivery=DeliverySettings(connections=2))
         gevent.spawn(listen, world, limits)
         world.slow_s = 0.01
         for _ in range(30):
@@ -295,12 +300,10 @@ def a_path_with_a_rate() -> None:
     """Messages are spaced evenly, by one timer: nothing is opened or woken while none may go; the wait has a name."""
     with tempfile.TemporaryDirectory() as run:
         limits = Limits(run, 0)
-        world = Sited(limits=limits, delivery=DeliverySettings(idle=Duration(5)))
+        world = Sited(limits=limits, shaping=shaping(idle=Duration(5), message_rate=(parse_rate("20/s"),)))
         gevent.spawn(listen, world, limits)
         world.make()
         world.until(lambda: len(world.taken) == 1 and any(one.idle for one in world.engine.connections))
-        path = world.engine.paths["mx.d.test"]
-        path.message_rates = buckets("mx.d.test", [parse_rate("20/s")])
         times = []
         world.took = lambda sock, sender: times.append(time.monotonic()) or world.taken.append(sender)  # type: ignore
         asked = Counter[str]()
@@ -320,11 +323,8 @@ def a_rate_of_connections() -> None:
     """New connections are spaced; those that are open carry mail meanwhile."""
     with tempfile.TemporaryDirectory() as run:
         limits = Limits(run, 0)
-        world = Sited(limits=limits, shaping=ShapingRules(default=Shaping(messages_per_connection=1)))
+        world = Sited(limits=limits, shaping=quick(messages_per_connection=1, connection_rate=(parse_rate("10/s"),)))
         gevent.spawn(listen, world, limits)
-        path = world.engine.ways._named("mx.d.test", world.engine.sources.all[""], "d.test")
-        path.connection_rates = buckets("mx.d.test opens", [parse_rate("10/s")])
-        path.failures = 1  # so that it is not forgotten in between
         begun = time.monotonic()
         for _ in range(6):
             world.make()
@@ -333,10 +333,34 @@ def a_rate_of_connections() -> None:
         assert time.monotonic() - begun >= 0.5
 
 
+def a_rate_over_a_provider() -> None:
+    """It holds over all its sites together; another provider's mail does not wait for it."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        rules = ShapingRules(providers={"big": ProviderLayer.of(total_message_rate=(parse_rate("20/s"),))})
+        world = Sited(limits=limits, shaping=rules)
+        world.providers = {f"b{number}.test": "big" for number in range(4)}
+        gevent.spawn(listen, world, limits)
+        begun = time.monotonic()
+        for number in range(4):
+            for _ in range(4):
+                world.make_for(domain=f"b{number}.test")
+                world.make_for(domain=f"o{number}.test")
+
+        def delivered(kind: str) -> int:
+            return sum(event["event"] == "delivered" and event["recipients"][0].startswith(f"u@{kind}")
+                       for event in world.shelf.events)
+
+        world.until(lambda: delivered("o") == 16)
+        assert delivered("b") < 16
+        world.until(world.drained)
+        assert time.monotonic() - begun >= 14 / 20
+
+
 def tenants_share_by_weight() -> None:
     """One connection, two tenants with full queues: three messages of the heavy one for each of the light one, whoever
     came first; transactional mail of either goes before all."""
-    world = Sited(tenants={"heavy": Tenant(weight=3)}, shaping=ShapingRules(default=Shaping(connections=1)))
+    world = Sited(tenants={"heavy": Tenant(weight=3)}, shaping=quick(connections=1))
     for _ in range(40):
         world.make_for(tenant="light", sender="light@x.test")
     for _ in range(40):
@@ -354,7 +378,7 @@ def a_tenant_with_a_rate_does_not_hold_up_others() -> None:
     with tempfile.TemporaryDirectory() as run:
         limits = Limits(run, 0)
         world = Sited(tenants={"slow": Tenant(message_rate=(parse_rate("5/s"),))}, limits=limits,
-                      shaping=ShapingRules(default=Shaping(connections=1)), delivery=DeliverySettings(idle=Duration(5)))
+                      shaping=shaping(connections=1, idle=Duration(5)))
         gevent.spawn(listen, world, limits)
         begun = time.monotonic()
         for _ in range(4):
@@ -467,7 +491,7 @@ def limits_that_a_hold_lowers() -> None:
     """Connections and rate of a path, for a while; then what is configured is in force again by itself."""
     with tempfile.TemporaryDirectory() as run:
         limits = Limits(run, 0)
-        world = Sited(limits=limits, shaping=ShapingRules(default=Shaping(connections=10)))
+        world = Sited(limits=limits, shaping=quick(connections=10))
         gevent.spawn(listen, world, limits)
         world.slow_s = 0.02
         world.engine.holds.limit("mx.d.test", "connections", 1, 0.5, "rule few", "421 too many")

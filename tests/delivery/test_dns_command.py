@@ -97,7 +97,8 @@ def test_json(config: str) -> None:
     code, out, _ = mta_dns(config, "example.org", "missing.org", "--json")
     assert code == 69
     found, missing = map(json.loads, out.splitlines())
-    assert set(found) == set(missing) == {"domain", "site", "fixed", "hosts", "notes", "failure", "believed_s"}
+    assert set(found) == set(missing) == {
+        "domain", "site", "provider", "fixed", "hosts", "notes", "failure", "believed_s"}
     best: dict[str, Any] = found["hosts"][0]
     assert best == {
         "name": "mx1.example.org", "port": 25, "preference": 10,

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from mta.config.schema import Config, Delivery, Listener
+from mta.config.loader import loads
+from mta.config.schema import Config, Delivery, Listener, ShapingRules
 from mta.config.schema import Route as RouteRule
+from mta.config.shaping import DefaultLayer, Shaping
 from mta.config.units import Endpoint
 from mta.delivery.dns_answer import Answer
 from mta.delivery.dns_wire import MailHost
@@ -18,6 +20,7 @@ from mta.delivery.routing import FOREVER, Host, Route, RouteFailure, Router, sit
 
 OURS = "198.51.100.25"
 V4, V6 = int(socket.AF_INET), int(socket.AF_INET6)
+USUAL = Shaping()
 
 
 class FakeResolver:
@@ -57,10 +60,16 @@ def router(table: dict[tuple[str, str], Any], config: Config | None = None,
     return Router(config or Config(hostname="mta.example.net"), FakeResolver(table), is_local)
 
 
-def listening(*endpoints: str, **delivery: Any) -> Config:
-    """A configuration that listens; with `port=25` for delivery unless told otherwise."""
+def shaped(**options: Any) -> Config:
+    """A configuration with these options of shaping for all."""
+    return Config(hostname="mta.example.net", shaping=ShapingRules(default=DefaultLayer.of(**options)))
+
+
+def listening(*endpoints: str, port: int = 25, **delivery: Any) -> Config:
+    """A configuration that listens, and delivers to `port`."""
     listeners = tuple(Listener(smtp=Endpoint.parse(text)) for text in endpoints)
-    return Config(hostname="mta.example.net", listeners=listeners, delivery=Delivery(**delivery))
+    shaping = ShapingRules(default=DefaultLayer.of(port=port))
+    return Config(hostname="mta.example.net", listeners=listeners, delivery=Delivery(**delivery), shaping=shaping)
 
 
 def hosts(found: Route | RouteFailure) -> list[tuple[int, str]]:
@@ -142,11 +151,11 @@ def test_no_mx_and_a_failing_address_waits() -> None:
 
 def test_no_mx_and_only_a_family_that_is_off_waits() -> None:
     """That we do not speak IPv6 is no fault of the domain: its mail waits, with a text for the operator."""
-    config = Config(hostname="mta.example.net", delivery=Delivery(ipv6=False))
+    config = shaped(families="ipv4")
     found = router({("a.org", "AAAA"): ["2001:db8::1"]}, config).route("a.org")
     assert failure(found) == (False, 451, "4.4.4")
     assert isinstance(found, RouteFailure)
-    assert found.text == "MX host a.org has no address (delivery.ipv6 is off)"
+    assert found.text == "MX host a.org has no address (shaping's families is ipv4)"
 
 
 def test_unknown_domain_is_permanent() -> None:
@@ -258,7 +267,7 @@ def test_hosts_that_may_be_better_than_us_stay_when_they_fail() -> None:
     table = {**THREE, ("best.net", "A"): FAILS, ("best.net", "AAAA"): FAILS}
     found = router(table, listening("0.0.0.0:25"))
     assert hosts(found.route("a.org")) == [(10, "best.net")]
-    assert found.addresses(Host("best.net", 25, 10)).enhanced == "4.4.3"
+    assert found.addresses(Host("best.net", 25, 10), USUAL).enhanced == "4.4.3"
 
 
 def test_loopback_with_our_port_is_us() -> None:
@@ -289,7 +298,7 @@ def test_relays_are_tried_in_their_order() -> None:
     assert isinstance(route, Route)
     assert route.hosts == (Host("127.0.0.1", 2626, 0, fixed=True), Host("relay.net", 25, 1, fixed=True))
     assert (route.site, route.expires, route.fixed) == ("relay:127.0.0.1:2626,relay.net:25", FOREVER, True)
-    assert found.addresses(route.hosts[0]).addresses == [(V4, "127.0.0.1")]
+    assert found.addresses(route.hosts[0], USUAL).addresses == [(V4, "127.0.0.1")]
     assert resolver.asked == []
 
 
@@ -319,7 +328,7 @@ def test_a_relay_that_is_us_is_left_out() -> None:
 
 def test_relay_names_that_fail_only_delay() -> None:
     """A relay whose name does not exist is our mistake, too."""
-    found = router({}).addresses(Host("relay.net", 25, 0, fixed=True))
+    found = router({}).addresses(Host("relay.net", 25, 0, fixed=True), USUAL)
     assert (found.addresses, found.failure, found.enhanced) == ([], "relay relay.net does not exist", "4.4.4")
 
 
@@ -339,7 +348,7 @@ def test_address_literals_that_lead_nowhere() -> None:
     assert isinstance(found, RouteFailure)
     assert found.text == "address 127.0.0.1 is not connected to: loopback, and delivery.allow_loopback is off"
     assert failure(router({}, listening(f"{OURS}:25")).route(f"[{OURS}]")) == (True, 550, "5.4.6")
-    off = Config(hostname="mta.example.net", delivery=Delivery(ipv6=False))
+    off = shaped(families="ipv4")
     assert failure(router({}, off).route("[IPv6:2001:db8::1]")) == (False, 451, "4.4.4")
 
 
@@ -348,9 +357,9 @@ def test_address_literals_that_lead_nowhere() -> None:
 HOST = Host("x.net", 25, 10)
 
 
-def addresses(records_a: Any = None, records_aaaa: Any = None, **delivery: Any) -> Any:
+def addresses(records_a: Any = None, records_aaaa: Any = None, shaping: Shaping = USUAL, **delivery: Any) -> Any:
     table = {("x.net", "TXT"): [1], ("x.net", "A"): records_a, ("x.net", "AAAA"): records_aaaa}
-    return router(table, Config(hostname="mta.example.net", delivery=Delivery(**delivery))).addresses(HOST)
+    return router(table, Config(hostname="mta.example.net", delivery=Delivery(**delivery))).addresses(HOST, shaping)
 
 
 def test_addresses_of_both_families_take_turns() -> None:
@@ -379,8 +388,8 @@ def test_one_failing_family_is_no_obstacle() -> None:
 def test_a_family_that_is_off_is_not_asked_for() -> None:
     """No question and no connection."""
     resolver = FakeResolver({("x.net", "A"): ["192.0.2.1"], ("x.net", "AAAA"): ["2001:db8::1"]})
-    config = Config(hostname="mta.example.net", delivery=Delivery(ipv6=False))
-    assert Router(config, resolver).addresses(HOST).addresses == [(V4, "192.0.2.1")]
+    only = Shaping(families="ipv4")
+    assert Router(Config(hostname="mta.example.net"), resolver).addresses(HOST, only).addresses == [(V4, "192.0.2.1")]
     assert resolver.asked == [("x.net", "A")]
 
 
@@ -418,7 +427,7 @@ def test_hosts_without_address() -> None:
     """Each case has its own text; all are temporary, a failing server is told apart from an absent record."""
     assert addresses().failure == "MX host x.net has no address"
     assert addresses().enhanced == "4.4.4"
-    assert router({}).addresses(HOST).failure == "MX host x.net does not exist"
+    assert router({}).addresses(HOST, USUAL).failure == "MX host x.net does not exist"
     failing = addresses(FAILS)
     assert failing.failure == "the address of MX host x.net cannot be looked up: 192.0.2.53:53: SERVFAIL"
     assert (failing.enhanced, failing.expires) == ("4.4.3", 30.0)
@@ -430,7 +439,7 @@ def test_an_address_as_mx_host_is_tried() -> None:
     route = found.route("a.org")
     assert isinstance(route, Route)
     assert "192.0.2.7" in route.notes[0]
-    assert found.addresses(route.hosts[0]).addresses == [(V4, "192.0.2.7")]
+    assert found.addresses(route.hosts[0], USUAL).addresses == [(V4, "192.0.2.7")]
 
 
 # --- sites ---------------------------------------------------------------------------------------------------------
@@ -469,3 +478,98 @@ def test_other_hosts_or_another_order_are_another_site() -> None:
 def test_addresses_are_told_from_names(text: str, family: int | None) -> None:
     """Strictly: what inet_pton does not take is a name."""
     assert family_of(text) == family
+
+
+# --- shaping -------------------------------------------------------------------------------------------------------
+
+
+def shaping_of(text: str) -> Config:
+    return loads("hostname: mta.example.net\nproviders: none\nshaping:\n" + text)
+
+
+BIG = """
+  providers: {big: {match: {mx: "*.big.example", domains: own.example, networks: 192.0.2.0/24}, port: 26}}
+  domains: {special.example: {port: 27}}
+"""
+
+
+def provider(table: dict[tuple[str, str], Any], domain: str = "a.org", text: str = BIG) -> tuple[str, int]:
+    """Provider, and port of the first host."""
+    found = router(table, shaping_of(text)).route(domain)
+    assert isinstance(found, Route), found
+    return found.provider, found.hosts[0].port
+
+
+def test_the_route_knows_the_provider() -> None:
+    """By the hosts of the best preference, all of which have to be its own; and so the port is known."""
+    assert provider({("a.org", "MX"): mx((10, "mx1.big.example"), (20, "mx.spare.example"))}) == ("big", 26)
+    assert provider({("a.org", "MX"): mx((10, "mx1.big.example"), (10, "mx.other.example"))}) == ("", 25)
+    assert provider({("a.org", "MX"): mx((10, "mx.other.example"), (20, "mx1.big.example"))}) == ("", 25)
+    assert provider({("own.example", "MX"): mx((10, "mx.other.example"))}, "own.example") == ("big", 26)
+    assert provider({("special.example", "MX"): mx((10, "mx1.big.example"))}, "special.example") == ("big", 27)
+
+
+def test_the_provider_by_addresses() -> None:
+    """When names do not tell: all addresses of the best hosts, over both families, and of a literal."""
+    hosts = {("a.org", "MX"): mx((10, "x.net")), ("x.net", "A"): ["192.0.2.1", "192.0.2.2"]}
+    assert provider(hosts) == ("big", 26)
+    assert provider({**hosts, ("x.net", "AAAA"): ["2001:db8::1"]}) == ("", 25)
+    assert provider({("a.org", "A"): ["192.0.2.9"]}) == ("big", 26)
+    assert provider({}, "[192.0.2.9]") == ("big", 26)
+    assert provider({}, "[198.51.100.9]") == ("", 25)
+
+
+def test_a_relay_is_judged_by_itself() -> None:
+    """Who takes the mail counts, not for whom it is; its port is its own."""
+    text = BIG + "routes: {own.example: {relay: 'h.test:2525'}, b.org: {relay: relay.big.example}}"
+    assert provider({}, "own.example", text) == ("", 2525)
+    assert provider({}, "b.org", text) == ("big", 25)
+
+
+def test_no_question_is_asked_for_providers_known_by_name() -> None:
+    """The usual route costs one MX question."""
+    resolver = FakeResolver({("a.org", "MX"): mx((10, "mx1.big.example"))})
+    Router(shaping_of(BIG), resolver).route("a.org")
+    assert resolver.asked == [("a.org", "MX")]
+
+
+def test_the_provider_of_a_domain_is_remembered() -> None:
+    """For retries and expiry, as its route last said; None as long as there was none."""
+    found = router({("a.org", "MX"): mx((10, "mx1.big.example")), ("b.org", "MX"): mx((10, "x.net"))}, shaping_of(BIG))
+    assert found.provider_of("a.org") is None
+    for domain in ("a.org", "b.org", "c.org"):
+        found.route(domain)
+    assert [found.provider_of(domain) for domain in ("a.org", "b.org", "c.org")] == ["big", "", None]
+
+
+@pytest.mark.parametrize("prohibited", ["'*.parked.example'", "mx.parked.example", "192.0.2.0/24", "'2001:db8::1'"])
+def test_prohibited_hosts_condemn_the_domain(prohibited: str) -> None:
+    """One such host, of whatever preference, by name or address: the mail fails, and the text says why."""
+    table = {("a.org", "MX"): mx((10, "x.net"), (20, "mx.parked.example")), ("x.net", "A"): ["198.51.100.1"],
+             ("mx.parked.example", "A"): ["192.0.2.1"], ("mx.parked.example", "AAAA"): ["2001:db8::1"]}
+    found = router(table, shaping_of(f"  default: {{prohibited_hosts: {prohibited}}}")).route("a.org")
+    assert failure(found) == (True, 550, "5.4.4")
+    assert isinstance(found, RouteFailure)
+    assert found.text.startswith("MX host mx.parked.example")
+    assert "prohibited" in found.text
+    other = router(table, shaping_of("  default: {prohibited_hosts: [203.0.113.1, '*.other.example']}")).route("a.org")
+    assert hosts(other) == [(10, "x.net"), (20, "mx.parked.example")]
+
+
+def test_prohibited_addresses_without_mx() -> None:
+    """The domain's own address, and a literal."""
+    config = shaping_of("  default: {prohibited_hosts: 192.0.2.0/24}")
+    assert failure(router({("a.org", "A"): ["192.0.2.1"]}, config).route("a.org")) == (True, 550, "5.4.4")
+    assert failure(router({}, config).route("[192.0.2.1]")) == (True, 550, "5.4.4")
+
+
+def test_skipped_hosts_are_passed_over() -> None:
+    """By name without asking for its address, or those addresses alone; what is left is tried, else the mail waits."""
+    skip = Shaping(skip_hosts=("slow.net", "*.bad.net", "192.0.2.0/24"))
+    found = router({("x.net", "A"): ["192.0.2.1", "198.51.100.1"], ("slow.net", "A"): ["198.51.100.2"]})
+    one = found.addresses(Host("x.net", 25, 10), skip)
+    assert one.addresses == [(V4, "198.51.100.1")]
+    assert one.skipped == ("192.0.2.1: of shaping's skip_hosts",)
+    for name in ("slow.net", "mx.bad.net"):
+        none = found.addresses(Host(name, 25, 10), skip)
+        assert (none.addresses, none.failure) == ([], f"MX host {name} is passed over: of shaping's skip_hosts")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
 from typing import Any
 
-from mta.config.schema import Bounces, Config, Retry
+from mta.config.schema import Bounces, Config, Retry, ShapingRules
+from mta.config.shaping import DomainLayer, ProviderLayer
 from mta.config.units import Duration
 from mta.delivery.clock import ClockWatch
 from mta.delivery.outcome import End, Outcome, Result
 from mta.delivery.settle import HISTORY, Peer, Settler, Verdict
 from mta.queue import events
 from mta.queue.records import NOTIFY_NEVER, NOTIFY_SUCCESS, Delivery, Message, Recipient
-from mta.queue.retry import RetryClock
 from mta.smtp.reply import Reply
 
 SECOND = 1_000_000
@@ -29,7 +28,7 @@ def settler(**options: Any) -> Settler:
     retry = Retry(first=Duration(300), jitter=0.0)
     config = Config(hostname="mta.test", retry=retry, **options)
     numbers = iter(range(5000 << 10, 6000 << 10, 1 << 10))
-    return Settler(config, RetryClock(retry, random.Random(1)), lambda shard: next(numbers), lambda message: CONTENT,
+    return Settler(config, lambda shard: next(numbers), lambda message: CONTENT,
                    lambda: NOW_US, ClockWatch(lambda: NOW_US, dict, lambda: NOW_US))
 
 
@@ -224,3 +223,30 @@ def test_trouble_of_our_own_costs_an_attempt_and_says_why() -> None:
     assert told(verdict) == [("deferred", ["u0@d.test", "u1@d.test"])]
     assert verdict.updates == [one]
     assert one.history[-1].reply == "4.3.0 00000001.seg cannot be read: Too many open files"
+
+
+def test_retry_and_expiry_by_destination() -> None:
+    """The schedule and the age are those of the domain, or of the provider as its route last said; while nobody knows
+    the provider, the schedule of all and the longest age that there is."""
+    rules = ShapingRules(
+        providers={"slow": ProviderLayer.of(retry={"first": Duration(900)}, expires=Duration(1000)),
+                   "patient": ProviderLayer.of(expires=Duration(10**7))},
+        domains={"own.test": DomainLayer.of(retry={"schedule": (Duration(7),)}, expires=Duration(50))})
+    settle = settler(shaping=rules)
+    settle.provider_of = {"s.test": "slow", "none.test": ""}.get
+
+    def waits_s(domain: str) -> float:
+        one = delivery()
+        one.domain = domain
+        settle.settle(one, outcome(one, (End.DEFERRED, LATER)), PEER, 0.1)
+        assert settle.bring_forward(one).updates == [one]
+        return (one.due_us - NOW_US) / SECOND
+
+    assert [waits_s(domain) for domain in ("s.test", "none.test", "unknown.test", "own.test")] == [900, 300, 300, 7]
+    assert [settle.expires_s(domain) for domain in ("s.test", "none.test", "unknown.test", "own.test")] == [
+        1000, 5 * 86_400, 10**7, 50]
+    one = delivery(age_s=2000)
+    one.domain = "s.test"
+    assert settle.expired(one, NOW_US)
+    one.domain = "unknown.test"
+    assert not settle.expired(one, NOW_US)

@@ -87,11 +87,10 @@ MOODS: Final = frozenset({"pipelining_not_offered"})
 CONFIG: Final[dict[str, Any]] = {
     "workers": WORKERS,
     "dns": {"timeout": "1s", "min_ttl": "1s", "max_ttl": "3s", "negative_ttl": "2s", "failure_ttl": "2s"},
-    "delivery": {"idle": "2s", "timeouts": {
-        "connect": "3s", "greeting": "5s", "ehlo": "5s", "starttls": "5s", "mail": "5s", "rcpt": "5s", "data": "5s",
-        "block": "5s", "dot": "5s"}},
     "retry": {"first": "1s", "factor": 1.5, "cap": "6s", "site_first": "1s", "site_cap": "4s"},
-    "shaping": {"default": {"connections": 6}},
+    "shaping": {"default": {"connections": 6, "idle": "2s", "timeouts": {
+        "connect": "3s", "greeting": "5s", "ehlo": "5s", "starttls": "5s", "mail": "5s", "rcpt": "5s", "data": "5s",
+        "block": "5s", "dot": "5s"}}},
     "store": {"reserve": "1MB", "segment_size": "8MB"},
     "events": {"size": "10MB", "keep": 10_000},
 }
@@ -101,7 +100,7 @@ RELOADS: Final[list[dict[str, Any]]] = [
     {"shaping": {"default": {"connections": 2}}},
     {"shaping": {"default": {"connections": 12, "messages_per_connection": 5}}},
     {"shaping": {"domains": {"d1.test": {"connections": 1}, "d2.test": {"tls": "off"}}}},
-    {"delivery": {"idle": "0s"}},
+    {"shaping": {"default": {"idle": "0s"}}},
     {"delivery": {"connections": 20}},
     {"memory": {"bodies": "2MB", "deliveries": 1000, "window": 50}},
     {"retry": {"first": "2s", "cap": "3s"}},

@@ -119,7 +119,7 @@ def test_none_left_for_a_while(round_: int, make_mta: Callable[..., Mta], sandbo
     for domain in DOMAINS:
         sandbox.set(domain, SLOW)
     pickup = directory / "pickup"
-    with make_mta(workers=1, delivery={"idle": "0s"}, pickup=[{"directory": str(pickup)}]) as mta:
+    with make_mta(workers=1, shaping={"default": {"idle": "0s"}}, pickup=[{"directory": str(pickup)}]) as mta:
         worker = mta.children()["worker"][0]
         injector = Injector(mta, ["known.test"], sessions=4)
         injector.start(20)

@@ -105,7 +105,7 @@ def story() -> Story:
     with tempfile.TemporaryDirectory(prefix="mta-") as directory, Sandbox() as sandbox:
         timeouts = dict.fromkeys(("connect", "greeting", "ehlo", "starttls", "mail", "rcpt", "data", "block"), "1s")
         mta = Mta(Path(directory), sandbox.dns, sandbox.smtp_port, workers=1,
-                  delivery={"timeouts": {**timeouts, "dot": "2s"}, "idle": "2s"},
+                  shaping={"default": {"timeouts": {**timeouts, "dot": "2s"}, "idle": "2s"}},
                   retry={"first": "1s", "cap": "1s", "site_first": "1s", "site_cap": "1s"})
         with Peers(story.peers, sandbox.smtp_port) as hosts, mta:
             for domain, address in hosts.addresses.items():

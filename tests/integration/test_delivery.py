@@ -40,7 +40,7 @@ def test_content_arrives_as_it_was_sent(make_mta: Callable[..., Mta], sandbox: S
     content = message(1, "u@d.test").partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + body
     sandbox.stop()
     with Sandbox({"log_content": "1MB"}) as recording:
-        mta = make_mta(dns={"servers": [recording.dns]}, delivery={"port": recording.smtp_port})
+        mta = make_mta(dns={"servers": [recording.dns]}, shaping={"default": {"port": recording.smtp_port}})
         with mta:
             # smtplib stuffs dots itself and would also normalise; a final dot line survives both.
             mta.send("a@x.test", ["u@d.test"], content)
