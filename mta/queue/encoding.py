@@ -123,9 +123,14 @@ def delivery_head(value: bytes) -> tuple[int, int, int]:
     return head
 
 
+def delivery_record(value: bytes) -> bytes:
+    """The record in a value of the index."""
+    return value[_DELIVERY_HEAD.size:]
+
+
 def unpack_delivery(value: bytes, message: Message, index: int) -> Delivery:
     """The delivery in a value of the index. Raises ValueError when it is none."""
-    _, queue, domain, due_us, recipients, attempts, flags, history, *later = unpack(value[_DELIVERY_HEAD.size:])
+    _, queue, domain, due_us, recipients, attempts, flags, history, *later = unpack(delivery_record(value))
     return Delivery(
         message=message, index=index, queue=queue, domain=queue if domain is None else domain,
         recipients=[Recipient(r) if isinstance(r, str) else Recipient(*r) for r in recipients],

@@ -59,6 +59,10 @@ class FileOps:
         """Rename within one file system, replacing."""
         os.rename(source, target)
 
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name within one file system."""
+        os.link(source, target)
+
     def unlink(self, path: Path) -> None:
         """Remove a file."""
         os.unlink(path)

@@ -290,6 +290,21 @@ class Segment:
         os.close(fd)
         return None
 
+    @classmethod
+    def without_header(cls, directory: Path, number: int, files: FileOps) -> Segment | None:
+        """The segment although its header is damaged, by the salt of the first frame that can be read; None without.
+
+        It may be the file of a segment that was retired. Raises OSError.
+        """
+        fd = files.open(segment_path(directory, number), os.O_RDONLY)
+        segment = cls(fd, number, b"", Position(0, 0), files)
+        for offset in range(PAGE, segment.size, PAGE):
+            segment._salt = files.pread(fd, 8, offset)
+            if any(segment._salt) and segment.frame(offset) is not None:
+                return segment
+        os.close(fd)
+        return None
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
@@ -340,6 +355,22 @@ class Segment:
                     if frame is not None:
                         return frame
         return None
+
+
+def is_spare(directory: Path, number: int, files: FileOps) -> bool:
+    """Whether a segment was made ready and never begun: it is empty, or the file of a segment that was retired.
+
+    Raises OSError.
+    """
+    fd = files.open(segment_path(directory, number), os.O_RDONLY)
+    try:
+        raw = files.pread(fd, _SEGMENT_HEADER.size, 0)
+    finally:
+        files.close(fd)
+    if len(raw) < _SEGMENT_HEADER.size or not any(raw):
+        return True
+    _, its_number, salt, segment, offset, _ = _SEGMENT_HEADER.unpack(raw)
+    return its_number != number and raw == _segment_header(its_number, salt, Position(segment, offset))
 
 
 def durable_frames(directory: Path, start: Position, end: Position, files: FileOps) -> Iterator[Frame]:

@@ -206,6 +206,12 @@ class Deadly(FileOps):
         super().rename(source, target)
         self._entries.append((target.parent, "rename", source, target))
 
+    def link(self, source: Path, target: Path) -> None:
+        """An operation."""
+        self._live()
+        super().link(source, target)
+        self._entries.append((target.parent, "create", target, target))
+
     def unlink(self, path: Path) -> None:
         """An operation."""
         self._live()

@@ -41,6 +41,8 @@ class ContentCheck:
 
     def run(self) -> None:
         """Check all of it. Raises OSError."""
+        if not self._quick:
+            self._findings.contents = set()
         wanted = Counter(held.place.segment for held in self._truth.messages())
         total = wanted.total()
         needed_from = min(self._truth.state.position, self._truth.state.events.journal).segment
@@ -92,6 +94,7 @@ class ContentCheck:
         if not self._quick:
             content = self._read(segment, place)
             if len(content) != place.length or content_crc(content) != place.crc:
+                self._damaged(message_id)
                 self._findings.add("content", place_of(self._directory, Position(*place[:2])),
                                    f"the content of message {format_id(message_id)}, {place.length} bytes, does not "
                                    "agree with its checksum")
@@ -135,6 +138,7 @@ class ContentCheck:
         try:
             fd = self._files.open(path, 0)
         except FileNotFoundError:
+            self._damaged(message_id)
             self._findings.add("segment", str(path), "the segment is missing")
             self._findings.add("content", place_of(self._directory, Position(*place[:2])),
                                f"the content of {name} is missing with its segment")
@@ -144,14 +148,20 @@ class ContentCheck:
         finally:
             self._files.close(fd)
         if len(content) != place.length or content_crc(content) != place.crc:
+            self._damaged(message_id)
             self._findings.add("content", place_of(self._directory, Position(*place[:2])),
                                f"the content of {name}, {place.length} bytes, is not there")
             return
         self._findings.summary.contents += 1
         self._findings.summary.content_bytes += place.length
         if not self._is_damaged(place.segment):
+            self._findings.doubtful.add(message_id)
             self._findings.add("record", f"{place_of(self._directory, Position(*place[:2]))} ({name})",
                                "the index has the content here, but the journal has none of this message here")
+
+    def _damaged(self, message_id: int) -> None:
+        if self._findings.contents is not None:
+            self._findings.contents.add(message_id)
 
     def _is_damaged(self, number: int) -> bool:
         """Whether the segment is known to have frames that cannot be read, so that contents may lie in them."""
@@ -159,6 +169,7 @@ class ContentCheck:
         segment = Segment.open(self._directory, number, self._files)
         if segment is None:
             self._findings.add("frame", f"{path}:0", "the header of the segment is damaged")
+            self._findings.damaged(number)
             return True
         segment.close()
         return self._findings.has_place("frame", f"{path}:")

@@ -29,9 +29,9 @@ from mta.queue.verify.truth import Truth
 
 ENDS: Final = ("delivered", "bounced", "expired", "deleted", "quarantined")
 
-_RECEIVED: Final = 0
-_END: Final = 1
-_QUEUED: Final = 2
+RECEIVED: Final = 0  # kinds of entries
+END: Final = 1
+QUEUED: Final = 2
 _MAYBE_DUPLICATE: Final = 1
 _DELIVERED: Final = 2
 _BEFORE_US: Final = 10_000_000  # messages get their ids in about the order in which they are committed
@@ -79,7 +79,7 @@ class EventCheck:
                     if self._receipts is not None and self._truth.may_have_been_delivered(delivery):
                         self._receipts.queued(delivery)
                     for recipient in delivery.recipients:
-                        join.add(held.message.id, hash(recipient.address), _QUEUED, 0, delivery.index,
+                        join.add(held.message.id, hash(recipient.address), QUEUED, 0, delivery.index,
                                  _MAYBE_DUPLICATE if delivery.maybe_duplicate else 0)
             for group in join.groups():
                 self._judge(group)
@@ -184,13 +184,13 @@ class EventCheck:
         if kind == "received" and self._first_received is None:
             self._first_received = message_id
         for recipient in recipients:
-            join.add(message_id, hash(recipient), _RECEIVED if kind == "received" else _END, line.file, line.offset,
+            join.add(message_id, hash(recipient), RECEIVED if kind == "received" else END, line.file, line.offset,
                      flags)
 
     def _judge(self, group: list[Entry]) -> None:
         """Settle the account of one recipient of one message."""
         received, ends, queued = ([entry for entry in group if entry.kind == kind]
-                                  for kind in (_RECEIVED, _END, _QUEUED))
+                                  for kind in (RECEIVED, END, QUEUED))
         more = ends[len(received) or 1:]
         for end in more:
             if not (end.flags & _DELIVERED and end.flags & _MAYBE_DUPLICATE):
@@ -215,7 +215,7 @@ class EventCheck:
 
     def _report(self, kind: str, entry: Entry, what: str, ends: list[Entry]) -> None:
         name = f"message {format_id(entry.first)}"
-        if entry.kind == _QUEUED:
+        if entry.kind == QUEUED:
             self._findings.add(kind, f"{self._truth.where} messages {format_id(entry.first)}/{entry.offset}",
                                f"{name} {what}")
             return

@@ -59,6 +59,7 @@ class ToleratingReader(JournalReader):
     def _set_aside(self, segment: Segment, start: int, end: int) -> None:
         self._findings.add("frame", f"{segment_path(self._directory, segment.number)}:{start}",
                            f"the frames from here to {end} are damaged")
+        self._findings.damaged(segment.number, start, end)
 
 
 def replayed(directory: Path, start: Position, findings: Findings) -> tuple[Effects, Position]:
@@ -85,6 +86,7 @@ def event_lines(directory: Path, start: Position, findings: Findings) -> Iterato
 
 def nonsense(directory: Path, frame: Frame, findings: Findings, error: Exception) -> None:
     """Report a frame that is whole and cannot be understood."""
+    findings.damaged(frame.start.segment, frame.start.offset, frame.end.offset)
     findings.add("frame", place_of(directory, frame.start), f"the frame is whole but makes no sense: {error!r}")
 
 

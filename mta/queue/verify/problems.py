@@ -8,23 +8,24 @@ from dataclasses import dataclass, field
 from typing import Final
 
 KINDS: Final = {
-    "version": "make sure that this is the spool that was meant; `--repair` writes the version anew if the rest is "
-    "sound",
+    "version": "make sure that this is the spool that was meant; `--repair` writes it anew if the segments say that it "
+    "is of this version",
     "unreadable": "check the disk and the permissions, then verify again",
     "segment": "bring the file back if there is a copy; `--repair` goes on without it, and mail that was only there is "
     "lost",
     "frame": "`--repair` sets the bytes aside in `quarantine/`; what was accepted or settled in them is lost, unless "
-    "another line says that it is not",
+    "the index or the event files know of it",
     "content": "`--repair` takes the message out of the queue with an event `quarantined` and sets aside what is "
     "readable of it",
     "index": "`--repair` makes the index anew from what is readable of it and from the journal, and sets the old one "
     "aside",
-    "record": "`--repair` makes the index anew without it and sets the bytes aside in `quarantine/`",
+    "record": "`--repair` makes the index anew and sets the old one aside; the message comes from the journal",
     "counts": "`--repair` makes the index anew; no mail is concerned",
     "state": "`--repair` makes the index anew",
     "inflight": "`--repair` sets the file aside and counts every delivery that is due as a possible duplicate",
     "event file": "`--repair` sets this event file and the older ones aside; no mail is concerned",
-    "lost": "look for it in `quarantine/` and in backups; `--repair` closes its account with an event `quarantined`",
+    "lost": "`--repair` queues it again if the journal has it and no removal of it; else it closes the account with an "
+    "event `quarantined`, and backups are where to look",
     "end": "please report it: this is a bug, or the event files were edited; nothing can repair it",
     "received": "please report it with the output of `mta sandbox log`: nothing can repair it",
 }
@@ -76,6 +77,9 @@ class Findings:
     summary: Summary
     progress: Progress
     problems: list[Problem] = field(default_factory=list)
+    damage: dict[int, set[tuple[int, int]]] = field(default_factory=dict)  # segment: ranges; (0, 0): the header
+    doubtful: set[int] = field(default_factory=set)  # messages whose record is not to be believed
+    contents: set[int] | None = None  # messages with a damaged content; None when that was not looked at
     more: Counter[str] = field(default_factory=Counter)  # by kind: those above SHOWN
     _known: set[tuple[str, str, str]] = field(default_factory=set)
     _counts: Counter[str] = field(default_factory=Counter)
@@ -90,6 +94,10 @@ class Findings:
         self._counts[kind] += 1
         self._known.add((kind, place, text))
         self.problems.append(Problem(kind, place, text))
+
+    def damaged(self, segment: int, start: int = 0, end: int = 0) -> None:
+        """These bytes of a segment are of no use; without them its header is not."""
+        self.damage.setdefault(segment, set()).add((start, end))
 
     def has(self, *kinds: str) -> bool:
         """Whether there is a problem of one of these kinds."""

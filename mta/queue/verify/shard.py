@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import lmdb
@@ -29,8 +29,10 @@ from mta.queue.verify.truth import UNREADABLE, ReadOnlyIndex, Truth
 
 
 @contextmanager
-def held(lock: Path, what: str) -> Iterator[None]:
+def held(lock: Path, what: str, *, exclusive: bool = False) -> Iterator[None]:
     """Nobody begins to use what is locked by this file meanwhile. Raises StoreLocked when somebody does.
+
+    `exclusive`: nobody looks at it, either.
 
     A file that does not exist was never locked, and is not made.
     """
@@ -41,7 +43,7 @@ def held(lock: Path, what: str) -> Iterator[None]:
         return
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
             raise StoreLocked(f"{what} is in use by process {owner}: what is read while it changes would make no "
@@ -55,10 +57,10 @@ class ShardCheck:
     """The checks of one shard, from the journal up."""
 
     def __init__(self, directory: Path, findings: Findings, *, quick: bool = False, events: bool = True,
-                 complete: bool = False, receipts: Receipts | None = None) -> None:
+                 complete: bool = False, receipts: Receipts | None = None, locked: bool = False) -> None:
         """`quick`: contents are not read. `events`: whether the lines in the event files are events of ours.
 
-        `receipts`, if given, is told what the events say.
+        `receipts`, if given, is told what the events say. `locked`: the caller holds the lock.
         """
         self._directory = directory
         self._journal = directory / "journal"
@@ -68,10 +70,11 @@ class ShardCheck:
         self._events = events
         self._complete = complete
         self._receipts = receipts
+        self._locked = locked
 
     def run(self) -> None:
         """Check all of it. Raises StoreLocked, StoreVersion and OSError: then nothing was found out."""
-        with held(self._directory / "shard.lock", str(self._directory)):
+        with nullcontext() if self._locked else held(self._directory / "shard.lock", str(self._directory)):
             if not any((self._directory / name).exists() for name in ("journal", "queue.mdb", "version")):
                 return  # its first owner had no time to begin with it
             self._check_version()

@@ -20,6 +20,7 @@ class Verification:
 
     problems: list[Problem] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
+    shards: list[tuple[Path, Findings]] = field(default_factory=list)  # for who wants to know more
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Options:
     events: bool = True  # the event files are read, too
     complete: bool = False  # nothing was ever removed from the event files, so that every end has its `received`
     received: Path | None = None  # what receivers have counted (`mta.queue.verify.receipts`)
+    locked: bool = False  # the caller holds the locks
 
 
 def verify_spool(spool: Path | str, *, quick: bool = False, events: bool = True, complete: bool = False,
@@ -53,7 +55,9 @@ def inspect(spool: Path, options: Options, progress: Progress | None = None) -> 
     if not spool.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such spool", str(spool))
     verification = Verification()
-    with held(spool / "lock", f"spool {spool}"), ExitStack() as stack:
+    with ExitStack() as stack:
+        if not options.locked:
+            stack.enter_context(held(spool / "lock", f"spool {spool}"))
         if (problem := check_version(spool)) is not None:
             verification.problems.append(problem)
         receipts = None
@@ -63,6 +67,7 @@ def inspect(spool: Path, options: Options, progress: Progress | None = None) -> 
             findings = inspect_shard(directory, options, progress or silent, receipts)
             verification.problems += findings.result()
             verification.summaries.append(findings.summary)
+            verification.shards.append((directory, findings))
         if receipts is not None:
             findings = Findings(Summary(str(options.received)), progress or silent)
             receipts.judge(findings)
@@ -75,7 +80,7 @@ def inspect_shard(directory: Path, options: Options, progress: Progress, receipt
     findings = Findings(Summary(str(directory)), progress)
     try:
         ShardCheck(directory, findings, quick=options.quick, events=options.events, complete=options.complete,
-                   receipts=receipts).run()
+                   receipts=receipts, locked=options.locked).run()
     except OSError as error:
         if error.errno != errno.EIO:
             raise

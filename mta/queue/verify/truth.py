@@ -65,7 +65,7 @@ class Held:
 class Truth:
     """What the store would have in its queue if it were started now."""
 
-    def __init__(self, index: ReadOnlyIndex, state: ShardState, effects: Effects, where: str,
+    def __init__(self, index: Index, state: ShardState, effects: Effects, where: str,
                  suspects: set[Key]) -> None:
         """`where` is the place of the index, for people; `suspects` are marked as possibly delivered."""
         self.where = where
