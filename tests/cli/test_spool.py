@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import pwd
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,3 +108,51 @@ def test_a_list_of_receipts_that_is_none(mta: Mta, spool: Path, tmp_path: Path) 
     found = mta("spool", "verify", "--spool", spool, "--received", tmp_path / "received")
     assert found.code == exits.DATA
     assert f"{tmp_path}/received:0: " in found.err
+
+
+def test_a_repair(mta: Mta, spool: Path) -> None:
+    """It says what was found and what was done, then what is left; a dry run only what would be done."""
+    (spool / "version").write_text("y")
+    (spool / "shards" / "000" / "queue.mdb" / "data.mdb").unlink()
+    before = {path: path.read_bytes() for path in spool.rglob("*") if path.is_file()}
+    dry = mta("spool", "verify", "--spool", spool, "--repair", "--dry-run")
+    assert dry.code == exits.DAMAGED
+    assert "queue.mdb/data.mdb: the index is missing\n" in dry.out
+    assert f"would be done: {spool}/version: is written: 1\n" in dry.out
+    assert dry.out.endswith(f"{spool}: 2 problems\n")
+    assert {path: path.read_bytes() for path in spool.rglob("*") if path.is_file()} == before
+    done = mta("spool", "verify", "--spool", spool, "--repair", "--json")
+    assert (done.code, done.err) == (exits.OK, "")
+    report = json.loads(done.out)
+    assert (report["sound"], report["problems"], len(report["found"])) == (True, [], 2)
+    assert {"place": f"{spool}/version", "text": "is written: 1"} in report["actions"]
+    again = mta("spool", "verify", "--spool", spool, "--repair")
+    assert "done" not in again.out
+    assert again.out.endswith(f"{spool}: sound\n")
+
+
+def test_a_repair_of_a_spool_in_use(mta: Mta, spool: Path) -> None:
+    """Nothing is done; and what does not go together is said."""
+    with (spool / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert mta("spool", "verify", "--spool", spool, "--repair").code == exits.TEMPORARY
+        assert mta("spool", "verify", "--spool", spool, "--repair", "--dry-run").code == exits.OK
+    assert mta("spool", "verify", "--spool", spool, "--dry-run").code == exits.USAGE
+    assert mta("spool", "verify", "--spool", spool, "--repair", "--quick").code == exits.USAGE
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to give files away")
+def test_a_repair_by_root_leaves_files_to_the_owner(spool: Path) -> None:
+    """The MTA has to be able to open them."""
+    nobody = pwd.getpwnam("nobody")
+    for path in (spool, *spool.rglob("*")):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    spool.parent.chmod(0o755)
+    for parent in spool.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    data = spool / "shards" / "000" / "queue.mdb" / "data.mdb"
+    data.write_bytes(b"x" * 9000)
+    done = subprocess.run([sys.executable, "-m", "mta", "spool", "verify", "--spool", spool, "--repair"],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == exits.OK, done.stderr
+    assert {path.stat().st_uid for path in spool.rglob("*")} == {nobody.pw_uid}
