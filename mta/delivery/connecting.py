@@ -25,6 +25,7 @@ TOTAL: Final = "*"  # name of the limit on outgoing connections in all; no site 
 STALL_S = 1.0  # a delivery that waited this long behind busy connections gets one of its own
 TURN_S = 1.0  # what a connection may do before it gives way to another worker
 SHORTAGE_S = 1.0  # after a socket was refused by this machine, until more connections are tried
+OPENED_PER_CALL = 50  # of many, so that they do not hold up the event loop: some 50 µs each
 TELL_S = 5.0  # how often other workers are told that a site takes connections
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,11 @@ class Connecting:
                 self.lend(connection, lane)
                 connection.wake()
                 return
-        while lane.wants_connection():
-            if not self._open_one(lane):
+        opened = 0
+        while lane.wants_connection() and self._open_one(lane):
+            opened += 1
+            if opened == OPENED_PER_CALL:
+                self._engine.hub.spawn(self.kick, lane)
                 break
         if lane.turns.count and not lane.stalled and not self._is_paced(lane):
             lane.stalled = True
@@ -236,7 +240,11 @@ class Connecting:
     def _serve_waiting(self, name: str) -> None:
         """Leases of `name` may be free: the paths that wait for one try again in turn, until one is refused."""
         waiting = self._waiting.get(name)
+        had_before = len(self._engine.connections)
         while waiting:
+            if len(self._engine.connections) - had_before >= OPENED_PER_CALL:
+                self._engine.hub.spawn(self._serve_waiting, name)
+                return
             path, _ = waiting.popitem(last=False)
             path.waiting_for = ""
             had = len(path.connections)

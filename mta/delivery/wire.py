@@ -5,7 +5,8 @@ with bytes, with `WOKEN`, or by an error. Deadlines cost nothing per wait: the c
 `Sweeper` per process looks at all of them once a second.
 
 The socket is a plain non-blocking one; only waiting involves the gevent hub. TLS runs on memory buffers
-(`ssl.MemoryBIO`), so it needs no second kind of socket.
+(`ssl.MemoryBIO`), so it needs no second kind of socket. Many sockets that are ready at once share turns of the loop
+(`mta.delivery.burst`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import gevent
 from gevent import monkey
 from gevent.hub import get_hub
 
+from mta.delivery.burst import Burst
 from mta.delivery.proxy import ProxyError
 from mta.queue.shortage import SHORTAGE
 
@@ -66,8 +68,8 @@ class ShortageError(Exception):
 class Wire:
     """One connection. Used by one greenlet; `wake` and `expire` may be called by any."""
 
-    __slots__ = ("_early", "_greenlet", "_hub", "_incoming", "_io", "_outgoing", "_sock", "_sweeper", "_tls", "_token",
-                 "_watched", "deadline", "unsent", "waiting_for")
+    __slots__ = ("_burst", "_early", "_greenlet", "_hub", "_incoming", "_io", "_outgoing", "_sock", "_sweeper", "_tls",
+                 "_token", "_watched", "deadline", "unsent", "waiting_for")
 
     def __init__(self, sweeper: Sweeper) -> None:
         self._sock: Any = None
@@ -81,6 +83,7 @@ class Wire:
         self._incoming: Any = None  # of TLS: what came and what is to go, encrypted
         self._outgoing: Any = None
         self._sweeper = sweeper
+        self._burst = sweeper.burst
         self.unsent = 0  # octets at the end of the last `write` that certainly did not leave
         self.deadline = 0.0  # monotonic seconds
         self.waiting_for = ""  # the phase, for the text of a timeout
@@ -203,11 +206,14 @@ class Wire:
 
     def _ready(self) -> None:
         greenlet = self._greenlet
-        if greenlet is not None:
+        if greenlet is not None and not self._burst.is_over():
             greenlet.switch(None)
-        else:  # the greenlet is about something else: once it waits for the socket, it will be told
-            self._io.stop()
-            self._watched = 0
+            return
+        self._io.stop()
+        self._watched = 0
+        if greenlet is not None:
+            self._burst.later(self._resume, self._token, None)
+        # Else it is about something else: once it waits for the socket, it will be told.
 
     def _resume(self, token: int, why: object) -> None:
         greenlet = self._greenlet
@@ -359,6 +365,7 @@ class Sweeper:
     """Ends the waits of connections whose deadline has passed; looks once a second, for all of a process."""
 
     def __init__(self) -> None:
+        self.burst = Burst()
         self._wires: set[Wire] = set()
         self._greenlet = gevent.spawn(self._run)
 
