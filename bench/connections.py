@@ -3,10 +3,12 @@
     python -m bench.connections
     python -m bench.connections --connections 2000 --hold 10
 
-The receivers answer the content of a message `--hold` seconds late, everything else at once, so that all connections
-are open at the same time with a message on each. Three times as many messages as connections are injected. Measured
-in the one worker: its own memory (RssAnon) with all connections open less that at rest, for each connection, messages
-in memory included; and how late its event loop was, as `mta status` tells it (p99 and worst of the last minute).
+The receivers answer the content of a message `--hold` seconds late, everything else at once, and no content before all
+connections are open (or for six times as long), so that all are open at the same time with a message on each and the
+replies come together. Three times as many messages as connections are injected. Measured in the one worker: its own
+memory (RssAnon) with all connections open less that at rest, for each connection, messages in memory included; how
+late its event loop was, as `mta status` tells it (p99 and worst of the last minute); and what memory is left when it
+has been at rest again for a while.
 """
 
 from __future__ import annotations
@@ -35,13 +37,15 @@ from mta.control.exits import OperatorError
 from mta.control.protocol import WorkerStatus
 
 CONNECTIONS = 10_000
-HOLD_S = 40
+HOLD_S = 20
 DOMAINS = 50
 _SPARE_FILES = 500
 _DELIVERIES = 20_000
 """What a worker keeps in memory by default."""
 _LOOK_S = 0.5
 _SETTLE_S = 10.0
+REST_S = 45.0
+"""What a worker has to return memory when all is over."""
 
 
 @dataclass(slots=True)
@@ -57,6 +61,8 @@ class Connections:
     open_bytes: int = 0
     """The same with that many open."""
     bytes_each: float = 0.0
+    rested_bytes: int = 0
+    """The same some time after the last message."""
     lag_p99_ms: float = 0.0
     """The largest p99 of a minute while nine tenths of them were open."""
     lag_max_ms: float = 0.0
@@ -96,7 +102,8 @@ def _measure(plan: Plan, scenario: Scenario, found: Connections, hold_s: int, di
     # Always ours: no other knows -W.
     sink = Program("sink", [
         *LoadPrograms().sink, "-a", FIRST_ADDRESS, "-k", str(scenario.addresses), "-p", str(port),
-        "-W", str(hold_s * 1000), "-n", str(scenario.expected), "-i", str(3 * hold_s + 30), "-X", f"{plan.limit_s:g}",
+        "-W", str(hold_s * 1000), "-g", str(found.asked), "-n", str(scenario.expected), "-i", str(9 * hold_s + 30),
+        "-X", f"{plan.limit_s:g}",
     ], directory)
     ends.callback(sink.stop)
     sink.wait_ready()
@@ -142,6 +149,10 @@ def _measure(plan: Plan, scenario: Scenario, found: Connections, hold_s: int, di
     run.cpu_s = processes.cpu_s() - before_s
     wait_until_quiet(processes, _SETTLE_S)
     run.queued = mta.queued()
+    deadline = time.monotonic() + REST_S
+    while time.monotonic() < deadline and memory(worker)[1] > 2 * found.resting_bytes:
+        time.sleep(_LOOK_S)
+    found.rested_bytes = memory(worker)[1]
     evaluate(scenario, run, source, sink)
     found.opened = run.most_connections
     found.problems += run.problems
@@ -168,6 +179,7 @@ def lines(found: Connections) -> list[str]:
         f"{found.opened:,} connections open at once, after {found.seconds_to_open:.1f} s",
         f"memory: {found.resting_bytes / 1e6:.0f} MB at rest, {found.open_bytes / 1e6:.0f} MB with all open",
         f"        {found.bytes_each / 1000:.1f} KB for each of {found.open_when_measured:,}",
+        f"        {found.rested_bytes / 1e6:.0f} MB when all is over",
         f"event loop late: p99 {found.lag_p99_ms:.1f} ms, at most {found.lag_max_ms:.0f} ms",
     ]
     if found.run is not None:

@@ -20,6 +20,8 @@ from collections import deque
 from bench.loopback import Stop, announce, consecutive, cpu_s, raise_descriptor_limit, write_result
 
 GRACE_S = 0.7
+GATHER = 6
+"""Delays of content for which connections are waited for."""
 READ = 65_536  # recv() reserves this much first: above 128 KiB each call would map and unmap pages
 _CAPABILITIES = (b"250-sink.test\r\n250-PIPELINING\r\n250-SIZE 100000000\r\n250-8BITMIME\r\n"
                  b"250 ENHANCEDSTATUSCODES\r\n")
@@ -90,11 +92,14 @@ class Counts:
 class Sink:
     """The loop."""
 
-    def __init__(self, addresses: list[str], port: int, delay_s: float, content_delay_s: float, refuse: bool) -> None:
+    def __init__(self, addresses: list[str], port: int, delay_s: float, content_delay_s: float, refuse: bool,
+                 gather: int = 0) -> None:
         self.counts = Counts()
         self._delay_s = delay_s
         self._content_delay_s = content_delay_s
         self._refuse = refuse
+        self._gather = gather
+        self._gather_until_s = 0.0
         self._poll = select.epoll()
         self._stop = Stop(self._poll)
         self._listeners: dict[int, socket.socket] = {}
@@ -114,7 +119,8 @@ class Sink:
         counts, seen, sessions = self.counts, self.counts.seen, self._sessions
         while not self._stop.asked:
             wait_s = 0.2
-            for line in (self._delayed, self._contents):
+            lines = (self._delayed,) if self._gather else (self._delayed, self._contents)
+            for line in lines:
                 if line:
                     wait_s = min(max(line[0][0] - now_s, 0.0), wait_s)
             for fd, mask in self._poll.poll(wait_s):
@@ -130,7 +136,9 @@ class Sink:
                     continue
                 heard_s = now_s
             now_s = time.monotonic()
-            for line in (self._delayed, self._contents):
+            if self._gather:
+                self._gathering(now_s)
+            for line in lines:
                 while line and line[0][0] <= now_s:
                     session = line.popleft()[1]
                     session.waiting = session.content_done = False
@@ -141,6 +149,18 @@ class Sink:
                 break
             if now_s - heard_s > idle_s or now_s - started_s > limit_s:
                 break
+
+    def _gathering(self, now_s: float) -> None:
+        """No content is answered before enough connections were open at once; all that came till then have to wait as
+        long as those that come at that moment. After some time without it, we give up and answer."""
+        if not self._gather_until_s and self._contents:
+            self._gather_until_s = now_s + GATHER * self._content_delay_s
+        if self.counts.most_open >= self._gather:
+            self._gather = 0
+            due_s = now_s + self._content_delay_s
+            self._contents = deque((due_s, session) for _, session in self._contents)
+        elif self._gather_until_s and now_s >= self._gather_until_s:
+            self._gather = 0
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -286,6 +306,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("-w", dest="delay_ms", type=float, default=0, metavar="MS", help="delay of each reply burst")
     parser.add_argument("-W", dest="content_delay_ms", type=float, default=0, metavar="MS",
                         help="delay of replies to content instead")
+    parser.add_argument("-g", dest="gather", type=int, default=0, metavar="N",
+                        help="and answer no content before N connections were open at once")
     parser.add_argument("-n", dest="expected", type=int, default=0, metavar="N", help="recipients expected")
     parser.add_argument("-i", dest="idle_s", type=float, default=60, metavar="S", help="end when nothing comes for S")
     parser.add_argument("-X", dest="limit_s", type=float, default=900, metavar="S", help="end after S in any case")
@@ -301,7 +323,7 @@ def main() -> int:
     try:
         addresses = consecutive(options.first, options.addresses)
         sink = Sink(addresses, options.port, options.delay_ms / 1000,
-                    options.content_delay_ms / 1000, options.refuse)
+                    options.content_delay_ms / 1000, options.refuse, options.gather)
     except (ValueError, OSError) as error:
         print(f"bench.sink: {error}", file=sys.stderr)
         return 2

@@ -31,6 +31,7 @@ from mta.control.hubstore import HubStore  # noqa: E402
 from mta.control.lag import LoopLag  # noqa: E402
 from mta.control.protocol import worker_socket  # noqa: E402
 from mta.control.service import RequestService  # noqa: E402
+from mta.control.thrift import Thrift  # noqa: E402
 from mta.delivery.clock import ClockWatch  # noqa: E402
 from mta.delivery.dns import Resolver  # noqa: E402
 from mta.delivery.engine import Engine  # noqa: E402
@@ -92,6 +93,7 @@ class Worker:
         self.doors: list[SmtpListener | PickupService] = [*self.listeners, *self.pickups]
         self._share_descriptors()
         self.lag = LoopLag()
+        self.thrift = Thrift()
         self.service = RequestService(worker_socket(config.run, self.number), Answers(self).answer)
         self._listening: gevent.Greenlet[Any] | None = None
         self._statm = open("/proc/self/statm", "rb", buffering=0)  # noqa: SIM115 - also when descriptors are short
@@ -172,6 +174,7 @@ class Worker:
         """Start all parts, say that we are ready, and go on until it is time to stop."""
         self.service.start()
         self.lag.start()
+        self.thrift.start()
         self.engine.start()
         self._listening = gevent.spawn(self._listen_to_nudges)
         for listener in self.listeners:
@@ -184,7 +187,9 @@ class Worker:
         self.child.on_reload = self.reload
         gc.collect()
         gc.freeze()  # what start-up made stays; the collector need not look at it again
-        gc.set_threshold(20_000, 20, 50)
+        # A collection looks at all that came since the last one, some 0.4 µs each: small steps, so that a worker whose
+        # connections become many is not held up. The whole is looked at after 20 million.
+        gc.set_threshold(5_000, 5, 800)
         self.child.ready()
         self.child.stop_requested.wait()
         self.stop()
@@ -224,6 +229,7 @@ class Worker:
             log.warning("%d connections had to be cut off", len(self.engine.connections))
         self.service.stop()
         self.lag.stop()
+        self.thrift.stop()
         for store in self.stores.values():
             try:
                 store.close()

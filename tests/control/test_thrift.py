@@ -1,0 +1,62 @@
+"""When a worker gives memory back, by a given count of processor time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mta.control import supervisor
+from mta.control.thrift import LOOK_S, QUIET, WORKED_S, Thrift, give_back, trimmer
+
+
+class Cpu:
+    """Processor time, as told."""
+
+    used_s = 7.0
+
+    def __call__(self) -> float:
+        return self.used_s
+
+
+def test_memory_is_given_back_in_the_quiet_after_work() -> None:
+    """Not while there is much to do, not when nothing was done, and once for what was done."""
+    cpu = Cpu()
+    thrift = Thrift(cpu)
+
+    def due_after(used_s: float) -> bool:
+        cpu.used_s += used_s
+        return thrift.is_due()
+
+    assert not due_after(0.0)
+    assert not due_after(LOOK_S)  # a storm
+    assert not due_after(QUIET * LOOK_S + 0.1)
+    assert due_after(0.01)
+    assert not due_after(0.01)
+    assert not due_after(WORKED_S / 2)
+    assert due_after(WORKED_S / 2)  # a little work adds up
+
+
+def test_an_operator_chooses_another_malloc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment says of malloc is left alone; without it, children have one heap that can be trimmed."""
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    monkeypatch.setenv("PYTHONMALLOC", "pymalloc")
+    environment = supervisor._child_environment()
+    assert (environment["MALLOC_ARENA_MAX"], environment["PYTHONMALLOC"]) == ("1", "pymalloc")
+
+
+def test_holes_go_back_to_the_system() -> None:
+    """What is freed between things that stay is no longer resident after it (glibc)."""
+    if trimmer() is None:
+        pytest.skip("the C library has no malloc_trim")
+    blocks = [bytes(20_000) for _ in range(4000)]
+    kept = blocks[::50]
+    del blocks
+    before = _resident()
+    give_back()
+    assert _resident() < before - 40_000_000
+    assert len(kept) == 80
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
