@@ -7,7 +7,7 @@ waits for its turn is the same, whatever the reason. It costs one call of some 1
 from __future__ import annotations
 
 import time
-from collections import deque
+from array import array
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -23,7 +23,9 @@ class LoopLag:
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._clock_s = clock_s
-        self._late_s: deque[float] = deque(maxlen=WINDOW)
+        # Of raw numbers in one place: small objects that stay for a minute each would pin memory all over the heap.
+        self._late_s = array("d")
+        self._looks = 0
         self._due_s = 0.0
         self._timer: Any = None
 
@@ -34,7 +36,12 @@ class LoopLag:
 
     def look(self) -> None:
         """Note how late it is; called by the timer."""
-        self._late_s.append(max(self._clock_s() - self._due_s, 0.0))
+        late_s = max(self._clock_s() - self._due_s, 0.0)
+        if self._looks < WINDOW:
+            self._late_s.append(late_s)
+        else:
+            self._late_s[self._looks % WINDOW] = late_s
+        self._looks += 1
         self._wait()
 
     def _wait(self) -> None:

@@ -452,9 +452,7 @@ def _do_nothing(_number: int, _frame: object) -> None:
 def _child_environment() -> dict[str, str]:
     environment = dict(os.environ)
     environment["GEVENT_TRACK_GREENLET_TREE"] = "0"  # costs time and memory for each greenlet, and nobody looks
-    # One heap for all threads and all sizes: then its holes can be given back to the system (`mta.control.thrift`).
-    environment.setdefault("MALLOC_ARENA_MAX", "1")
-    environment.setdefault("PYTHONMALLOC", "malloc")
+    environment.setdefault("MALLOC_ARENA_MAX", "1")  # threads that come and go would leave heaps of their own
     root = os.path.dirname(os.path.dirname(os.path.abspath(mta.__file__)))
     if sys.path and os.path.abspath(sys.path[0]) == root:
         # Run from a checkout (`python -m mta`): children do not search the current directory, so they are told.

@@ -41,7 +41,7 @@ REPORT_S: Final = 60.0
 
 # What the end may differ from the baseline, per process of a kind (the largest of each).
 MEMORY_FACTOR: Final = 1.5
-MEMORY_MORE: Final = 48_000_000
+MEMORY_MORE: Final = 16_000_000
 DESCRIPTORS_MORE: Final = 4
 THREADS_MORE: Final = 0
 SEGMENTS: Final = 3 * WORKERS  # in each shard: the one in use, the next, one that is kept to be used again
