@@ -20,6 +20,8 @@ from mta.config import tree
 from mta.config.build_layer import read_layer
 from mta.config.describe import expected_text, one_of, options_of, section_of
 from mta.config.problems import Fault, OptionPath, Problem, path_text, printable, quoted
+from mta.config.reply_book import ReplyRules
+from mta.config.reply_rules import read_rules
 from mta.config.schema import Config, Route
 from mta.config.shaping import DestinationRules, Layer
 from mta.config.tree import Node, Scalar, Sequence
@@ -235,6 +237,8 @@ class Builder:
     # --- values
 
     def value(self, node: Node, wanted: Any, path: OptionPath, metadata: Mapping[str, Any]) -> Any:
+        if wanted is ReplyRules:
+            return ReplyRules(read_rules(node, self.report, self.file, path_text(path)))
         origin = get_origin(wanted)
         if origin is tuple:
             return self.items(node, get_args(wanted)[0], path, metadata)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
+from mta.config.reply_book import ReplyRules
 from mta.config.schema import Route
 from mta.config.shaping import UNSET, DefaultLayer, Layer, Shaping
 from mta.config.units import (
@@ -133,6 +134,7 @@ def expected_text(wanted: Any, metadata: Mapping[str, Any]) -> str:
 
 
 _NOUNS = {
+    ReplyRules: "list of rules",
     Duration: "duration", Size: "size", Rate: "rate", Endpoint: "host:port", Network: "network", HostName: "host name",
     Domain: "domain", RouteKey: "domain or `*`", IPv4: "IPv4 address", IPv6: "IPv6 address", Directory: "directory",
     FilePath: "file", Name: "name", Proxy: "proxy",
@@ -188,6 +190,8 @@ def plain_value(value: Any, wanted: Any) -> Any:
         return "~"
     if isinstance(value, Layer):
         return {}
+    if isinstance(value, ReplyRules):
+        return [dict(rule.written) for rule in value.own]
     if wanted in KINDS:
         return KINDS[wanted].format(value)
     if get_origin(wanted) is tuple:
@@ -201,6 +205,8 @@ def written(value: Any, wanted: Any) -> str:
     """A value as one writes it in YAML; reading it gives the same value."""
     if isinstance(value, Route):
         return "mx" if value.mx else f"{{relay: {written(value.relay, tuple[Endpoint, ...])}}}"
+    if isinstance(value, ReplyRules):
+        return f"[{', '.join(_written_rule(dict(rule.written)) for rule in value.own)}]"
     inner = without_none(wanted)
     if value is UNSET:
         return "~"
@@ -222,6 +228,15 @@ def written(value: Any, wanted: Any) -> str:
         inside = ((written(key, str), written(item, get_args(inner)[1])) for key, item in value.items())
         return "{" + ", ".join(f"{key}: {item}" for key, item in inside) + "}" if section_of(inner) is None else "{}"
     return str(value)
+
+
+def _written_rule(options: dict[str, Any]) -> str:
+    """One rule on one line."""
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            return f"[{', '.join(map(text, value))}]"
+        return _quoted_unless(_PLAIN, value)
+    return "{" + ", ".join(f"{name}: {text(value)}" for name, value in options.items()) + "}"
 
 
 def _quoted_unless(plain: re.Pattern[str], text: str) -> str:

@@ -17,10 +17,15 @@ from dataclasses import dataclass
 from mta.config import rules, shaping_rules, tree
 from mta.config.build import Builder, TooManyProblems
 from mta.config.problems import ConfigError, OptionPath, Problem, path_text, printable
+from mta.config.providers import definitions
+from mta.config.reply_book import ReplyRules, provider_problems, read_file, sample_problems
+from mta.config.reply_rules import ReplyRule
 from mta.config.schema import Config
 from mta.config.shaping import DestinationRules, Layer, Place
 
 SHIPPED_PROVIDERS = os.path.realpath(os.path.join(os.path.dirname(__file__), "providers.yaml"))
+
+SHIPPED_RULES = os.path.realpath(os.path.join(os.path.dirname(__file__), "rules.yaml"))
 
 __all__ = ["ConfigError", "Problem", "Reading", "check", "load", "loads", "read", "read_text"]
 
@@ -95,6 +100,8 @@ def read_text(text: str, name: str = "<text>") -> Reading:
             config = builder.config(root)
         if config is not None:
             config, others = _with_providers(config, builder)
+            config, more = _with_rules(config, builder)
+            others += more
             _report(builder, rules.contradictions(config, builder.given, builder.faulty))
     except TooManyProblems:
         pass
@@ -150,6 +157,40 @@ def read_providers(text: str, name: str) -> tuple[DestinationRules, list[Problem
     except TooManyProblems:
         pass
     return found, sorted(set(builder.problems), key=lambda problem: problem[1:])
+
+
+def _with_rules(config: Config, builder: Builder) -> tuple[Config, list[Problem]]:
+    """`config` with the rules on replies of the file that it names, and what is wrong with these. Runs all samples."""
+    own = config.rules.own
+    shipped: tuple[ReplyRule, ...] = ()
+    problems: list[Problem] = []
+    if config.rules_file == "shipped":
+        shipped, problems = _shipped_rules()
+    elif config.rules_file != "none":
+        text, problem = _text(config.rules_file)
+        if problem is None:
+            shipped, problems = read_file(text, config.rules_file)
+        elif problem.line:
+            problems = [problem]
+        else:
+            _report(builder, [(("rules_file",), f"{printable(config.rules_file)}: {problem.message}")])
+    found = ReplyRules(own, shipped)
+    found_problems = list(sample_problems(own, found))
+    if not {("providers",), ("shaping", "providers")} & builder.faulty:
+        providers = definitions(config.shaping)
+        found_problems += provider_problems(own, providers)
+        if config.rules_file != "shipped":  # else they fit the shipped providers, of which another file may know fewer
+            problems = [*problems, *provider_problems(shipped, providers)]
+    for problem in found_problems:
+        builder.report(problem.line, problem.column, problem.message)
+    return dataclasses.replace(config, rules=found), problems
+
+
+@functools.cache
+def _shipped_rules() -> tuple[tuple[ReplyRule, ...], list[Problem]]:
+    text, problem = _text(SHIPPED_RULES)
+    assert problem is None, problem
+    return read_file(text, SHIPPED_RULES)
 
 
 def _place(given: dict[OptionPath, tuple[int, int]], path: OptionPath) -> tuple[int, int]:

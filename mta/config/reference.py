@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
 from mta.config.describe import Option, options_of, own_options_of, section_of, type_text, without_none, written
+from mta.config.reply_book import ReplyRules
 from mta.config.schema import Config
 from mta.config.units import KINDS, Duration, Size
 
@@ -109,7 +110,7 @@ def _default(option: Option) -> str | None:
         return None if get_origin(option.type) not in (tuple, dict) else "none"
     if option.default is None:
         return "`off`" if without_none(option.type) in (Duration, Size, int, float) else "unset"
-    if option.default == ():
+    if option.default == () or isinstance(option.default, ReplyRules):
         return "empty"
     return f"`{written(option.default, option.type)}`"
 

@@ -26,7 +26,7 @@ from mta.config.tree import Mapping, Node, Report, Scalar, Sequence
 from mta.config.units import Rate, format_duration, parse_duration
 
 Stage: TypeAlias = Literal["connect", "greeting", "mail", "rcpt", "data", "content", "lost"]
-Scope: TypeAlias = Literal["path", "provider", "source", "source-provider", "tenant", "tenant-provider", "domain"]
+Scope: TypeAlias = Literal["path", "provider", "source", "source-provider", "tenant", "domain"]
 Fate: TypeAlias = Literal["", "defer", "bounce", "again", "elsewhere"]
 
 STAGES: dict[Stage, str] = {
@@ -43,8 +43,7 @@ SCOPES: dict[Scope, str] = {
     "provider": "all mail to the provider, from whatever source",
     "source": "all mail from this source, wherever it goes",
     "source-provider": "this source to all sites of the provider",
-    "tenant": "all mail of the tenant",
-    "tenant-provider": "the tenant's mail to the provider",
+    "tenant": "all mail of the tenant; mail that belongs to none is not held",
     "domain": "all mail to the recipient domain",
 }
 FATES: dict[str, str] = {

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mta.config.option import option
+from mta.config.reply_book import ReplyRules
 from mta.config.shaping import Adaptive, DeliveryTimeouts, Retry, Shaping, ShapingRules, top_layer
 from mta.config.units import (
     Directory,
@@ -314,6 +315,14 @@ class Config:
         "one that comes with the MTA (`mta shaping list` shows it), `none`, or one of your own of the same form: the "
         "sections `default`, `providers` and `domains` of `shaping`.")
     shaping: ShapingRules = option(ShapingRules, "Limits by destination and source.")
+    rules: ReplyRules = option(
+        ReplyRules, "Rules on replies of your own: what a refusal means and what is done about it. They are asked "
+        "before those of `rules_file`; the first that fits decides. The form is in [rules.md](rules.md).",
+        example='[{name: closed, text: "we are closed on Sundays", message: defer for 4h, '
+                'samples: ["450 We are closed on Sundays"]}]')
+    rules_file: ProvidersFile = option(
+        "shipped", "File of the rules that are asked after your own: `shipped`, the one that comes with the MTA "
+        "(`mta rules list` shows it), `none`, or one of your own of the same form.")
     retry: Retry = option(Retry, "Retry schedule, where `shaping` does not say otherwise.")
     expires: Duration = option(
         Duration(5 * 86_400), "Age at which undelivered mail is given up, where `shaping` does not say otherwise.")

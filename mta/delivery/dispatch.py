@@ -186,12 +186,16 @@ class Dispatch:
             self.conclude(job.queue, delivery, partial(
                 settler.deliver, delivery, reply, connection.peer, now_s - job.started_s))
             return
-        outcome = judge(transaction, connection.completed > 0, delivery.losses)
+        outcome = judge(transaction, connection.completed > 0, delivery.losses,
+                        self._engine.reactions.judge_of(path))
         if not transaction.lost and outcome.host_failure is None:
             connection.completed += 1
             path.succeeded(now_s)
-        elif transaction.mail is not None or transaction.lost_phase:
+        elif not outcome.forgiven and (transaction.mail is not None or transaction.lost_phase):
             delivery.losses += 1
+        if outcome.reconnect:
+            connection.stopping = True
+        self._engine.reactions.to(outcome, path, job.queue)
         if outcome.host_failure is not None:  # first, so that what goes back to its queue opens no connection
             self._engine.keeper.site_failed(path, str(outcome.host_failure))
         self.conclude(job.queue, delivery, partial(

@@ -15,6 +15,7 @@ This module joins the rooms of the house and is the scheduler's I/O:
 | `pacing` (`Pacing`)           | rates of paths and tenants, what tenants may have                          |
 | `holds` (`Holds`)             | suspensions and lower limits by rules and operators, over all workers      |
 | `keeper` (`PathKeeper`)       | when a path stands still                                                   |
+| `reactions` (`Reactions`)     | what refusals mean by the rules on replies, and what the rules do then     |
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from mta.delivery.limits import Limits
 from mta.delivery.pacing import Pacing
 from mta.delivery.path import Path
 from mta.delivery.pathkeeping import PathKeeper
+from mta.delivery.reactions import Reactions
 from mta.delivery.routing import Router
 from mta.delivery.settle import Settler
 from mta.delivery.sources import Sources
@@ -66,6 +68,7 @@ class Engine:
         self.monotonic = self.hub.monotonic
         self.connect = connect
         self.stores = stores
+        self.config = config
         self.router = router
         self.limits = limits
         self.settler = settler
@@ -88,6 +91,7 @@ class Engine:
         self.pacing = Pacing(self)
         self.holds = Holds(self)
         self.keeper = PathKeeper(self)
+        self.reactions = Reactions(self)
         self.ageing = Ageing(self, self.dispatch.conclude)
         self._bringing: set[int] = set()  # shards that are being looked through for what is due too late
         self._alarm = self.hub.event()
@@ -105,6 +109,7 @@ class Engine:
                                 if self.sources.pool(name) != before.pool(name)}
         self.weights = {name: tenant.weight for name, tenant in config.tenants.items()}
         self.scheduler.configure(config.memory)
+        self.reactions.configure()
         self.ways.configure()
         self.pacing.configure()
         for source in self.sources.all.values():

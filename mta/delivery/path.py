@@ -34,8 +34,8 @@ class Path:
 
     __slots__ = ("claims", "connection_rates", "connections", "contended", "doubted", "failures", "good_until_s",
                  "hold_s", "hold_until_s", "idle", "is_held", "lanes", "lease", "leases", "message_rates", "most",
-                 "name", "not_before_s", "open_not_before_s", "opening", "own_rates", "provider", "reason", "route",
-                 "shaping", "source", "suspended_by", "suspended_until_us", "tell_s", "waiting_for")
+                 "name", "not_before_s", "open_not_before_s", "opening", "outcomes", "own_rates", "provider",
+                 "reason", "route", "shaping", "source", "suspended_by", "suspended_until_us", "tell_s", "waiting_for")
 
     def __init__(self, name: str, source: Source, shaping: Shaping) -> None:
         self.name = name
@@ -60,6 +60,7 @@ class Path:
         self.contended = False  # another worker wants connections of this limit
         self.doubted = False  # of the connections that are being opened together, one has failed and none succeeded
         self.failures = 0  # in a row, of the site as such
+        self.outcomes = 0  # transactions that ended, for shares of them
         self.suspended_until_us = 0
         self.suspended_by = ""  # who said so: "site", "source", ...
         self.hold_until_s = 0.0  # before, no new connection; monotonic
@@ -102,6 +103,7 @@ class Path:
     def succeeded(self, now_s: float) -> None:
         """A transaction was completed: the site works."""
         self.good_until_s = now_s + GOOD_FOR_S
+        self.outcomes += 1
         self.failures = 0
         self.doubted = False
 

@@ -43,6 +43,7 @@ class PathKeeper:
         """No address of the site gave a session."""
         if not self._engine.stopping and not connection.path.source.lost:
             self.site_failed(connection.path, str(reply), connection)
+            self._engine.reactions.to_refusal(connection.path, reply)
 
     def site_failed(self, path: Path, reason: str, refused: Connection | None = None) -> None:
         """The site broke a session before it served, or `refused` a connection."""

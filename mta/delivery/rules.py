@@ -4,8 +4,8 @@
 and the rule, if there is one. What the actions of a rule do and when is counted in `mta.delivery.rule_counts`.
 
 Without a rule the enhanced code decides, then the code. Both are careful: only x.1.1, x.1.2, x.1.3, x.1.6, x.1.10,
-x.2.1 and the "owner has changed" of RFC 7293 put the blame on a recipient, and nothing in x.7 but that does. A bare
-550 says nothing about the recipient: half of the world says it to a listed address.
+x.2.1 and the "owner has changed" of RFC 7293 put the blame on a recipient; nothing in x.7 but that does. A bare 550
+says nothing about the recipient: half of the world says it to a listed address.
 
 Pure. A verdict on a reply that was seen before costs a look into a table (tests/delivery/rules_timing.py).
 """

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from mta.config.schema import Config, Retry
 from mta.config.units import Duration
 from mta.delivery.clock import ClockWatch
-from mta.delivery.outcome import End, Outcome, Result
+from mta.delivery.outcome import End, Outcome, Result, by_codes
 from mta.message.dsn import Action
 from mta.queue import events, notices
 from mta.queue.ids import shard_of
@@ -24,6 +24,8 @@ from mta.queue.store import Transaction as Commit
 from mta.smtp.reply import Reply
 
 HISTORY = 8  # failed attempts kept with a delivery
+EARLY = 4  # attempts after which a rule may ask for the next one sooner than the schedule does
+ELSEWHERE_S = 1.0  # before another way is tried
 SOON_US = 5_000_000  # a failed attempt warns that much ahead: the sweep does not see what was changed just now
 
 
@@ -114,17 +116,19 @@ class Settler:
                 deferred.append(result)
         verdict = Verdict()
 
-        for (reply, _), recipients in _grouped(delivered):
+        for result, recipients in _grouped(delivered):
             self.counters.delivered += len(recipients)
             verdict.events.append(events.delivered(
-                delivery, recipients, reply, peer.remote, attempt=attempt, time_us=now_us, duration_s=duration_s))
+                delivery, recipients, result.reply, peer.remote, attempt=attempt, time_us=now_us,
+                duration_s=duration_s))
             if not peer.has_dsn and any(one.notify & NOTIFY_SUCCESS for one in recipients):
                 self._notify(verdict, "relayed", delivery, _fates(delivered, peer, now_us))
-        for (reply, failure), recipients in _grouped(failed):
+        for result, recipients in _grouped(failed):
             self.counters.bounced += len(recipients)
+            ruling = result.ruling or by_codes("rcpt", result.reply)
             verdict.events.append(events.bounced(
-                delivery, recipients, reply, peer.remote, failure=failure, attempt=attempt, time_us=now_us,
-                duration_s=duration_s))
+                delivery, recipients, result.reply, peer.remote, failure=result.failure, kind=ruling.kind,
+                rule=ruling.name, attempt=attempt, time_us=now_us, duration_s=duration_s))
         if failed:
             self._notify(verdict, "failed", delivery, _fates(failed, peer, now_us))
         ended = {id(result.recipient) for result in delivered + failed}
@@ -161,17 +165,38 @@ class Settler:
             # Stable, so that the others keep their order.
             delivery.recipients.sort(key=lambda one: id(one) in waiting)
         if delivery.tried == 0:
-            delivery.due_us = self.retry.next_us(self._retry(delivery), attempt, now_us)
+            delivery.due_us = self._due_us(delivery, deferred, attempt, now_us)
         delivery.tried += len(deferred)
-        delivery.source = peer.source
-        for (reply, failure), recipients in _grouped(deferred):
+        elsewhere = any(one.ruling is not None and one.ruling.message == "elsewhere" for one in deferred)
+        delivery.source = "" if elsewhere else peer.source
+        for result, recipients in _grouped(deferred):
+            ruling = result.ruling or by_codes("rcpt", result.reply)
             verdict.events.append(events.deferred(
-                delivery, recipients, reply, peer.remote, failure=failure, attempt=attempt, time_us=now_us,
-                duration_s=duration_s, next_us=delivery.due_us))
+                delivery, recipients, result.reply, peer.remote, failure=result.failure, kind=ruling.kind,
+                rule=ruling.name, attempt=attempt, time_us=now_us, duration_s=duration_s, next_us=delivery.due_us))
         delivery.maybe_duplicate |= any(result.failure == "unknown" for result in deferred)
         delivery.history = [*delivery.history[1 - HISTORY:], Attempt(now_us, peer.name, str(deferred[-1].reply))]
         if self.wants_warning(delivery, now_us + SOON_US):
             self._warn(verdict, delivery, _fates(deferred, peer, now_us))
+
+    def _due_us(self, delivery: Delivery, deferred: list[Result], attempt: int, now_us: int) -> int:
+        """When to try again: by the retry schedule, or when the rule on the reply says; the soonest of several.
+
+        A rule that asks for less than the schedule is followed for the first attempts only, so that one that will never
+        come true does not go on for days at that pace.
+        """
+        retry = self._retry(delivery)
+        scheduled_us = self.retry.next_us(retry, attempt, now_us)
+        waits = []
+        for result in deferred:
+            ruling = result.ruling
+            elsewhere = ruling is not None and ruling.message == "elsewhere"
+            wait_s = ELSEWHERE_S if elsewhere else ruling.wait_s if ruling is not None else 0.0
+            if not wait_s:
+                return scheduled_us
+            waits.append(wait_s)
+        wanted_us = self.retry.after_us(retry, min(waits), now_us)
+        return wanted_us if attempt <= EARLY else max(wanted_us, scheduled_us)
 
     def fail(self, delivery: Delivery, reply: Reply) -> Verdict:
         """Give up all recipients of `delivery`: no route will ever lead to them."""
@@ -279,15 +304,15 @@ def _fates(results: list[Result], peer: Peer, now_us: int) -> list[notices.Fate]
     return [notices.Fate(one.recipient, one.reply, peer.name, now_us) for one in results]
 
 
-def _grouped(results: list[Result]) -> list[tuple[tuple[Reply, str], list[Recipient]]]:
-    """Recipients that met the same together: almost always one group."""
+def _grouped(results: list[Result]) -> list[tuple[Result, list[Recipient]]]:
+    """Recipients that met the same together, with the first one's result: almost always one group."""
     if not results:
         return []
     first = results[0]
     if len(results) == 1:
-        return [((first.reply, first.failure), [first.recipient])]
-    groups: dict[tuple[str, str], tuple[tuple[Reply, str], list[Recipient]]] = {}
+        return [(first, [first.recipient])]
+    groups: dict[tuple[str, str], tuple[Result, list[Recipient]]] = {}
     for result in results:
         key = (str(result.reply) if result.reply is not first.reply else "", result.failure)
-        groups.setdefault(key, ((result.reply, result.failure), []))[1].append(result.recipient)
+        groups.setdefault(key, (result, []))[1].append(result.recipient)
     return list(groups.values())

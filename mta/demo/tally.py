@@ -86,7 +86,7 @@ class Tally:
     def _deferred(self, event: dict[str, Any]) -> None:
         recipients = event["recipients"]
         message_id, notice = self._messages.get(event["message"], ("", False))
-        if event["maybe_duplicate"] or event["class"] == "unknown":
+        if event["maybe_duplicate"] or event["failure"] == "unknown":
             self.maybe_duplicates.update((message_id, recipient) for recipient in recipients)
         if notice:
             return

@@ -81,8 +81,11 @@ FIELDS: Final = (
     Field("code", "attempts", int, "Reply code: the remote host's, or the one that fits when we decided ourselves."),
     Field("enhanced", "attempts", str, "Enhanced status code (RFC 3463); empty when the remote host gave none."),
     Field("text", "attempts quarantined suspended alarm", str, "Text of the reply, or our own description."),
-    Field("class", "deferred bounced", str, "What failed: `host`, `message`, `recipient`, or `unknown` when the "
+    Field("failure", "deferred bounced", str, "What failed: `host`, `message`, `recipient`, or `unknown` when the "
           "connection was lost after the final dot, so that the host may have the message."),
+    Field("class", "deferred bounced", str, "What the reply means: `unknown-user`, `mailbox-full`, `blocklist`, ... "
+          "The classes are in [rules.md](rules.md)."),
+    Field("rule", "deferred bounced", str, "Name of the rule that says so; empty when the codes of the reply do."),
     Field("maybe_duplicate", "attempts", bool, "A crash or a lost reply left it open whether an earlier attempt had "
           "already delivered: the recipient may see the message twice."),
     Field("next_attempt", "deferred suspended", str, "Not before this time it is tried again: RFC 3339, UTC."),
@@ -156,14 +159,17 @@ def deferred(
     remote: Remote,
     *,
     failure: str,
+    kind: str,
+    rule: str,
     attempt: int,
     time_us: int,
     duration_s: float,
     next_us: int,
 ) -> bytes:
-    """An attempt failed with `reply`, which is our own words when no host answered. `failure` is its class."""
+    """An attempt failed with `reply`, which is our own words when no host answered. `kind` is its class."""
     head = _attempt("deferred", delivery, recipients, reply, remote, attempt, time_us, duration_s)
-    return f'{head},"class":"{failure}","next_attempt":"{timestamp(next_us)}"}}'.encode()
+    what = f'"failure":"{failure}","class":"{kind}","rule":"{rule}"'
+    return f'{head},{what},"next_attempt":"{timestamp(next_us)}"}}'.encode()
 
 
 def bounced(
@@ -173,13 +179,15 @@ def bounced(
     remote: Remote,
     *,
     failure: str,
+    kind: str,
+    rule: str,
     attempt: int,
     time_us: int,
     duration_s: float,
 ) -> bytes:
-    """These recipients failed for good with `reply`. `failure` is its class."""
+    """These recipients failed for good with `reply`. `kind` is its class."""
     head = _attempt("bounced", delivery, recipients, reply, remote, attempt, time_us, duration_s)
-    return f'{head},"class":"{failure}"}}'.encode()
+    return f'{head},"failure":"{failure}","class":"{kind}","rule":"{rule}"}}'.encode()
 
 
 def expired(delivery: Delivery, recipients: Sequence[Recipient], *, time_us: int) -> bytes:

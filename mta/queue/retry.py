@@ -28,3 +28,9 @@ class RetryClock:
     def next_us(self, retry: Retry, attempts: int, now_us: int) -> int:
         """When the attempt after number `attempts` is due."""
         return now_us + int(self.wait_s(retry, attempts) * 1_000_000)
+
+    def after_us(self, retry: Retry, wait_s: float, now_us: int) -> int:
+        """When it is due if it is to wait for `wait_s`, with the same jitter; never later than the schedule can say."""
+        longest_s = float(max(retry.schedule) if retry.schedule else retry.cap)
+        wait_s = min(wait_s, longest_s) * (1.0 + retry.jitter * self._random.uniform(-0.5, 0.5))
+        return now_us + int(wait_s * 1_000_000)

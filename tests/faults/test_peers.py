@@ -144,7 +144,7 @@ def test_a_host_that_breaks_the_protocol_pauses_and_recovers(name: str, story: S
 
     delivered = [event for event in story.events if event["event"] == "delivered" and event["queue"] == domain]
     assert len(delivered) == EACH
-    unknown = any(event["event"] == "deferred" and event["class"] == "unknown" for event in story.events
+    unknown = any(event["event"] == "deferred" and event["failure"] == "unknown" for event in story.events
                   if event.get("queue") == domain)
     if stage == "dot":
         assert unknown is (fault is not peers.goes_down)

@@ -80,7 +80,7 @@ def test_deferred_mail_is_tried_again_until_it_is_taken(make_mta: Callable[..., 
 
     events = list(mta.events())
     deferred = [event for event in events if event["event"] == "deferred"]
-    assert {event["class"] for event in deferred} == {"recipient"}
+    assert {event["failure"] for event in deferred} == {"recipient"}
     assert all("Greylisted" in event["text"] for event in deferred)
     assert sandbox.stats()["distinct"] == 20
 

@@ -66,7 +66,7 @@ class Receipts:
     def event(self, file: int, offset: int, event: dict[str, Any]) -> None:
         """What an event says; `file` as from `file()`."""
         kind = event["event"]
-        suspicious = bool(event.get("maybe_duplicate") or event.get("class") == "unknown")
+        suspicious = bool(event.get("maybe_duplicate") or event.get("failure") == "unknown")
         if kind != "delivered" and not suspicious:
             return
         for recipient in event["recipients"]:
