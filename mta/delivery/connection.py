@@ -83,6 +83,7 @@ class Connection:
         self.line: Line[Path] | None = None  # where it counts while it is being opened; the engine's
         self.idle = False
         self.stopping = False
+        self._patience = patience(path.shaping.timeouts)
         self._waited_for: tuple[str, int] | None = None  # phase, and replies before it, that the deadline is for
 
     def __repr__(self) -> str:
@@ -371,7 +372,7 @@ class Connection:
         waited_for = (phase, self.client.answers)
         if waited_for != self._waited_for:
             self._waited_for = waited_for
-            seconds, self.wire.waiting_for = patience(self.path.shaping.timeouts)[phase]
+            seconds, self.wire.waiting_for = self._patience[phase]
             self.wire.deadline = time.monotonic() + seconds
 
     def _remember_suspect(self) -> None:
