@@ -465,6 +465,18 @@ def test_copies_of_events_that_a_loss_of_power_garbled_are_written_again(spool: 
     assert told(bench, "delivered")[(late.message.id, "u0@late.test")] == 1
 
 
+def test_a_lost_message_is_found_among_other_events_of_its_frame(spool: Path, bench: Bench) -> None:
+    """Some of which are about no message."""
+    deliveries = bench.make("gone.test", content=b"x" * 1000)
+    message = deliveries[0].message
+    bench.commit(Transaction([(message, deliveries)], events=[
+        events.alarm("source a", text="gone", time_us=NOW_US), events.received(message, deliveries)]))
+    bench.commit(Transaction(removes=deliveries))
+    bench.store.abandon()
+    repaired(spool)
+    assert told(opened(spool), "quarantined") == {(message.id, "u0@gone.test"): 1}
+
+
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
 

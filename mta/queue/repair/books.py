@@ -107,7 +107,7 @@ class Books(EventCheck):
             lines = self._event_files.lines_at(Position(int(path.stem), entry.offset))
         for line in lines.splitlines():
             event: dict[str, Any] = events.parse(line)
-            if event["event"] == "suspended" or parse_id(event["message"]) != entry.first:
+            if "message" not in event or parse_id(event["message"]) != entry.first:
                 continue
             for address in event["recipients"]:
                 if hash(address) == entry.second:

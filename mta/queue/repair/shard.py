@@ -20,13 +20,12 @@ from mta.queue.effects import Effects
 from mta.queue.encoding import Position, ShardState
 from mta.queue.fileops import FileOps
 from mta.queue.ids import SHARD_BITS
-from mta.queue.index import Index
 from mta.queue.journal import PAGE, Journal, Segment, is_spare, segment_numbers, segment_path
 from mta.queue.records import BodyRef
 from mta.queue.repair.books import Books
 from mta.queue.repair.eventfiles import EventFiles
 from mta.queue.repair.quarantine import Quarantine
-from mta.queue.repair.rebuild import Rebuild
+from mta.queue.repair.rebuild import NewIndex, Rebuild
 from mta.queue.repair.salvage import Remains
 from mta.queue.repair.settle import Settled, Settler, read_content
 from mta.queue.shard import VERSION, boot_id
@@ -85,7 +84,7 @@ class ShardRepair:
     # -- finding out ---------------------------------------------------------------------------------------------------
 
     def _renew(self, place: Path, remains: Remains) -> None:
-        with contextlib.closing(Index(place, _MAP_SIZE, self._files)) as index:
+        with contextlib.closing(NewIndex(place, _MAP_SIZE, self._files)) as index:
             rebuild = Rebuild(index, remains, self._journal, self._findings)
             rebuild.run()
             events = EventFiles(self._directory / "events", remains.state, rebuild.frames, self._quarantine,
@@ -153,7 +152,8 @@ class ShardRepair:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def _write(self, index: Index, rebuild: Rebuild, events: EventFiles, settled: Settled, state: ShardState) -> None:
+    def _write(self, index: NewIndex, rebuild: Rebuild, events: EventFiles, settled: Settled,
+               state: ShardState) -> None:
         """Append to the journal and to the event files, and finish the new index."""
         lines = b"".join(encoded.events for encoded in settled.transactions)
         before = self._end(rebuild)
@@ -176,6 +176,7 @@ class ShardRepair:
                         dup_before_us=state.dup_before_us)
         final.move_to(journal.end, mark)
         write_checkpoint(index, Effects(), final)
+        index.sync()
 
     def _groups(self, settled: Settled) -> Iterator[list[Encoded]]:
         """What goes into each frame; there is at least one, so that the index has a place to go on from."""
