@@ -1,8 +1,9 @@
 """Run by the tests of the rates: one worker that sends as fast as the shared rates let it, and writes down each time.
 
 Arguments: runtime directory, worker number, seconds, then rates as COUNT/SECONDS. Each is a bucket of its own. In the
-file `grants-N` stands for each message: which rate, when it was told to come, when it was let through. What was
-written survives a kill. Line 1 of stdout says that it is ready; it begins when its stdin ends.
+file `answers-N` stands for each question: which rate, when it had its answer, and the answer: 0 for a message that is
+let through, else the time at which to come. What was written survives a kill. Line 1 of stdout says that it is ready;
+it begins when its stdin ends.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mta.delivery.limits import Limits
 from mta.delivery.rates import Bucket
 
-GRANT = struct.Struct("<idd")
+ANSWER = struct.Struct("<idd")
 
 
 def main(run: str, worker: int, seconds: float, rates: list[tuple[float, float]]) -> None:
@@ -26,7 +27,7 @@ def main(run: str, worker: int, seconds: float, rates: list[tuple[float, float]]
     limits = Limits(run, worker)
     buckets = [(Bucket(f"rate{number}", *rate),) for number, rate in enumerate(rates)]
     told = [0.0] * len(rates)
-    out = os.open(Path(run, f"grants-{worker}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    out = os.open(Path(run, f"answers-{worker}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     print("ready", flush=True)
     sys.stdin.read()
     end = time.monotonic() + seconds
@@ -36,11 +37,8 @@ def main(run: str, worker: int, seconds: float, rates: list[tuple[float, float]]
                 continue
             at = limits.reserve(bucket)
             now = time.monotonic()
-            if not at:
-                os.write(out, GRANT.pack(number, told[number] or now, now))
-                told[number] = 0.0
-            else:
-                told[number] = at
+            os.write(out, ANSWER.pack(number, now, at))
+            told[number] = at
         if all(told):
             time.sleep(max(min(told) - time.monotonic(), 0.0))
     limits.close()
