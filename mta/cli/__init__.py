@@ -20,8 +20,8 @@ from mta.control import exits
 
 # In the order of `mta --help`.
 COMMANDS: Final = (
-    "run", "check", "config", "shaping", "status", "queue", "message", "events", "spool", "send", "dns", "sandbox",
-    "demo",
+    "run", "check", "config", "shaping", "status", "queue", "message", "events", "spool", "send", "dns", "rules",
+    "sandbox", "demo",
 )  # fmt: skip
 
 _EPILOG = """\

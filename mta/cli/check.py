@@ -84,6 +84,7 @@ def _summary(config: Config) -> Iterator[tuple[str, str]]:
     yield from (("routes", text) for text in _routes(config))
     yield from (("sources", text) for text in _sources(config))
     yield from (("limits", text) for text in _limits(config))
+    yield "rules", _rules(config)
     yield "retries", _retries(config.retry, config.expires)
     yield "bounces", _bounces(config)
 
@@ -131,6 +132,14 @@ def _sources(config: Config) -> Iterator[str]:
 def _without_password(source: Source) -> str:
     assert source.proxy is not None
     return str(source.proxy._replace(password="...") if source.proxy.password else source.proxy)
+
+
+def _rules(config: Config) -> str:
+    rules = config.rules
+    samples = sum(len(rule.samples) for rule in rules.all())
+    where = "as shipped" if config.rules_file == "shipped" else f"of {printable(config.rules_file)}"
+    own = f"{len(rules.own)} of your own, " if rules.own else ""
+    return f"{own}{len(rules.shipped)} {where}; {samples} samples fit"
 
 
 def _limits(config: Config) -> Iterator[str]:

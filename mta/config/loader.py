@@ -101,7 +101,7 @@ def read_text(text: str, name: str = "<text>") -> Reading:
         if config is not None:
             config, others = _with_providers(config, builder)
             config, more = _with_rules(config, builder)
-            others += more
+            others = [*others, *more]
             _report(builder, rules.contradictions(config, builder.given, builder.faulty))
     except TooManyProblems:
         pass

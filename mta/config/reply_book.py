@@ -26,7 +26,7 @@ class ReplyRules:
     def __init__(self, own: Sequence[ReplyRule] = (), shipped: Sequence[ReplyRule] = ()) -> None:
         self.own = tuple(own)
         self.shipped = tuple(shipped)
-        self._by_code: dict[tuple[str, str, int], tuple[ReplyRule, ...]] = {}
+        self._by_code: dict[tuple[str, str, int], tuple[tuple[tuple[str, ...], ReplyRule], ...]] = {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ReplyRules) and self.own == other.own
@@ -50,11 +50,18 @@ class ReplyRules:
             if len(self._by_code) >= _FOUND_LIMIT:
                 self._by_code.clear()
             candidates = self._by_code[key] = tuple(
-                rule for rule in self.all()
+                (rule.words, rule) for rule in self.all()
                 if rule.takes_code(reply.code) and (not rule.providers or provider in rule.providers)
                 # What a host did not say is judged only by rules that ask for it.
                 and (stage in rule.stages or (not rule.stages and stage not in ("connect", "lost"))))
-        for rule in candidates:
+        lower = reply.lower
+        for words, rule in candidates:
+            if words:  # the same look as in `TextPattern.matches`, for all texts of a rule at once
+                for word in words:
+                    if word in lower:
+                        break
+                else:
+                    continue
             if rule.fits(reply):
                 return rule
         return None
@@ -123,11 +130,11 @@ def _misses(rule: ReplyRule, reply: Said) -> str:
         found = "there is no enhanced code in it" if reply.enhanced is None else (
             f"its enhanced code is {'.'.join(map(str, reply.enhanced))}")
         return f"{found}, expected {', '.join(one.text for one in rule.enhanced)}"
-    if rule.texts and not any(pattern.search(reply.text) for pattern in rule.texts):
-        return f"text: {quoted(rule.texts[0].pattern)} is not found in it"
+    if rule.texts and not any(pattern.matches(reply) for pattern in rule.texts):
+        return f"text: {quoted(rule.texts[0].text)} is not found in it"
     for pattern in rule.unless:
-        if pattern.search(reply.text):
-            return f"unless: {quoted(pattern.pattern)} is found in it"
+        if pattern.matches(reply):
+            return f"unless: {quoted(pattern.text)} is found in it"
     return ""
 
 

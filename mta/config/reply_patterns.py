@@ -8,6 +8,7 @@ backtracking matcher, which has no bound of its own.
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any, NamedTuple
 
 TEXT_LIMIT = 1024  # characters of a reply that patterns see
@@ -23,6 +24,31 @@ class Said(NamedTuple):
     code: int
     enhanced: tuple[int, int, int] | None
     text: str
+    lower: str = ""  # the text in lower case
+
+
+class TextPattern(NamedTuple):
+    """A regular expression over the text, whatever its case."""
+
+    regex: re.Pattern[str]
+    needs: tuple[str, ...]  # at least one of these is in every text that it matches; none: not known
+
+    @property
+    def text(self) -> str:
+        """As it is written."""
+        return self.regex.pattern
+
+    def matches(self, reply: Said) -> bool:
+        """Whether it is found in the reply."""
+        needs = self.needs
+        if needs:
+            lower = reply.lower
+            for word in needs:  # looking for words is many times faster than the expression
+                if word in lower:
+                    break
+            else:
+                return False
+        return self.regex.search(reply.text) is not None
 
 
 class CodePattern(NamedTuple):
@@ -72,14 +98,16 @@ def parse_enhanced(text: str) -> EnhancedPattern:
         word, 0 if status == "x" else int(status), _ANY if subject == "x" else (int(subject), int(subject)), detail)
 
 
-def parse_regex(text: str) -> re.Pattern[str]:
+def parse_regex(text: str) -> TextPattern:
     """Read a regular expression; case does not matter. Raises ValueError, also for one that may take too long."""
     if not text.strip():
         raise ValueError("an empty expression matches everything")
     try:
-        tree = _parser.parse(text, re.IGNORECASE)
-        compiled = re.compile(text, re.IGNORECASE)
-    except (re.error, OverflowError, RecursionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a set such as [[ will mean something else one day
+            tree = _parser.parse(text, re.IGNORECASE)
+            compiled = re.compile(text, re.IGNORECASE)
+    except (re.error, FutureWarning, DeprecationWarning, OverflowError, RecursionError) as error:
         position = getattr(error, "pos", None)
         where = f" at character {position + 1}" if position is not None else ""
         raise ValueError(f"not a regular expression: {getattr(error, 'msg', error)}{where}") from None
@@ -88,7 +116,30 @@ def parse_regex(text: str) -> re.Pattern[str]:
         raise ValueError(f"its repeats leave {choices} choices, at most {CHOICES}: bound them, as in .{{0,40}}")
     if compiled.search("") is not None:
         raise ValueError("it matches an empty text, so it matches everything")
-    return compiled
+    return TextPattern(compiled, _needs(tree))
+
+
+def _needs(tree: Any) -> tuple[str, ...]:
+    """Words in lower case of which a match has at least one, the longest that can be told; none when none can."""
+    best: tuple[str, ...] = ()
+    word = ""
+    for operation, argument in [*tree, (None, None)]:
+        name = str(operation)
+        if name == "LITERAL":
+            word += chr(argument)
+            continue
+        found: tuple[str, ...] = ()
+        if name == "SUBPATTERN":
+            found = _needs(argument[-1])
+        elif name == "BRANCH":
+            each = [_needs(branch) for branch in argument[1]]
+            found = tuple(one for needs in each for one in needs) if all(each) else ()
+        elif name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT") and int(argument[0]) > 0:
+            found = _needs(argument[2])
+        best = max(best, (word.lower(),) if word else (), found, key=lambda needs: min(map(len, needs), default=0))
+        word = ""
+    # One letter is nearly everywhere; and only of ASCII is it certain what lower case is.
+    return best if best and all(len(one) > 1 and one.isascii() for one in best) else ()
 
 
 def _choices(tree: Any) -> int:
@@ -100,8 +151,7 @@ def _choices(tree: Any) -> int:
             low, high, inner = argument
             ways = _choices(inner)
             if ways > 1 and int(high) > 1:
-                raise ValueError("a repeat of something that can itself match in several ways takes too long on a "
-                                 "text made for it")
+                raise ValueError("a repeat of something that itself can match in several ways takes too long")
             total *= min(int(high), TEXT_LIMIT) - min(int(low), TEXT_LIMIT) + ways
         elif name == "BRANCH":
             total *= _branches(argument[1])
@@ -143,9 +193,10 @@ def said(code: int, enhanced: str, lines: tuple[str, ...]) -> Said:
     text = text[:TEXT_LIMIT]
     if enhanced:
         status, subject, detail = enhanced.split(".")
-        return Said(code, (int(status), int(subject), int(detail)), text)
+        return Said(code, (int(status), int(subject), int(detail)), text, text.lower())
     found = _INSIDE.search(text)
-    return Said(code, (int(found[1]), int(found[2]), int(found[3])) if found is not None else None, text)
+    inside = (int(found[1]), int(found[2]), int(found[3])) if found is not None else None
+    return Said(code, inside, text, text.lower())
 
 
 _LINE = re.compile(r"([2-5][0-9][0-9])(?:[ -](.*))?", re.ASCII)

@@ -17,6 +17,7 @@ from mta.config.reply_patterns import (
     CodePattern,
     EnhancedPattern,
     Said,
+    TextPattern,
     parse_code,
     parse_enhanced,
     parse_regex,
@@ -111,8 +112,8 @@ class ReplyRule(NamedTuple):
     stages: tuple[Stage, ...] = ()
     codes: tuple[CodePattern, ...] = ()
     enhanced: tuple[EnhancedPattern, ...] = ()
-    texts: tuple[re.Pattern[str], ...] = ()
-    unless: tuple[re.Pattern[str], ...] = ()
+    texts: tuple[TextPattern, ...] = ()
+    unless: tuple[TextPattern, ...] = ()
     kind: str = ""  # a class of `CLASSES`; "": what the codes say
     after: After | None = None
     actions: tuple[Action, ...] = ()
@@ -126,6 +127,13 @@ class ReplyRule(NamedTuple):
     def place(self) -> str:
         """`FILE:LINE`."""
         return f"{printable(self.file)}:{self.line}"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Of these at least one is in every text that the rule takes; none: not known."""
+        if not all(pattern.needs for pattern in self.texts):
+            return ()
+        return tuple(dict.fromkeys(word for pattern in self.texts for word in pattern.needs))
 
     def takes_code(self, code: int) -> bool:
         """Whether replies with this code may match."""
@@ -142,9 +150,13 @@ class ReplyRule(NamedTuple):
             status = reply.enhanced
             if status is None or not any(pattern.matches(status) for pattern in self.enhanced):
                 return False
-        if self.texts and not any(pattern.search(reply.text) for pattern in self.texts):
-            return False
-        return not any(pattern.search(reply.text) for pattern in self.unless)
+        if self.texts:
+            for pattern in self.texts:
+                if pattern.matches(reply):
+                    break
+            else:
+                return False
+        return not any(pattern.matches(reply) for pattern in self.unless)
 
 
 class _Fault(Exception):  # noqa: N818 -- never leaves this module; the fault was reported

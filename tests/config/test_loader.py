@@ -287,7 +287,7 @@ x: 1
         '7:37: retry.jitter: "5" is too large, expected 0.9 or less',
         ("8:1: x: unknown option, expected hostname, workers, user, spool, run, listeners, smtp, pickup, dns, routes, "
          "delivery, sources, pools, labels, tenants, turns, "
-         "providers, shaping, retry, expires, bounces, events, store, memory, shutdown or log"),
+         "providers, shaping, rules, rules_file, retry, expires, bounces, events, store, memory, shutdown or log"),
     ]
 
 

@@ -68,7 +68,7 @@ class Events:
     def deferred(self, message_id: str, *recipients: str, text: str = "later", reason: str = "recipient") -> Events:
         """It has to wait."""
         return self._attempt("deferred", message_id, recipients, code=451, enhanced="4.7.1", text=text,
-                             **{"class": reason})
+                             failure=reason)
 
     def suspended(self, path: str, text: str) -> Events:
         """A site is paused."""
@@ -76,7 +76,7 @@ class Events:
 
     def _attempt(self, kind: str, message_id: str, recipients: Iterable[str], **fields: Any) -> Events:
         return self._add(kind, message_id, recipients,
-                         **{"age_s": 0.5, "tls": "", "maybe_duplicate": False, "class": "recipient", **fields})
+                         **{"age_s": 0.5, "tls": "", "maybe_duplicate": False, "failure": "recipient", **fields})
 
     def _add(self, kind: str, message_id: str, recipients: Iterable[str], **fields: Any) -> Events:
         listed = list(recipients)

@@ -45,11 +45,13 @@ def one_of_each(text: str = "") -> dict[str, bytes]:
             one, one.recipients, reply, remote, attempt=4, time_us=NOW_US, duration_s=0.25
         ),
         "deferred": events.deferred(
-            one, one.recipients, reply, remote, failure="recipient", attempt=4, time_us=NOW_US, duration_s=0.25,
+            one, one.recipients, reply, remote, failure="recipient", kind="greylist",
+            rule="greylist", attempt=4, time_us=NOW_US, duration_s=0.25,
             next_us=NOW_US + 1,
         ),
         "bounced": events.bounced(
-            one, one.recipients, reply, remote, failure="recipient", attempt=4, time_us=NOW_US, duration_s=0.25
+            one, one.recipients, reply, remote, failure="recipient", kind="greylist",
+            rule="greylist", attempt=4, time_us=NOW_US, duration_s=0.25
         ),
         "expired": events.expired(one, one.recipients, time_us=NOW_US),
         "deleted": events.deleted(one, one.recipients, reason=f"spam{text}", operator=f"root{text}", time_us=NOW_US),
@@ -67,7 +69,8 @@ def test_a_deferral_tells_all() -> None:
     one = delivery()
     one.maybe_duplicate = True
     line = events.deferred(
-        one, one.recipients[:1], REPLY, REMOTE, failure="recipient", attempt=4, time_us=NOW_US, duration_s=0.1239,
+        one, one.recipients[:1], REPLY, REMOTE, failure="recipient", kind="greylist",
+            rule="greylist", attempt=4, time_us=NOW_US, duration_s=0.1239,
         next_us=NOW_US + 300_000_000,
     )
     event = json.loads(line)
@@ -94,7 +97,9 @@ def test_a_deferral_tells_all() -> None:
         "enhanced": "4.7.1",
         "text": "Greylisted, come back",
         "maybe_duplicate": True,
-        "class": "recipient",
+        "failure": "recipient",
+        "class": "greylist",
+        "rule": "greylist",
         "next_attempt": "2006-01-02T15:09:06.500000Z",
     }
 
