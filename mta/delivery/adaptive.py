@@ -104,10 +104,10 @@ class Pace:
         self.probe_at = now + self._wait(now)
         return True
 
-    def taken(self, messages: int, now: float, begun: float) -> None:
-        """The receiver took so many messages, the last of which was begun at `begun`."""
+    def taken(self, messages: int, now: float, begun: float, since: float | None = None) -> None:
+        """The receiver took so many messages, the last of which was begun at `begun` and the first at `since`."""
         if not self.slot_at:
-            self.slot_at = begun
+            self.slot_at = begun if since is None else since
         if not self.is_blocked:
             enough_s = max(SLOT_S, self.block_s, SLOT_MESSAGES / self.rate if self.rate else 0.0)
             if now - self.slot_at >= enough_s:
@@ -186,11 +186,12 @@ class Adaptive:
     pace: Pace = field(default_factory=Pace)
     seen_at: float = 0.0  # when anything was last heard
 
-    def taken(self, messages: int, now: float, begun: float, at_most: int) -> None:
-        """The receiver took so many messages, the last of them begun at `begun`; `at_most`: connections allowed."""
+    def taken(self, messages: int, now: float, begun: float, at_most: int, since: float | None = None) -> None:
+        """The receiver took so many messages, the last of them begun at `begun`, the first at `since`; `at_most`:
+        connections that the configuration allows."""
         self.seen_at = now
         self.window.taken(messages, at_most)
-        self.pace.taken(messages, now, begun)
+        self.pace.taken(messages, now, begun, since)
 
     def refused(self, now: float, begun: float) -> None:
         """It refused a message, begun at `begun`, because there are too many in too short a time."""
@@ -206,9 +207,9 @@ class Adaptive:
         """Whether this is too old to mean anything."""
         return now - self.seen_at >= max(FORGET_S, 2 * self.pace.block_s)
 
-    def connections(self, at_most: int) -> int:
-        """How many connections there may be, where `at_most` is configured."""
-        return max(min(int(self.window.size), at_most), 1)
+    def connections(self, at_most: int, at_least: int = 1) -> int:
+        """How many connections there may be, where these bounds are configured."""
+        return min(max(int(self.window.size), at_least), at_most)
 
     def why(self, now: float) -> str:
         """What is held back and since when, for people; empty when nothing is."""

@@ -92,6 +92,8 @@ class Connecting:
         """Whether nothing about `path` itself forbids one more connection."""
         if path.suspended_until_us and path.suspended_until_us > self._engine.clock_us():
             return False
+        if len(path.connections) >= path.allowed < path.shaping.connections:
+            path.learns = True
         return path.may_open(self._engine.monotonic())
 
     def _open_one(self, lane: Lane) -> bool:

@@ -51,7 +51,7 @@ class Dispatch:
             self._take_turns(connection)
         lane, scheduler, settler, pacing = connection.lane, engine.scheduler, engine.settler, engine.pacing
         turns, claims = lane.turns, path.claims
-        if path.message_rates and (turns.count or claims) and not pacing.may_send(path):
+        if (path.message_rates or path.blocked) and (turns.count or claims) and not pacing.may_send(path):
             return None
         while True:
             tenant = ""
@@ -183,6 +183,7 @@ class Dispatch:
         if reply is not None and transaction.recipients is delivery.recipients:
             connection.completed += 1
             path.succeeded(now_s)
+            self._engine.adapting.taken(path, job.started_s, now_s)
             self.conclude(job.queue, delivery, partial(
                 settler.deliver, delivery, reply, connection.peer, now_s - job.started_s))
             return
@@ -196,7 +197,9 @@ class Dispatch:
         if outcome.reconnect:
             connection.stopping = True
         self._engine.reactions.to(outcome, path, job.queue)
-        if outcome.host_failure is not None:  # first, so that what goes back to its queue opens no connection
+        paced = self._engine.adapting.to(outcome, path, job.started_s, now_s)
+        if outcome.host_failure is not None and not paced:
+            # First, so that what goes back to its queue opens no connection.
             self._engine.keeper.site_failed(path, str(outcome.host_failure))
         self.conclude(job.queue, delivery, partial(
             settler.settle, delivery, outcome, connection.peer, now_s - job.started_s), job.marked)

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from functools import partial
 
 from mta.config.schema import Config
+from mta.delivery.adapting import Adapting
 from mta.delivery.ageing import Ageing
 from mta.delivery.connecting import Connecting
 from mta.delivery.connection import Connection
@@ -89,6 +90,7 @@ class Engine:
         self.connecting = Connecting(self)
         self.dispatch = Dispatch(self)
         self.pacing = Pacing(self)
+        self.adapting = Adapting(self)
         self.holds = Holds(self)
         self.keeper = PathKeeper(self)
         self.reactions = Reactions(self)

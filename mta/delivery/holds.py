@@ -85,6 +85,8 @@ class Holds:
         for path in list(engine.paths.values()):
             if not changed.isdisjoint(names_of(path)):
                 self.apply(path)
+            if path.name in changed:
+                engine.adapting.changed(path)
         self._queues_changed({name for name in changed if name.startswith(OF_QUEUES)})
 
     def clock_was_set(self) -> None:
@@ -102,7 +104,7 @@ class Holds:
             return
         engine, now_us = self._engine, self._engine.clock_us()
         until_us, why = 0, None
-        most = path.shaping.connections
+        most = path.allowed
         rates: list[Bucket] = []
         for name in names_of(path):
             state = self._held.get(name)
@@ -117,9 +119,9 @@ class Holds:
             rate = state.lowest("rate", now_us)
             if rate is not None and rate.value > 0:
                 rates.append(Bucket(f"{name} held", rate.value, 1.0))
-        path.is_held = bool(until_us or rates or most < path.shaping.connections)
+        path.is_held = bool(until_us or rates or most < path.allowed)
         path.limit_to(most)
-        path.message_rates = (*path.own_rates, *rates)
+        path.message_rates = (*path.own_rates, *path.paced, *rates)
         if why is not None:
             if until_us > path.suspended_until_us or path.suspended_by not in ("site", "source"):
                 path.suspend(until_us, why.reason, why.by)

@@ -71,13 +71,20 @@ class Pacing:
         """Take the right to one message over a path that has a rate; if there is none now, wait for it."""
         if path.not_before_s > self._engine.monotonic():
             return False
+        if path.blocked and not self._engine.adapting.may_probe(path):
+            return False
         at_s = self._engine.limits.reserve(path.message_rates)
         now_s = self._engine.monotonic()
         if at_s <= now_s:
             return True
-        path.not_before_s = at_s
-        self._call(path, at_s - now_s)
+        self.wait(path, at_s)
         return False
+
+    def wait(self, path: Path, until_s: float) -> None:
+        """No message goes over `path` before that; then it is looked at again."""
+        if path.not_before_s != until_s:
+            path.not_before_s = until_s
+            self._call(path, max(until_s - self._engine.monotonic(), 0.0))
 
     def send_back(self, path: Path) -> None:
         """What `may_send` took was not used."""

@@ -32,10 +32,11 @@ GOOD_FOR_S = 60.0  # a completed transaction vouches for the site this long
 class Path:
     """One (source, site), or the connections of its own that a domain with an entry in `shaping.domains` has."""
 
-    __slots__ = ("claims", "connection_rates", "connections", "contended", "doubted", "failures", "good_until_s",
-                 "hold_s", "hold_until_s", "idle", "is_held", "lanes", "lease", "leases", "message_rates", "most",
-                 "name", "not_before_s", "open_not_before_s", "opening", "outcomes", "own_rates", "provider",
-                 "reason", "route", "shaping", "source", "suspended_by", "suspended_until_us", "tell_s", "waiting_for")
+    __slots__ = ("allowed", "begun_s", "blocked", "claims", "connection_rates", "connections", "contended", "doubted",
+                 "failures", "good_until_s", "hold_s", "hold_until_s", "idle", "is_held", "lanes", "learns", "lease",
+                 "leases", "message_rates", "most", "name", "not_before_s", "open_not_before_s", "opening", "outcomes",
+                 "own_rates", "paced", "provider", "reason", "route", "shaping", "source", "suspended_by",
+                 "suspended_until_us", "taken", "taken_since_s", "tell_s", "waiting_for")
 
     def __init__(self, name: str, source: Source, shaping: Shaping) -> None:
         self.name = name
@@ -51,6 +52,13 @@ class Path:
         self.leases: list[tuple[str, int]] = [(name, shaping.connections)]  # what each connection needs one of
         self.most = shaping.connections  # connections at once, over all workers; less while a hold says so
         self.provider = ""  # of its site
+        # What adaptation found (`mta.delivery.adapting`), and what it goes by.
+        self.allowed = shaping.connections  # connections at once
+        self.paced: Sequence[Bucket] = ()  # one more rate
+        self.blocked = False  # the receiver refuses for its rate: nothing but probes
+        self.learns = False  # what is taken is written down
+        self.taken = 0  # messages since `taken_since_s`, the last of them begun at `begun_s`
+        self.taken_since_s = self.begun_s = 0.0
         self.is_held = False  # by a suspension or a lower limit of `mta.delivery.holds`
         self.own_rates: Sequence[Bucket] = ()  # of messages, by the configuration
         self.message_rates: Sequence[Bucket] = ()  # a message takes one of each; those of holds included
@@ -94,6 +102,11 @@ class Path:
         if self.doubted and self.opening:
             return False  # or there would always be another one to wait for, and the site never be given a rest
         return not have or (not self.failures and have < self.most)
+
+    def unheld(self) -> None:
+        """The limits that there are without any hold."""
+        self.limit_to(self.allowed)
+        self.message_rates = (*self.own_rates, *self.paced)
 
     def limit_to(self, most: int) -> None:
         """So many connections at once from now on."""

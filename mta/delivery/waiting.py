@@ -85,9 +85,14 @@ def _why(engine: Engine, path: Path) -> str:
     if path.suspended_until_us > engine.clock_us():
         return f"suspended for another {(path.suspended_until_us - engine.clock_us()) // 1_000_000} s: {path.reason}"
     now_s = engine.monotonic()
+    adapted = engine.adapting.why(path) if path.blocked or path.paced else ""
+    if path.blocked:
+        return f"{path.name}: {adapted}"
     if path.not_before_s > now_s:
         rates = ", ".join(one.name.rpartition(" ")[2] for one in path.message_rates)
-        return f"rate of {path.name} ({rates}) is used up, the next message goes in {path.not_before_s - now_s:.1f} s"
+        after = f"; {adapted}" if adapted else ""
+        return (f"rate of {path.name} ({rates}) is used up, the next message goes in "
+                f"{path.not_before_s - now_s:.1f} s{after}")
     if path.open_not_before_s > now_s:
         rates = ", ".join(one.name.rpartition(" ")[2] for one in path.connection_rates)
         return f"rate of new connections to {path.name} ({rates}) is used up"
@@ -111,7 +116,12 @@ def _why(engine: Engine, path: Path) -> str:
         if learned:
             said = f": {path.reason}" if path.reason else ""
             return f"limit of {learned} connections to {path.name} is reached, the site takes no more{said}"
-        return f"limit of {path.most} connections to {path.name} is reached, over all workers"
+        return f"limit of {path.most} connections to {path.name} is reached, over all workers{_adapted(path)}"
     if len(path.connections) >= path.most:
-        return f"limit of {path.most} connections to {path.name} is reached"
+        return f"limit of {path.most} connections to {path.name} is reached{_adapted(path)}"
     return "its turn comes"
+
+
+def _adapted(path: Path) -> str:
+    configured = path.shaping.connections
+    return f" ({configured} are configured; more as it takes mail)" if path.most == path.allowed < configured else ""

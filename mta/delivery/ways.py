@@ -210,8 +210,8 @@ class Ways:
         path.own_rates = (*buckets(path.name, shaping.message_rate),
                           *(bucket for total in totals for bucket in buckets(total.name, total.rates)))
         path.connection_rates = buckets(f"{path.name} connections", shaping.connection_rate)
-        path.message_rates = path.own_rates
-        path.most = shaping.connections
+        self._engine.adapting.adopt(path)
+        path.unheld()
         self._engine.holds.apply(path)
         return path
 

@@ -131,6 +131,9 @@ class Unlimited:
 
     lacking: str | None = None
 
+    def __init__(self) -> None:
+        self._states: dict[str, PathState] = {}
+
     def acquire(self, leases: object) -> str | None:
         """Always, or never."""
         return self.lacking
@@ -158,6 +161,15 @@ class Unlimited:
     def states(self) -> list[tuple[str, PathState]]:
         """None."""
         return []
+
+    def state(self, name: str) -> PathState:
+        """What was last made of it."""
+        return self._states.get(name, PathState())
+
+    def update(self, name: str, change: Callable[[PathState], PathState]) -> PathState:
+        """Nobody else has to know."""
+        state = self._states[name] = change(self.state(name))
+        return state
 
     def changed(self) -> list[str]:
         """None."""

@@ -20,7 +20,7 @@ from gevent.server import StreamServer
 
 from mta.config.schema import Delivery as DeliverySettings
 from mta.config.schema import ShapingRules, Source, Tenant
-from mta.config.shaping import ProviderLayer
+from mta.config.shaping import Adaptive, ProviderLayer
 from mta.config.units import Duration, parse_proxy, parse_rate
 from mta.delivery import pathkeeping, sources
 from mta.delivery.limits import Limits
@@ -30,8 +30,8 @@ ABSENT = "192.0.2.77"  # no machine has it (RFC 5737)
 
 
 def quick(**options: Any) -> ShapingRules:
-    """With connections that do not rest for long."""
-    return shaping(idle=Duration(0.05), **options)
+    """With connections that do not rest for long, and as many as are configured from the beginning."""
+    return shaping(idle=Duration(0.05), adaptive=Adaptive(enabled=False), **options)
 
 
 class Sited(World):
