@@ -175,7 +175,7 @@ class Holds:
 def names_of(path: Path) -> tuple[str, ...]:
     """The names by which `path` may be held."""
     source, provider = f"source:{path.source.name}", f"provider:{path.provider}"
-    return (path.name, source, provider, f"{source}+{provider}")
+    return (path.name, source, provider, f"{source}>{provider}")
 
 
 def _words(hold: Hold) -> str:

@@ -39,7 +39,7 @@ class Place:
         if scope == "source":
             return f"source:{self.source}"
         if scope == "source-provider":
-            return f"source:{self.source}+provider:{self.provider}" if self.provider else self.path
+            return f"source:{self.source}>provider:{self.provider}" if self.provider else self.path
         if scope == "tenant":
             return f"tenant:{self.tenant}" if self.tenant else ""
         return f"domain:{self.domain}" if self.domain else ""

@@ -16,7 +16,16 @@ from mta.config.providers import definitions
 from mta.config.reply_book import ReplyRules, provider_problems, read_file
 from mta.config.reply_classes import CLASSES
 from mta.config.reply_patterns import CHOICES, TEXT_LIMIT, TextPattern, parse_enhanced, parse_regex, parse_reply, said
-from mta.config.reply_rules import STAGES, ReplyRule, parse_after, parse_connections, parse_slow, parse_suspend
+from mta.config.reply_rules import (
+    FATES,
+    SCOPES,
+    STAGES,
+    ReplyRule,
+    parse_after,
+    parse_connections,
+    parse_slow,
+    parse_suspend,
+)
 from mta.smtp.reply import ReplyParser
 
 RULE = 'name: a, code: 5xx, class: policy, samples: ["550 no"]'
@@ -185,6 +194,15 @@ def test_a_file_of_rules_with_faults_is_a_fault_of_the_configuration(tmp_path: P
     assert {(one.file, one.line) for one in reading.problems} == {(str(tmp_path / "r.yaml"), 2)}
     missing = read_text("{hostname: mta.example.net, rules_file: no.yaml}", str(tmp_path / "mta.yaml"))
     assert [one.line for one in missing.problems] == [1]
+
+
+def test_the_manual_names_every_class_stage_and_scope() -> None:
+    """docs/rules.md says of each what the code says."""
+    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text("utf-8")
+    for one in CLASSES.values():
+        assert f"| `{one.name}` | {one.decision} | {one.doc} |" in page
+    for name, doc in {**STAGES, **SCOPES, **FATES}.items():
+        assert f"| `{name}` | {doc} |" in page
 
 
 def test_names_are_given_once() -> None:

@@ -25,6 +25,7 @@ import gevent  # noqa: E402
 import gevent.select  # noqa: E402
 from gevent.server import StreamServer  # noqa: E402
 
+from mta.config.loader import loads  # noqa: E402
 from mta.config.schema import Bounces, Config, Retry, ShapingRules  # noqa: E402
 from mta.config.schema import Delivery as DeliverySettings  # noqa: E402
 from mta.config.shaping import DefaultLayer, DomainLayer, ProviderLayer, Shaping  # noqa: E402
@@ -200,6 +201,8 @@ class World:
         self.trickle_s = 0.0  # between the octets of the greeting
         self.slow_s = 0.0  # before each answer to RCPT
         self.lingers_s = 0.0  # before the answer to QUIT
+        self.answers: dict[bytes, bytes] = {}  # by verb, in place of 250
+        self.closes_after = 0  # messages, without a word
         self.open = self.most_open = 0
         self.server = StreamServer(("127.0.0.1", 0), self.serve)
         self.server.start()
@@ -248,8 +251,13 @@ class World:
             gevent.sleep(self.trickle_s)
             sock.sendall(bytes([octet]))
         sender = b""
+        messages = 0
         for line in file:
             verb = line[:4].upper()
+            if verb == b"MAIL":
+                messages += 1
+                if messages - 1 == self.closes_after > 0:
+                    return
             if verb == b"QUIT":
                 gevent.sleep(self.lingers_s)
                 sock.sendall(b"221 bye\r\n")
@@ -265,7 +273,7 @@ class World:
                 while file.readline() != b".\r\n":
                     pass
                 self.took(sock, sender)
-            sock.sendall(b"250 ok\r\n")
+            sock.sendall(self.answers.get(verb, b"250 ok") + b"\r\n")
 
     def make(self, sender: str = "a@x.test", age_s: float = 0.0, fresh: bool = True,
              domain: str = "d.test") -> Delivery:
@@ -779,6 +787,49 @@ def listen(world: World, limits: Limits) -> None:
     while True:
         gevent.select.select([limits.fileno()], [], [])
         world.engine.connecting.nudged(limits.recv_nudges())
+
+
+def a_listed_address_stands_still_and_nothing_bounces() -> None:
+    """A 550 to RCPT that means a listing: the mail waits, the path stands still for as long as the rule says, which is
+    told once with the name of the rule, and no other mail is tried over it."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = World(limits=limits, rules=loads("hostname: mta.test").rules)
+        gevent.spawn(listen, world, limits)
+        world.answers[b"RCPT"] = b"550 5.7.1 Service unavailable; [192.0.2.1] blocked using zen.spamhaus.org"
+        world.make()
+        world.until(lambda: world.shelf.told("suspended"))
+        world.make()
+        world.make()
+        gevent.sleep(0.2)
+        assert world.connections == 1, world.connections
+        kinds = Counter(event["event"] for event in world.shelf.events)
+        assert kinds == {"deferred": 1, "suspended": 1, "alarm": 1}, kinds
+        event = next(event for event in world.shelf.events if event["event"] == "deferred")
+        assert (event["class"], event["rule"], event["failure"]) == ("blocklist", "listed", "recipient"), event
+        path, = world.engine.paths.values()
+        assert 3500e6 < path.suspended_until_us - clock_us() < 3601e6
+        assert path.suspended_by == "rule listed"
+        assert len(world.shelf.stored) == 3
+
+
+def a_silent_close_after_some_messages_is_no_failure() -> None:
+    """Yahoo hangs up after so many messages, without a word: the next connection takes the rest at once, no attempt is
+    counted, however often one message meets it, and the path is not to blame."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = World(limits=limits, shaping=shaping(connections=1, pipelining=False),
+                      rules=loads("hostname: mta.test").rules)
+        world.providers["d.test"] = "yahoo"
+        world.closes_after = 2
+        gevent.spawn(listen, world, limits)
+        for _ in range(9):
+            world.make()
+        world.until(world.drained)
+        kinds = Counter(event["event"] for event in world.shelf.events)
+        assert kinds == {"delivered": 9}, kinds
+        assert {event["attempt"] for event in world.shelf.events} == {1}
+        assert world.connections == 5, world.connections
 
 
 def sites_that_failed_are_forgotten_in_time() -> None:

@@ -190,8 +190,8 @@ def test_without_after_every_match_acts() -> None:
     """Scopes become names in the table of limits; an alarm is told once in an hour."""
     counts = RuleCounts()
     one = rule("suspend: source-provider for 2h, slow: 10/min for 1h, alarm: true")
-    begun = [("suspend", "source:out1+provider:google"), ("slow", "out1>mx.test")]
-    assert kinds(counts.match(one, PATH, "550 no", 1, 100.0)) == [*begun, ("alarm", "source:out1+provider:google")]
+    begun = [("suspend", "source:out1>provider:google"), ("slow", "out1>mx.test")]
+    assert kinds(counts.match(one, PATH, "550 no", 1, 100.0)) == [*begun, ("alarm", "source:out1>provider:google")]
     assert kinds(counts.match(one, PATH, "550 no", 2, 101.0)) == begun
     assert len(counts.match(one, PATH, "550 no", 3, 100.0 + ALARM_S)) == 3
     assert len(counts.match(one, PATH, "550 no", 3, 50.0)) == 3  # the clock was set back
