@@ -73,7 +73,8 @@ FIELDS: Final = (
     Field("age_s", "attempts expired", float, "Seconds since the message was accepted."),
     Field("duration_s", "attempts", float, "Seconds from the start of the transaction to the reply that ended it."),
     Field("path", "attempts suspended", str, "The path: source and site. Empty when no route was found. What a "
-          "rule suspends may be more: `source:NAME`, `provider:NAME`, `source:NAME>provider:NAME`, `tenant:NAME`, `domain:NAME`."),
+          "rule suspends may be more: `source:NAME`, `provider:NAME`, `source:NAME>provider:NAME`, "
+          "`tenant:NAME`, `domain:NAME`."),
     Field("remote_host", "attempts", str, "Name of the remote host; empty when none was reached."),
     Field("remote_address", "attempts", str, "Its address and port, `192.0.2.1:25` or `[2001:db8::1]:25`."),
     Field("source_address", "attempts", str, "Our address on that connection."),
