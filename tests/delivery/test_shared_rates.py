@@ -19,6 +19,7 @@ from mta.delivery.rates import Bucket
 from tests.delivery.rates_program import ANSWER
 
 PROGRAM = Path(__file__).with_name("rates_program.py")
+FOR_EVER_S = 600.0  # until it is killed
 RATES = ((0.5, 1.0), (10.0, 1.0), (1000.0, 1.0))
 
 
@@ -232,9 +233,10 @@ class Senders:
         process = self.processes.pop(worker)
         if kill:
             process.kill()
-        assert process.wait(60) == (-9 if kill else 0)
+        code = process.wait(60)
         assert process.stdout is not None
         process.stdout.close()
+        assert code == (-9 if kill else 0)
 
     def answers(self, number: int) -> list[tuple[float, float]]:
         """Of one rate: when a question had its answer, and the answer."""
@@ -259,8 +261,9 @@ class Senders:
 def senders(tmp_path: Path) -> Iterator[Senders]:
     senders = Senders(tmp_path)
     yield senders
-    for worker in list(senders.processes):
-        senders.end(worker, kill=True)
+    for process in senders.processes.values():
+        process.kill()
+        process.wait()
 
 
 def exceeded(grants: list[float], bucket: Bucket) -> list[float]:
@@ -293,16 +296,17 @@ def test_killed_senders_make_no_rate_exceeded(senders: Senders) -> None:
     supervisor = Limits(str(senders.run), None)
     chance = random.Random(4711)
     for worker in range(4):
-        senders.start(worker, 5.0)
+        senders.start(worker, FOR_EVER_S)
         senders.begin(worker)
     for victim in (0, 1, 2, 0, 1, 2):
         time.sleep(chance.uniform(0.05, 0.4))
         senders.end(victim, kill=True)
         supervisor.clear_worker(victim)
-        senders.start(victim, 2.0)
+        senders.start(victim, FOR_EVER_S)
         senders.begin(victim)
+    time.sleep(1.0)
     for worker in range(4):
-        senders.end(worker)
+        senders.end(worker, kill=True)
     supervisor.close()
     for number, rate in enumerate(RATES):
         grants = senders.grants(number)
