@@ -23,8 +23,9 @@ ALLOWED = {
     "inject": {"config", "smtp", "message", "queue"},
     "control": {"config", "smtp", "message", "queue", "delivery", "inject"},
     "sandbox": {"config", "control.exits"},
+    "simulate": {"config", "smtp", "queue", "delivery", "sandbox"},
     "demo": {"config", "queue", "control", "sandbox", "cli.text", "cli.eventreader"},
-    "cli": {"config", "queue", "delivery", "control", "sandbox", "demo"},
+    "cli": {"config", "queue", "delivery", "control", "sandbox", "demo", "simulate"},
 }
 WITHOUT_GEVENT = ("config", "smtp", "message", "queue")
 

@@ -21,7 +21,7 @@ from mta.control import exits
 # In the order of `mta --help`.
 COMMANDS: Final = (
     "run", "check", "config", "shaping", "status", "queue", "message", "events", "spool", "send", "dns", "rules",
-    "sandbox", "demo",
+    "sandbox", "demo", "simulate",
 )  # fmt: skip
 
 _EPILOG = """\

@@ -130,14 +130,14 @@ class Connection:
         engine, path = self.engine, self.path
         assert path.route is not None
         for target in targets(path.name, path.route, path.shaping, engine.router.addresses, path.source.serves,
-                              engine.reachability, time.monotonic()):
+                              engine.reachability, engine.monotonic()):
             try:
                 self._open_one(target)
                 engine.reachability.served(path.name, target)
                 return None
             except RefusalError as refusal:
                 if refusal.phase in ("connect", "greeting") and refusal.reply.local and not self.stopping:
-                    engine.reachability.failed(target, time.monotonic())
+                    engine.reachability.failed(target, engine.monotonic())
                 # What a mail server says tells more than that another one could not be reached.
                 if best is None or best.reply.local or not refusal.reply.local:
                     best = refusal
@@ -149,7 +149,7 @@ class Connection:
         """A session with `target`, in the plainer forms that some hosts need. Raises RefusalError."""
         policy: TlsPolicy = self.path.shaping.tls
         tls = policy
-        if policy == "opportunistic" and self.engine.broken_tls.has(target.address, time.monotonic()):
+        if policy == "opportunistic" and self.engine.broken_tls.has(target.address, self.engine.monotonic()):
             tls = "off"
         try:
             self._session(target, tls)
@@ -158,7 +158,7 @@ class Connection:
                 self._session(target, tls, esmtp=False)  # some hosts hang up at EHLO
             elif refusal.phase in ("starttls", "handshake") and refusal.reply.local and policy == "opportunistic":
                 log.info("%s; going on in clear", refusal.reply.text)
-                self.engine.broken_tls.add(target.address, time.monotonic())
+                self.engine.broken_tls.add(target.address, self.engine.monotonic())
                 self._session(target, "off")
             else:
                 raise
@@ -267,7 +267,7 @@ class Connection:
         except WireError as error:
             if isinstance(error, TlsError) and self.path.shaping.tls == "opportunistic":
                 assert self.target is not None
-                self.engine.broken_tls.add(self.target.address, time.monotonic())
+                self.engine.broken_tls.add(self.target.address, self.engine.monotonic())
             client.unsent(wire.unsent)
             try:
                 early = wire.early()

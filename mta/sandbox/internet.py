@@ -31,11 +31,12 @@ class Entry:
     name: str  # of the personality, the domain or the pattern
     personality: Personality
     began: float
+    clock: Callable[[], float] = time.monotonic
     conducts: dict[int, Conduct] = field(default_factory=dict)
 
     def behaviour(self) -> Behaviour:
         """What holds now."""
-        return self.personality.at(time.monotonic() - self.began)
+        return self.personality.at(self.clock() - self.began)
 
     def conduct(self) -> Conduct:
         """What holds now, made ready; rules keep their counters as long as the entry lives."""
@@ -46,7 +47,7 @@ class Entry:
         return conduct
 
     def next_change(self, after: float) -> float | None:
-        """When something else holds for the first time after `after`, by `time.monotonic()`."""
+        """When something else holds for the first time after `after`, by the clock."""
         return min((self.began + at for at in self.personality.changes() if self.began + at > after), default=None)
 
 
@@ -80,21 +81,24 @@ class Host:
 class Internet:
     """Everything that has a name. `on_host` is called when a host is new or may have changed."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, on_host: Callable[[Host], None]) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, on_host: Callable[[Host], None],
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` gives seconds; what changes over time counts from now."""
         self.ledger = ledger
+        self.clock = clock
         self.on_host = on_host
         self.on_change: list[Callable[[], None]] = []  # called after every `refresh`
         self._limit = settings.hosts
-        now = self._refreshed = time.monotonic()
-        self._default = Entry("default", settings.default, now)
-        self._named = [Entry(name, personality, now) for name, personality in settings.personalities.items()]
+        now = self._refreshed = clock()
+        self._default = Entry("default", settings.default, now, clock)
+        self._named = [Entry(name, personality, now, clock) for name, personality in settings.personalities.items()]
         self._exact: dict[str, Entry] = {}
         self._patterns: list[tuple[Pattern[str], Entry]] = []
         for name, personality in settings.domains.items():
             if "*" in name:
-                self._patterns.append((compile_pattern(translate(name)), Entry(name, personality, now)))
+                self._patterns.append((compile_pattern(translate(name)), Entry(name, personality, now, clock)))
             else:
-                self._exact[name] = Entry(name, personality, now)
+                self._exact[name] = Entry(name, personality, now, clock)
         self._claims: dict[str, tuple[Entry, str]] = {}
         self._domains: dict[bytes, Domain] = {}
         self._hosts: dict[str, Host] = {}
@@ -193,7 +197,7 @@ class Internet:
 
     def set(self, name: str, personality: Personality) -> None:
         """Give a domain, a pattern, a host or `default` a personality, whose clock starts now."""
-        entry = Entry(name, personality, time.monotonic())
+        entry = Entry(name, personality, self.clock(), self.clock)
         if name == "default":
             self._default = entry
         elif "*" in name:
@@ -205,7 +209,7 @@ class Internet:
 
     def refresh(self) -> None:
         """Apply what holds now: to domains at their next recipient, to hosts and their sockets at once."""
-        self._refreshed = time.monotonic()
+        self._refreshed = self.clock()
         self._domains.clear()
         self._claim()
         for host in self.hosts:
@@ -219,7 +223,7 @@ class Internet:
             callback()
 
     def next_change(self) -> float | None:
-        """When `refresh` is due next, by `time.monotonic()`. It may be past: what changed while one was under way."""
+        """When `refresh` is due next, by the clock. It may be past: what changed while one was under way."""
         entries = (self._default, *self._named, *self._exact.values(), *(entry for _, entry in self._patterns))
         return min((at for entry in entries if (at := entry.next_change(self._refreshed)) is not None), default=None)
 
