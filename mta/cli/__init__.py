@@ -1,7 +1,7 @@
 """The `mta` command: finds the module of the command given and lets it do the work.
 
-Each command is a module `mta.cli.NAME` with `register(commands)`. Only the module of the command that was typed is
-imported: `mta run` must not load gevent, and `mta queue` should answer at once.
+Each command is a module `mta.cli.NAME` with `register(commands)`; some share one (`MODULES`). Only the module of the
+command that was typed is imported: `mta run` must not load gevent, and `mta queue` should answer at once.
 """
 
 from __future__ import annotations
@@ -20,9 +20,17 @@ from mta.control import exits
 
 # In the order of `mta --help`.
 COMMANDS: Final = (
-    "run", "check", "config", "shaping", "status", "queue", "message", "events", "spool", "send", "dns", "rules",
-    "sandbox", "demo", "simulate",
+    "run", "check", "config", "shaping", "status", "queue", "message", "events",
+    "pause", "resume", "freeze", "reroute", "retry", "expire", "delete", "suspend", "unsuspend", "limit", "orders",
+    "spool", "send", "dns", "rules", "sandbox", "demo", "simulate",
 )  # fmt: skip
+
+# Of commands that share a module with others.
+MODULES: Final = {
+    "pause": "holding", "resume": "holding", "freeze": "holding", "reroute": "holding",
+    "retry": "ending", "expire": "ending", "delete": "ending",
+    "suspend": "suspending", "unsuspend": "suspending", "limit": "suspending",
+}  # fmt: skip
 
 _EPILOG = """\
 `mta COMMAND --help` explains a command and shows examples.
@@ -47,8 +55,8 @@ def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mta {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for name in names:
-        module_name = f"mta.cli.{name}"
+    for module in dict.fromkeys(MODULES.get(name, name) for name in names):
+        module_name = f"mta.cli.{module}"
         if importlib.util.find_spec(module_name) is not None:
             importlib.import_module(module_name).register(commands)
     return parser

@@ -21,11 +21,12 @@ _HEAD = """\
     mta --help
     mta COMMAND --help
 
-One program with a command for each task. `status`, `queue` and `message` ask the running MTA over its control socket;
-`events` reads the event files and works without it; `spool` works on the files of one that is stopped. Text that came
-from remote hosts is printed with control characters as escapes. Tables fit the terminal; into a pipe or a file nothing
-is cut off. Where there is `--json`, it prints one JSON object (listings: one per line); times are microseconds since
-the epoch unless they are text (RFC 3339), and later versions may add fields.
+One program with a command for each task. `status`, `queue`, `message` and those that give orders (`pause` to `orders`)
+talk to the running MTA over its control socket; `events` reads the event files and works without it; `spool` works on
+the files of one that is stopped. Text that came from remote hosts is printed with control characters as escapes. Tables
+fit the terminal; into a pipe or a file nothing is cut off. Where there is `--json`, it prints one JSON object
+(listings: one per line); times are microseconds since the epoch unless they are text (RFC 3339), and later versions may
+add fields.
 
 This page is made from the commands' own `--help`.
 
@@ -42,7 +43,8 @@ This page is made from the commands' own `--help`.
 |---|---|
 | `/etc/mta/mta.yaml` | configuration, see [configuration.md](configuration.md) |
 | `SPOOL/shards/NNN/` | the queue; `events/` in it has the [events](events.md); for root and the MTA's user |
-| `RUN/control.sock` | where `status`, `queue` and `message` ask; for root, the MTA's user and its group |
+| `SPOOL/operator/orders` | what operators ordered and is in force |
+| `RUN/control.sock` | where `status`, `queue`, `message` and orders go; for root, the MTA's user and its group |
 
 ## Exit codes
 

@@ -13,9 +13,11 @@ import gevent.event
 
 from mta.control import protocol
 from mta.control.protocol import RequestError
-from mta.delivery.waiting import standing, why_not_now
+from mta.delivery.waiting import held_by, standing, why_not_now
+from mta.queue.filter import Filter
 from mta.queue.ids import format_id, parse_id, shard_of
 from mta.queue.index import QueueTotals
+from mta.queue.orders import due_of
 from mta.queue.records import (
     EIGHT_BIT,
     NOTIFICATION,
@@ -58,6 +60,12 @@ class Answers:
                     return self._message(str(arguments["id"]))
                 case "body":
                     return self._body(str(arguments["id"]), int(arguments["offset"]), int(arguments["length"]))
+                case "touched":
+                    return self._touched(str(arguments["filter"]))
+                case "obey":
+                    return self._obey(int(arguments["serial"]))
+                case "sweeps":
+                    return self._sweeps()
         except (KeyError, TypeError, ValueError) as error:
             raise RequestError(f"{command}: wrong arguments: {error}") from None
         raise RequestError(f"unknown command {command!r:.60}")
@@ -126,7 +134,7 @@ class Answers:
         stands = standing(self._worker.engine, shard, info.name, info.next_due_us)
         last = info.last
         return protocol.QueueRow(
-            info.name, domain_of(info.name), info.deliveries, info.recipients, max(info.next_due_us, 0),
+            info.name, domain_of(info.name), info.deliveries, info.recipients, max(due_of(info.next_due_us), 0),
             in_flight=stands.in_flight, connections=stands.connections, state=stands.state, reason=stands.reason,
             last_reply=last.reply if last is not None else "", last_reply_us=last.time_us if last is not None else 0)
 
@@ -174,23 +182,50 @@ class Answers:
         except (BodyDamaged, BodyUnreadable) as damage:
             raise RequestError(str(damage)) from None
 
+    # -- orders --------------------------------------------------------------------------------------------------
+
+    def _touched(self, text: str) -> protocol.TouchList:
+        expression, sweeps = Filter.parse(text), self._worker.engine.controls.sweeps
+        result = protocol.TouchList()
+        for shard in self._worker.stores:
+            found = sweeps.survey(shard, expression)
+            result.rows += [protocol.TouchRow(*row) for row in found.rows]
+            result.exact = result.exact and found.exact
+        result.queues = len({row.queue for row in result.rows})
+        result.deliveries = sum(row.deliveries for row in result.rows)
+        result.recipients = sum(row.recipients for row in result.rows)
+        result.rows = sorted(result.rows, key=lambda row: -row.deliveries)[:protocol.MAX_ROWS]
+        return result
+
+    def _obey(self, serial: int) -> protocol.Obeyed:
+        controls = self._worker.engine.controls
+        in_flight = controls.take(self._worker.written_orders()) if serial > controls.orders.serial else 0
+        return protocol.Obeyed(controls.orders.serial, in_flight)
+
+    def _sweeps(self) -> protocol.SweepList:
+        return protocol.SweepList([
+            protocol.SweepRow(number, shard, one.deliveries, one.recipients, one.finished)
+            for (shard, number), one in self._worker.engine.controls.sweeps.progress.items()])
+
     def _delivery(self, one: Delivery) -> protocol.DeliveryRow:
         message = one.message
         engine = self._worker.engine
         shard = shard_of(message.id)
         queue = engine.scheduler.queues.get((shard, one.queue))
         in_flight = queue is not None and one.key in queue.in_flight
-        is_due = not in_flight and one.due_us <= engine.clock_us()
+        held = engine.controls.held(one.queue, one)
+        is_due = not in_flight and due_of(one.due_us) <= engine.clock_us()
+        reason = why_not_now(engine, shard, one.queue) if is_due and held is None else ""
         expires_us = message.arrival_us + int(engine.settler.expires_s(one.domain) * 1_000_000)
         return protocol.DeliveryRow(
             format_id(message.id), one.index, one.queue, one.domain, message.sender,
             [protocol.RecipientRow(
                 to.address, ",".join(name for bit, name in _NOTIFY if to.notify & bit), to.orcpt or "")
              for to in one.recipients],
-            message.size, message.arrival_us, one.due_us, one.attempts,
+            message.size, message.arrival_us, due_of(one.due_us), one.attempts,
             in_flight, one.maybe_duplicate,
             [protocol.AttemptRow(attempt.time_us, attempt.remote, attempt.reply) for attempt in one.history],
-            expires_us, why_not_now(engine, shard, one.queue) if is_due else "")
+            expires_us, held_by(held) if held is not None else reason)
 
 
 def _rows(arguments: dict[str, Any]) -> int:

@@ -12,7 +12,18 @@ from typing import Any, Final, TypeVar
 from mta.control import protocol
 from mta.control.channel import REPLY_LIMIT, Channel, FrameError
 from mta.control.exits import NO_PERMISSION, SOFTWARE, TEMPORARY, UNAVAILABLE, OperatorError
-from mta.control.protocol import DeliveryList, MessageDetail, QueueList, QueueOrder, RequestError, Status, from_wire
+from mta.control.protocol import (
+    DeliveryList,
+    MessageDetail,
+    OrderAnswer,
+    OrderList,
+    QueueList,
+    QueueOrder,
+    RequestError,
+    Status,
+    TouchList,
+    from_wire,
+)
 
 TIMEOUT_S: Final = 30.0  # the control process itself gives a worker 5 s, twice at most
 
@@ -72,6 +83,22 @@ class ControlClient:
                 return
             offset += len(piece)
             piece = self._ask("body", {"id": message_id, "offset": offset, "length": protocol.BODY_CHUNK})
+
+    def touched(self, expression: str) -> TouchList:
+        """What an order with this filter would touch."""
+        return self._typed(TouchList, "touched", {"filter": expression})
+
+    def order(self, kind: str, **fields: Any) -> OrderAnswer:
+        """Give an order; `fields` are those of `mta.queue.orders.Order`."""
+        return self._typed(OrderAnswer, "order", {"kind": kind, **fields})
+
+    def end(self, numbers: list[int]) -> OrderAnswer:
+        """End orders."""
+        return self._typed(OrderAnswer, "end", {"numbers": numbers})
+
+    def orders(self) -> OrderList:
+        """All orders in force."""
+        return self._typed(OrderList, "orders", {})
 
     def _typed(self, kind: type[T], command: str, arguments: dict[str, Any]) -> T:
         return self._convert(kind, self._ask(command, arguments))

@@ -11,6 +11,14 @@ control process answers on `RUN/control.sock` for all of them, merged:
 | `queue`   | `name`, `limit`                       | `DeliveryList`         | `DeliveryList`         |
 | `message` | `id` (text form)                      | `MessageDetail` or nil | `MessageDetail` or nil |
 | `body`    | `id`, `offset`, `length`              | bytes or nil           | bytes or nil           |
+| `touched` | `filter`                              | `TouchList`            | `TouchList`            |
+| `order`   | `kind`, `filter`, ... as in `Order`   |                        | `OrderAnswer`          |
+| `end`     | `numbers`                             |                        | `OrderAnswer`          |
+| `orders`  |                                       |                        | `OrderList`            |
+| `obey`    | `serial`                              | `Obeyed`               |                        |
+| `sweeps`  |                                       | `SweepList`            |                        |
+
+An order is given by whoever is at the other end of the socket, as the kernel says.
 
 `limit` is 1 to `MAX_ROWS`, `length` 1 to `BODY_CHUNK`; nil means that there is no such message.
 
@@ -30,8 +38,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
+from mta.queue.orders import KINDS, Order
+
 MAX_ROWS: Final = 10_000  # of a listing, so that a reply stays within channel.REPLY_LIMIT
 BODY_CHUNK: Final = 4_000_000
+TOUCHED_ROWS: Final = 50
+REASON_MAX: Final = 500
 
 QueueOrder = Literal["deliveries", "next", "name"]
 QUEUE_ORDERS: Final[tuple[QueueOrder, ...]] = ("deliveries", "next", "name")
@@ -247,6 +259,112 @@ class MessageDetail:
     deliveries: list[DeliveryRow] = field(default_factory=list)  # that are left
     headers: bytes = b""  # the header section, at most 256 KB of it
     damaged: str = ""  # why the content cannot be read, "" when it can
+
+
+@dataclass(slots=True)
+class TouchRow:
+    """What an order would touch in one queue."""
+
+    queue: str
+    deliveries: int
+    recipients: int
+
+
+@dataclass(slots=True)
+class TouchList:
+    """What an order with a filter would touch now: the largest queues, and the sums over all."""
+
+    rows: list[TouchRow] = field(default_factory=list)
+    queues: int = 0
+    deliveries: int = 0
+    recipients: int = 0
+    exact: bool = True  # False: counting was cut short, there may be more
+    missing: list[Missing] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class SweepRow:
+    """How far a sweep is in one shard."""
+
+    order: int
+    shard: int
+    deliveries: int  # done
+    recipients: int
+    finished: bool
+
+
+@dataclass(slots=True)
+class SweepList:
+    """All sweeps of a worker."""
+
+    rows: list[SweepRow] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Obeyed:
+    """A worker obeys the orders up to `serial`."""
+
+    serial: int
+    in_flight: int = 0  # deliveries meant by new orders that were being delivered, and still are
+
+
+@dataclass(slots=True)
+class OrderRow:
+    """One order, as in `mta.queue.orders.Order`, and how far it is."""
+
+    number: int
+    kind: str
+    by: str
+    at_us: int
+    filter: str = ""
+    target: str = ""
+    until_us: int = 0
+    reason: str = ""
+    pool: str = ""
+    connections: int | None = None
+    rate: float | None = None  # messages per second
+    notify: bool = False
+    now: bool = False
+    deliveries: int = 0  # done by a sweep
+    recipients: int = 0
+    shards_done: int = 0  # of a sweep
+    shards: int = 0
+
+
+@dataclass(slots=True)
+class OrderAnswer:
+    """Orders that were given or ended. They are durable, and all workers but those that are missing obey."""
+
+    orders: list[OrderRow] = field(default_factory=list)
+    in_flight: int = 0  # deliveries that they mean and that are just being delivered: those run to their end
+    missing: list[Missing] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class OrderList:
+    """All orders in force."""
+
+    orders: list[OrderRow] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+
+
+def order_row(order: Order) -> OrderRow:
+    """An order for the answer."""
+    return OrderRow(**dataclasses.asdict(order))
+
+
+_GIVEN: Final = ("filter", "target", "until_us", "reason", "pool", "connections", "rate", "notify", "now")
+
+
+def order_of(arguments: dict[str, Any], by: str, at_us: int) -> Order:
+    """The order that a request gives. Raises ValueError and TypeError for what is none."""
+    if arguments.get("kind") not in KINDS or arguments["kind"] == "release":
+        raise ValueError(f"no such order: {arguments.get('kind')!r:.40}")
+    row = from_wire(OrderRow, {"number": 0, "kind": arguments["kind"], "by": by, "at_us": at_us,
+                               **{name: arguments[name] for name in _GIVEN if name in arguments}})
+    if len(row.reason) > REASON_MAX or len(row.target) > REASON_MAX or len(row.pool) > REASON_MAX:
+        raise ValueError(f"a reason or a name has at most {REASON_MAX} characters")
+    return Order(0, arguments["kind"], by, at_us, *(getattr(row, name) for name in _GIVEN))
 
 
 def merged(rows: Iterable[QueueRow], order: QueueOrder = "name") -> list[QueueRow]:

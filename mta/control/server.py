@@ -1,8 +1,9 @@
 """The control process: answers on `RUN/control.sock` for all workers, by asking each of them.
 
-Started by the supervisor as `python -m mta.control.server`. It holds no state of its own, so that it can be restarted
-at any time. A worker that does not answer within `ASK_TIMEOUT_S` is named in the answer's `missing`; the others'
-part is given all the same. Besides, it keeps what the workers learn (`mta.control.keeper`).
+Started by the supervisor as `python -m mta.control.server`. What it knows of its own is in the spool, so that it can be
+restarted at any time: the orders of operators (`mta.control.orders`), and what the workers learn
+(`mta.control.keeper`). A worker that does not answer within `ASK_TIMEOUT_S` is named in the answer's `missing`; the
+others' part is given all the same.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import gevent.monkey
 if __name__ == "__main__":
     gevent.monkey.patch_all()
 
+import pwd
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -25,20 +28,29 @@ from mta.control.channel import REPLY_LIMIT, Channel, FrameError
 from mta.control.child import Child, run_child
 from mta.control.exits import CANNOT_CREATE, StartError
 from mta.control.keeper import Keeper
+from mta.control.orders import OrderKeeper
 from mta.control.protocol import (
     DeliveryList,
     Family,
     Member,
     MessageDetail,
     Missing,
+    Obeyed,
+    OrderAnswer,
+    OrderList,
     QueueList,
     RequestError,
     Status,
+    SweepList,
+    SweepRow,
+    TouchList,
+    TouchRow,
     WorkerStatus,
     from_wire,
 )
 from mta.control.service import RequestService
 from mta.delivery.limits import Limits
+from mta.queue.filter import Filter, FilterError
 from mta.queue.ids import parse_id, shard_of
 
 ASK_TIMEOUT_S: Final = 5.0
@@ -54,10 +66,11 @@ class NoAnswerError(Exception):
 class ControlServer:
     """The answers of the control process. `family` and `hostname` tell how things are when a request comes."""
 
-    def __init__(self, run: str, family: Callable[[], Family], hostname: Callable[[], str]) -> None:
+    def __init__(self, run: str, family: Callable[[], Family], hostname: Callable[[], str], spool: str = "") -> None:
         self._run = run
         self._family = family
         self._hostname = hostname
+        self.keeper = OrderKeeper(spool, self)
 
     def answer(self, command: str, arguments: dict[str, Any]) -> object:
         """Answer one request (`mta.control.protocol`). Raises RequestError."""
@@ -73,6 +86,14 @@ class ControlServer:
                 return None if detail is None else from_wire(MessageDetail, detail)
             case "body":
                 return self._ask_owner("body", arguments)
+            case "touched":
+                return self._touched(arguments)
+            case "order":
+                return self._order(arguments)
+            case "end":
+                return self._end(arguments)
+            case "orders":
+                return self._orders()
         raise RequestError(f"no such request: {command!r:.40}")
 
     def _status(self) -> Status:
@@ -118,6 +139,63 @@ class ControlServer:
         )
         more = len(deliveries) > limit or any(answer.more for answer in answers)
         return DeliveryList(rows[0] if rows else None, deliveries[:limit], more, missing)
+
+    # -- orders --------------------------------------------------------------------------------------------------
+
+    def _touched(self, arguments: dict[str, Any]) -> TouchList:
+        expression = arguments.get("filter")
+        try:
+            Filter.parse(str(expression))
+        except FilterError as error:
+            raise RequestError(f"filter: {error}") from error
+        answers, missing = self._ask_all("touched", {"filter": expression}, TouchList)
+        rows: dict[str, TouchRow] = {}
+        for row in [row for answer in answers for row in answer.rows]:
+            known = rows.setdefault(row.queue, TouchRow(row.queue, 0, 0))
+            known.deliveries += row.deliveries
+            known.recipients += row.recipients
+        queues = max([len(rows), *(answer.queues for answer in answers)])
+        return TouchList(
+            sorted(rows.values(), key=lambda row: (-row.deliveries, row.queue))[:protocol.TOUCHED_ROWS], queues,
+            sum(answer.deliveries for answer in answers), sum(answer.recipients for answer in answers),
+            all(answer.exact for answer in answers), missing)
+
+    def _order(self, arguments: dict[str, Any]) -> OrderAnswer:
+        try:
+            order = protocol.order_of(arguments, user_name(int(arguments["uid"])), time.time_ns() // 1000)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RequestError(f"order: {error}") from error
+        given, obeyed, missing = self.keeper.give(order)
+        return OrderAnswer([protocol.order_row(given)], sum(one.in_flight for one in obeyed), missing)
+
+    def _end(self, arguments: dict[str, Any]) -> OrderAnswer:
+        numbers = [number for number in arguments.get("numbers", []) if isinstance(number, int)]
+        ended, _, missing = self.keeper.end(numbers, user_name(int(arguments["uid"])))
+        return OrderAnswer([protocol.order_row(one) for one in ended], 0, missing)
+
+    def _orders(self) -> OrderList:
+        orders = self.keeper.orders.orders
+        rows, missing = self.ask_sweeps() if any(one.is_sweep for one in orders) else ([], [])
+        found = []
+        for one in orders:
+            row = protocol.order_row(one)
+            for sweep in rows:
+                if sweep.order == one.number:
+                    row.deliveries += sweep.deliveries
+                    row.recipients += sweep.recipients
+                    row.shards_done += sweep.finished
+                    row.shards += 1
+            found.append(row)
+        return OrderList(found, missing)
+
+    def tell_orders(self, serial: int) -> tuple[list[Obeyed], list[Missing]]:
+        """Have all workers obey the orders as of `serial`."""
+        return self._ask_all("obey", {"serial": serial}, Obeyed)
+
+    def ask_sweeps(self) -> tuple[list[SweepRow], list[Missing]]:
+        """How far the sweeps are, in all shards."""
+        answers, missing = self._ask_all("sweeps", {}, SweepList)
+        return [row for answer in answers for row in answer.rows], missing
 
     def _ask_owner(self, command: str, arguments: dict[str, Any]) -> Any:
         """Ask the worker that owns the shard of a message; None when there is no such shard."""
@@ -187,13 +265,21 @@ def _limit(arguments: dict[str, Any]) -> int:
     return limit
 
 
+def user_name(uid: int) -> str:
+    """What people call a user."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
 def _once(missing: list[Missing]) -> list[Missing]:
     return list({entry.worker: entry for entry in reversed(missing)}.values())
 
 
 def main(child: Child) -> None:
     """The life of the control process."""
-    server = ControlServer(child.config.run, lambda: child.family, lambda: child.config.hostname)
+    server = ControlServer(child.config.run, lambda: child.family, lambda: child.config.hostname, child.config.spool)
     service = RequestService(protocol.control_socket(child.config.run), server.answer, SOCKET_MODE)
     try:
         limits = Limits(child.config.run, None)
@@ -202,6 +288,7 @@ def main(child: Child) -> None:
     service.start()
     keeper = Keeper(child.config.spool, limits)
     keeper.start()
+    server.keeper.start()
     child.ready()
     child.stop_requested.wait()
     service.stop()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import struct
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -56,8 +58,9 @@ class _Server(gevent.server.StreamServer):  # type: ignore[misc]
 class RequestService:
     """A Unix socket at `path` whose requests `handler` answers.
 
-    `handler(command, arguments)` returns a dataclass of `protocol`, bytes or None, or raises RequestError; it runs in
-    a greenlet of its own and may wait. Anything else that it raises is a bug: logged, and answered as an error.
+    `handler(command, arguments)` gets the user at the other end as `uid` among the arguments. It returns a dataclass of
+    `protocol`, bytes or None, or raises RequestError; it runs in a greenlet of its own and may wait. Anything else that
+    it raises is a bug: logged, and answered as an error.
     """
 
     def __init__(self, path: str, handler: Handler, mode: int = 0o600) -> None:
@@ -101,23 +104,31 @@ class RequestService:
         client.settimeout(IDLE_S)
         channel = Channel(client, REQUEST_LIMIT)
         try:
+            peer = _peer(client)
             while True:
-                channel.send(self._answer(channel.receive()))
+                channel.send(self._answer(channel.receive(), peer))
         except (EOFError, OSError):
             pass
         except FrameError as error:
             _log.warning("control socket %s: %s", self._path, error)
 
-    def _answer(self, request: Any) -> list[Any]:
+    def _answer(self, request: Any, peer: int) -> list[Any]:
         match request:
             case [str(command), dict(arguments)]:
                 pass
             case _:
                 return ["error", "a request is [command, {argument: value}]"]
         try:
-            return ["ok", to_wire(self._handler(command, arguments))]
+            return ["ok", to_wire(self._handler(command, {**arguments, "uid": peer}))]
         except RequestError as error:
             return ["error", str(error)]
         except Exception as error:
             _log.exception("bug: request %.40r", command)
             return ["error", f"bug, see the log: {type(error).__name__}"]
+
+
+def _peer(client: Any) -> int:
+    """The user id of the process at the other end."""
+    _pid, uid, _gid = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    found: int = uid
+    return found

@@ -29,6 +29,7 @@ from mta.control.descriptors import Descriptors  # noqa: E402
 from mta.control.exits import CANNOT_CREATE, DATA, TEMPORARY, StartError  # noqa: E402
 from mta.control.hubstore import HubStore  # noqa: E402
 from mta.control.lag import LoopLag  # noqa: E402
+from mta.control.orders import orders_file, read_orders  # noqa: E402
 from mta.control.protocol import worker_socket  # noqa: E402
 from mta.control.service import RequestService  # noqa: E402
 from mta.control.thrift import Thrift  # noqa: E402
@@ -45,6 +46,7 @@ from mta.inject.intake import Accepted, Intake  # noqa: E402
 from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
 from mta.inject.pickup_service import PickupService  # noqa: E402
 from mta.queue.ids import IdSource, shard_of  # noqa: E402
+from mta.queue.orders import Orders  # noqa: E402
 from mta.queue.records import Message  # noqa: E402
 from mta.queue.store import BodyDamaged, BodyUnreadable, Store, StoreError, StoreLocked, StoreVersion, Transaction  # noqa: E402
 from mta.smtp.reply import Reply  # noqa: E402
@@ -175,6 +177,8 @@ class Worker:
         self.service.start()
         self.lag.start()
         self.thrift.start()
+        # After the service: who writes a new order down later than we read finds us, and tells us.
+        self.engine.controls.begin(self.written_orders())
         self.engine.start()
         self._listening = gevent.spawn(self._listen_to_nudges)
         for listener in self.listeners:
@@ -193,6 +197,13 @@ class Worker:
         self.child.ready()
         self.child.stop_requested.wait()
         self.stop()
+
+    def written_orders(self) -> Orders:
+        """The operator's orders. Raises StartError for what cannot be read: better no mail than mail that was held."""
+        try:
+            return read_orders(self.config.spool)
+        except (OSError, ValueError) as error:
+            raise StartError(DATA, f"{orders_file(self.config.spool)}: {error}") from None
 
     def reload(self, config: Config) -> None:
         """Take a new configuration for everything that begins from now on."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from mta.config.schema import Config
 from mta.delivery.settle import Verdict
 from mta.queue.records import Delivery
-from mta.queue.scheduler import Queue, pool_of
+from mta.queue.scheduler import Queue
 from mta.queue.store import Transaction
 
 if TYPE_CHECKING:
@@ -160,5 +160,6 @@ class Ageing:
 
     def _reason(self, delivery: Delivery) -> str:
         """Why it waits, as far as its lane knows."""
-        lane = self._engine.ways.lane_of(delivery.domain, pool_of(delivery.queue))
+        engine = self._engine
+        lane = engine.ways.lane_of(delivery.domain, engine.controls.pool_of(delivery.queue))
         return lane.reason if lane is not None else ""

@@ -44,7 +44,7 @@ class ClockWatch:
         """`newest_ids` gives the largest message id of each shard so far."""
         self.on_step: Callable[[int], None] = _nobody
         self._wall_us = wall_us
-        self._newest_ids = newest_ids
+        self.newest_ids = newest_ids
         self._steady_us = steady_us
         self._offset_us = wall_us() - steady_us()
         self._newest = newest_ids()
@@ -52,7 +52,7 @@ class ClockWatch:
 
     def look(self) -> None:
         """Find out whether the clock was set since the last look; if so, call `on_step` with microseconds."""
-        now_us, newest = self._wall_us(), self._newest_ids()
+        now_us, newest = self._wall_us(), self.newest_ids()
         offset_us = now_us - self._steady_us()
         step_us, before = offset_us - self._offset_us, self._newest
         self._offset_us, self._newest = offset_us, newest

@@ -50,13 +50,16 @@ class Dispatch:
         if len(path.lanes) > 1:
             self._take_turns(connection)
         lane, scheduler, settler, pacing = connection.lane, engine.scheduler, engine.settler, engine.pacing
-        turns, claims = lane.turns, path.claims
+        turns, claims, controls = lane.turns, path.claims, engine.controls
         if (path.message_rates or path.blocked) and (turns.count or claims) and not pacing.may_send(path):
             return None
         while True:
             tenant = ""
             if claims:
                 queue, delivery = claims.popleft()
+                if queue.book is not controls.book and not controls.admits(queue):
+                    scheduler.put_back(queue, delivery)
+                    continue
                 if queue.tenant in pacing.tenants:
                     tenant = queue.tenant
                     if not pacing.take(tenant, lane):
@@ -69,6 +72,8 @@ class Dispatch:
                         pacing.send_back(path)
                     return None
                 queue = ready
+                if queue.book is not controls.book and not controls.admits(queue):
+                    continue
                 if queue.tenant in pacing.tenants:
                     tenant = queue.tenant
                     if not pacing.take(tenant, lane):
@@ -83,6 +88,9 @@ class Dispatch:
                 if delivery.source and delivery.source != path.source.name and self._claimed(lane, queue, delivery):
                     self._not_taken(tenant)
                     continue
+            if queue.each and controls.stops(queue, delivery):
+                self._not_taken(tenant)
+                continue
             if settler.expired(delivery, now_us):
                 self._not_taken(tenant)
                 self.conclude(queue, delivery, partial(settler.expire, delivery, path.reason))

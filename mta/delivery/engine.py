@@ -16,6 +16,7 @@ This module joins the rooms of the house and is the scheduler's I/O:
 | `holds` (`Holds`)             | suspensions and lower limits by rules and operators, over all workers      |
 | `keeper` (`PathKeeper`)       | when a path stands still                                                   |
 | `reactions` (`Reactions`)     | what refusals mean by the rules on replies, and what the rules do then     |
+| `controls` (`Controls`)       | what an operator holds back, ends, or sends another way                    |
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mta.delivery.adapting import Adapting
 from mta.delivery.ageing import Ageing
 from mta.delivery.connecting import Connecting
 from mta.delivery.connection import Connection
+from mta.delivery.controls import Controls
 from mta.delivery.dispatch import Dispatch
 from mta.delivery.holds import Holds
 from mta.delivery.hub import Event, GeventHub, Hub
@@ -46,6 +48,7 @@ from mta.delivery.tls import HostMemory
 from mta.delivery.ways import Ways
 from mta.delivery.wire import Sweeper
 from mta.queue.ids import SHARD_BITS
+from mta.queue.orders import HELD_US
 from mta.queue.records import Delivery, Message
 from mta.queue.scheduler import FOREVER_US, Queue, Scheduler
 from mta.queue.store import Store
@@ -94,6 +97,7 @@ class Engine:
         self.holds = Holds(self)
         self.keeper = PathKeeper(self)
         self.reactions = Reactions(self)
+        self.controls = Controls(self)
         self.ageing = Ageing(self, self.dispatch.conclude)
         self._bringing: set[int] = set()  # shards that are being looked through for what is due too late
         self._alarm = self.hub.event()
@@ -165,7 +169,7 @@ class Engine:
         self.stores[shard].due_queues(after, limit, partial(self._scanned, shard))
 
     def _scanned(self, shard: int, found: list[tuple[int, str]], last: bytes | None) -> None:
-        if found and found[-1][0] > self._latest_due_us():
+        if found and self._latest_due_us() < found[-1][0] < HELD_US:
             self._bring_forward(shard)
         self.scheduler.scanned(shard, found, last)
 
@@ -179,6 +183,8 @@ class Engine:
 
     def offer(self, queue: Queue) -> None:
         """Scheduler: `queue` has deliveries in memory. Hot path."""
+        if queue.book is not self.controls.book and not self.controls.admits(queue):
+            return
         lane = queue.lane
         if isinstance(lane, Lane) and lane.route is not None and lane.route.expires > self.monotonic():
             self.ways.bring(queue, lane)
@@ -230,6 +236,7 @@ class Engine:
     def _found_late(self, shard: int, deliveries: list[Delivery], go_on: bytes | None) -> None:
         for queue, delivery in self.scheduler.take(shard, deliveries):
             self.dispatch.conclude(queue, delivery, partial(self.settler.bring_forward, delivery))
+        self.controls.sweeps.unsettle()
         self._bringing.discard(shard)
         if go_on is not None:
             self._bring_forward(shard, go_on)

@@ -15,7 +15,7 @@ import gevent.socket
 from mta.delivery.connection import Connection
 from mta.delivery.path import Path
 from mta.queue import events
-from mta.queue.scheduler import domain_of, pool_of
+from mta.queue.scheduler import domain_of
 from mta.queue.store import Transaction
 from mta.smtp.reply import Reply
 
@@ -155,7 +155,7 @@ class PathKeeper:
         now_us = engine.clock_us()
 
         def until(name: str, until_us: int) -> int:
-            lane = engine.ways.lane_of(domain_of(name), pool_of(name))
+            lane = engine.ways.lane_of(domain_of(name), engine.controls.pool_of(name))
             return now_us if lane is not None and which(lane) else until_us
 
         engine.scheduler.repark(until)

@@ -17,6 +17,7 @@ from mta.delivery.outcome import End, Outcome, Result, by_codes
 from mta.message.dsn import Action
 from mta.queue import events, notices
 from mta.queue.ids import shard_of
+from mta.queue.orders import Order
 from mta.queue.records import NOTIFY_SUCCESS, Attempt, Delivery, Message, Recipient
 from mta.queue.retry import RetryClock
 from mta.queue.store import BodyDamaged, BodyUnreadable
@@ -258,13 +259,28 @@ class Settler:
             delivery.due_us = self.retry.next_us(self._retry(delivery), delivery.attempts, now_us)
         return Verdict(updates=[delivery])
 
-    def expire(self, delivery: Delivery, reason: str) -> Verdict:
-        """Give up `delivery` for its age. `reason` is why it waited, when no attempt of its own says so."""
+    def delete(self, delivery: Delivery, order: Order) -> Verdict:
+        """Take `delivery` out of the queue, as an operator wants. Its sender hears of it if that is wanted, too."""
+        now_us = self._clock_us()
+        self.counters.deleted += len(delivery.recipients)
+        verdict = Verdict([events.deleted(delivery, delivery.recipients, reason=order.reason, operator=order.by,
+                                          order=order.id, time_us=now_us)], removes=[delivery])
+        if order.notify:
+            reply = Reply(550, "5.7.0", (order.reason or "deleted by the administrator",), local=True)
+            self._notify(verdict, "failed", delivery,
+                         [notices.Fate(one, reply, "", now_us) for one in delivery.recipients])
+        delivery.recipients = []
+        return verdict
+
+    def expire(self, delivery: Delivery, reason: str, order: str = "") -> Verdict:
+        """Give up `delivery` for its age, or by an `order`. `reason` is why it waited, when no attempt of its own says
+        so."""
         now_us = self._clock_us()
         if not delivery.history and reason:
             delivery.history = [Attempt(now_us, "", reason)]
         self.counters.expired += len(delivery.recipients)
-        verdict = Verdict([events.expired(delivery, delivery.recipients, time_us=now_us)], removes=[delivery])
+        event = events.expired(delivery, delivery.recipients, order=order, time_us=now_us)
+        verdict = Verdict([event], removes=[delivery])
         self._notify(verdict, "failed", delivery,
                      [notices.fate(one, delivery.history[-1] if delivery.history else None)
                       for one in delivery.recipients])

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from mta.delivery.connecting import TOTAL
-from mta.queue.scheduler import domain_of, pool_of, tenant_of
+from mta.queue import events
+from mta.queue.orders import HELD_US, Order
+from mta.queue.scheduler import domain_of, tenant_of
 
 if TYPE_CHECKING:
     from mta.delivery.engine import Engine
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 class Standing(NamedTuple):
     """How a queue stands in one shard."""
 
-    state: str  # "active", "ready" (due, waits for something of ours), "waiting" (not due), "suspended"
+    state: str  # "active", "ready" (due, waits for something of ours), "waiting" (not due), "suspended", "paused"
     reason: str  # why nothing moves, in words; empty when it moves
     in_flight: int  # deliveries handed to a connection
     connections: int  # of its lane
@@ -29,9 +31,9 @@ def standing(engine: Engine, shard: int, name: str, next_due_us: int) -> Standin
     """How the queue `name` stands, whose first delivery is due at `next_due_us`."""
     queue = engine.scheduler.queues.get((shard, name))
     domain = domain_of(name)
-    lane = engine.ways.lane_of(domain, pool_of(name))
+    lane = engine.ways.lane_of(domain, engine.controls.pool_of(name))
     in_flight = len(queue.in_flight) if queue is not None else 0
-    state, reason = _state(engine, shard, domain, tenant_of(name), lane, next_due_us, in_flight)
+    state, reason = _state(engine, shard, name, domain, tenant_of(name), lane, next_due_us, in_flight)
     return Standing(state, reason, in_flight, len(lane.connections) if lane is not None else 0)
 
 
@@ -41,17 +43,29 @@ def why_not_now(engine: Engine, shard: int, name: str) -> str:
     return found.reason or "others of its queue go first"
 
 
-def _state(engine: Engine, shard: int, domain: str, tenant: str, lane: Lane | None, next_due_us: int,
-           in_flight: int) -> tuple[str, str]:
+def held_by(order: Order) -> str:
+    """Which order holds mail, in words."""
+    until = f" until {events.timestamp(order.until_us)[:19]}Z" if order.until_us else ""
+    why = f": {order.reason}" if order.reason else ""
+    return f"{'frozen' if order.kind == 'freeze' else 'paused'} by order {order.number} of {order.by}{until}{why}"
+
+
+def _state(engine: Engine, shard: int, name: str, domain: str, tenant: str, lane: Lane | None,
+           next_due_us: int, in_flight: int) -> tuple[str, str]:
     now_us = engine.clock_us()
+    held = engine.controls.held(name)
+    if held is not None:
+        return "paused", held_by(held)
+    if next_due_us >= HELD_US:
+        return "paused", "all that is left of it is held by orders (`mta orders`)"
     if engine.stopping:
         return ("active", "") if in_flight else ("ready", "the MTA is stopping")
     if domain in engine.ways.routing:
         shortage = engine.router.shortage
         return "ready", "its route is being looked up" + (f"; no socket to ask DNS: {shortage}" if shortage else "")
-    until_us, held = engine.holds.why(domain, tenant)
+    until_us, why = engine.holds.why(domain, tenant)
     if until_us:
-        return "suspended", f"for another {(until_us - now_us) // 1_000_000} s: {held}"
+        return "suspended", f"for another {(until_us - now_us) // 1_000_000} s: {why}"
     until_us = lane.suspended(now_us) if lane is not None else 0
     if lane is not None and until_us:
         path = min(lane.paths, key=lambda path: path.suspended_until_us)

@@ -130,6 +130,8 @@ class Ways:
     def bring(self, queue: Queue, lane: Lane) -> None:
         """`queue` has deliveries in memory, and `lane` is its lane. Hot path."""
         engine = self._engine
+        if queue.book is not engine.controls.book and not engine.controls.admits(queue):  # with its provider known now
+            return
         if engine.lanes.get(lane.name) is not lane:  # it was forgotten while it had nothing to do
             if lane.route is None:
                 self.find(queue)

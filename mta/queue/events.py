@@ -22,6 +22,7 @@ from json.encoder import encode_basestring_ascii as _quoted
 from typing import Final, Literal, NamedTuple
 
 from mta.queue.ids import format_id
+from mta.queue.orders import Change
 from mta.queue.records import Delivery, Message, Recipient
 from mta.smtp.reply import Reply
 
@@ -33,14 +34,16 @@ KINDS: Final = {
     "deferred": "An attempt failed for the time being; these recipients are tried again.",
     "delivered": "The next host took the message for these recipients. An end.",
     "bounced": "These recipients failed for good. An end.",
-    "expired": "These recipients were given up: the message became older than `expires`. An end.",
-    "deleted": "An operator removed these recipients. An end. (No command does so yet.)",
+    "expired": "These recipients were given up: the message became older than `expires`, or an operator did not wait "
+    "for that. An end.",
+    "deleted": "An operator removed these recipients. An end.",
     "quarantined": "The stored message is damaged. It left the queue; what is readable was set aside. An end.",
     "notified": "A notification (DSN) to the sender was put into the queue.",
     "suspended": "A path stands still: its site refused as such or could not be reached. Its messages keep their place "
     "and their attempt count. Or a rule suspends a path, or more (`provider:NAME`, ...).",
     "alarm": "Something that an operator has to see to, such as a source whose address is gone. The mail waits or goes "
     "another way.",
+    "order": "An operator gave an order, or one ended.",
 }
 """Every kind of event and what it says. The ends are those of I2: exactly one names each recipient."""
 
@@ -55,7 +58,7 @@ class Field(NamedTuple):
 
 
 _ATTEMPTS: Final = ("deferred", "delivered", "bounced")
-_ABOUT_NO_MESSAGE: Final = ("suspended", "alarm")
+_ABOUT_NO_MESSAGE: Final = ("order", "suspended", "alarm")
 _ABOUT_A_MESSAGE: Final = tuple(kind for kind in KINDS if kind not in _ABOUT_NO_MESSAGE)
 
 FIELDS: Final = (
@@ -93,8 +96,16 @@ FIELDS: Final = (
     Field("next_attempt", "deferred suspended", str, "Not before this time it is tried again: RFC 3339, UTC."),
     Field("last_reply", "expired", str, "How the last attempt failed."),
     Field("last_remote", "expired", str, "Where the last attempt went; empty when no host was reached."),
-    Field("reason", "deleted", str, "What the operator gave as the reason."),
-    Field("operator", "deleted", str, "Who did it: the user of the control socket."),
+    Field("order", "expired deleted order", str, "Number of an operator's order; for `expired` empty when it was the "
+          "age."),
+    Field("reason", "deleted order", str, "What the operator gave as the reason."),
+    Field("operator", "deleted order", str, "Who did it: the user at the control socket."),
+    Field("command", "order", str, "`pause`, `freeze`, `reroute`, `suspend`, `limit`, `retry`, `expire`, `delete`; "
+          "`release` follows a pause that held single deliveries."),
+    Field("state", "order", str, "`given`; `ended` by an operator or by time; `done`: all mail was gone through."),
+    Field("filter", "order", str, "Which mail it is about."),
+    Field("target", "order", str, "What is suspended or limited, or the pool that mail is rerouted to."),
+    Field("until", "order", str, "When it ends by itself; empty when it does not."),
     Field("subject", "alarm", str, "What it is about: `source NAME`, or the name of a path."),
     Field("notification", "notified", str, "Id of the message that carries the notification."),
     Field("action", "notified", str, "What it tells: `failed`, `delayed` or `relayed`."),
@@ -192,24 +203,24 @@ def bounced(
     return f'{head},"failure":"{failure}","class":"{kind}","rule":"{rule}"}}'.encode()
 
 
-def expired(delivery: Delivery, recipients: Sequence[Recipient], *, time_us: int) -> bytes:
-    """The message is too old; the last attempt of its history is told along."""
+def expired(delivery: Delivery, recipients: Sequence[Recipient], *, order: str = "", time_us: int) -> bytes:
+    """The message is too old, or given up by an order; the last attempt of its history is told along."""
     last = delivery.history[-1] if delivery.history else None
     return (
         f'{_head("expired", time_us, delivery.message, delivery.queue, _addresses(recipients))},'
         f'"attempt":{delivery.attempts},"age_s":{_age(delivery, time_us)},'
         f'"last_reply":{_quoted(last.reply[:TEXT_LIMIT] if last else "")},'
-        f'"last_remote":{_quoted(last.remote if last else "")}}}'
+        f'"last_remote":{_quoted(last.remote if last else "")},"order":{_quoted(order)}}}'
     ).encode()
 
 
 def deleted(
-    delivery: Delivery, recipients: Sequence[Recipient], *, reason: str, operator: str, time_us: int
+    delivery: Delivery, recipients: Sequence[Recipient], *, reason: str, operator: str, order: str, time_us: int
 ) -> bytes:
     """An operator removed these recipients from the queue."""
     return (
         f'{_head("deleted", time_us, delivery.message, delivery.queue, _addresses(recipients))},'
-        f'"reason":{_quoted(reason[:TEXT_LIMIT])},"operator":{_quoted(operator)}}}'
+        f'"order":{_quoted(order)},"reason":{_quoted(reason[:TEXT_LIMIT])},"operator":{_quoted(operator)}}}'
     ).encode()
 
 
@@ -249,6 +260,17 @@ def suspended(path: str, *, text: str, until_us: int, time_us: int) -> bytes:
 def alarm(subject: str, *, text: str, time_us: int) -> bytes:
     """An operator has to see to `subject`; `text` says why and what happens meanwhile."""
     return f'{_start("alarm", time_us)},"subject":{_quoted(subject)},"text":{_quoted(text[:TEXT_LIMIT])}}}'.encode()
+
+
+def order(change: Change) -> bytes:
+    """An operator's order was given, or is over."""
+    one = change.order
+    return (
+        f'{_start("order", change.at_us)},"order":{_quoted(one.id)},"command":"{one.kind}","state":"{change.state}",'
+        f'"filter":{_quoted(one.filter[:TEXT_LIMIT])},"target":{_quoted(one.target or one.pool)},'
+        f'"until":"{timestamp(one.until_us) if one.until_us else ""}","reason":{_quoted(one.reason[:TEXT_LIMIT])},'
+        f'"operator":{_quoted(change.by)}}}'
+    ).encode()
 
 
 def timestamp(time_us: int) -> str:

@@ -4,6 +4,7 @@
     found.of_queue(queue)          True, False, or None when it depends on the delivery: three-valued logic, so that a
                                    queue that is out as a whole (or in) is decided without reading it
     found.matches(queue, one)      of one delivery
+    found.on_queues                whether `of_queue` always knows, the provider given
 
     expression   term { "and" term } { "or" ... }, "not" term, "(" expression ")"; `and` binds closer than `or`
     term         FIELD OPERATOR VALUE without spaces around the operator, or with them
@@ -128,6 +129,8 @@ FIELDS: Final[dict[str, _Text | _Number]] = {
     "size": _Number(_amount("size"), parse_size, "of the message, as in size>1MB"),
 }
 
+OF_QUEUES: Final = frozenset(("domain", "queue", "tenant", "campaign", "pool", "priority", "provider"))
+
 _TOKEN = re.compile(r"""\s*(?:
     (?P<paren>[()]) | (?P<op>!=|>=|<=|=|~|>|<) | "(?P<quoted>(?:[^"\\]|\\.)*)" | (?P<word>[^\s()=!<>~"]+)
 )""", re.VERBOSE)
@@ -141,9 +144,10 @@ _COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
 class Filter:
     """An expression, ready to be asked."""
 
-    def __init__(self, text: str, check: _Check) -> None:
+    def __init__(self, text: str, check: _Check, fields: frozenset[str] = frozenset()) -> None:
         """Use `parse`."""
         self.text = text
+        self.fields = fields  # that it asks for
         self._check = check
 
     def __repr__(self) -> str:
@@ -154,7 +158,14 @@ class Filter:
         """Read an expression. Raises FilterError."""
         if len(text) > LONGEST:
             raise FilterError(LONGEST, f"longer than {LONGEST} characters")
-        return cls(text, _Reader(text).read())
+        reader = _Reader(text)
+        check = reader.read()
+        return cls(text, check, frozenset(reader.fields))
+
+    @property
+    def on_queues(self) -> bool:
+        """Whether it asks for nothing but what is the same for all of a queue."""
+        return self.fields <= OF_QUEUES
 
     def of_queue(self, queue: QueueFacts) -> Verdict:
         """Whether all deliveries of `queue` are meant, or none; None: some may be."""
@@ -175,6 +186,7 @@ class _Reader:
     """One pass over an expression."""
 
     def __init__(self, text: str) -> None:
+        self.fields: set[str] = set()
         self._tokens = _tokens(text)
         self._at = 0
         self._depth = 0
@@ -246,6 +258,7 @@ class _Reader:
             close = difflib.get_close_matches(name.text.lower()[:40], FIELDS, 1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(FIELDS)}"
             raise FilterError(name.column, f"no field {name.text[:40]!r}: {hint}")
+        self.fields.add(name.text.lower())
         operator = self._take()
         if operator.kind != "op":
             raise self._error(operator, f"expected an operator behind {name.text}, as in {name.text}=")

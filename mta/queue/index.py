@@ -43,6 +43,7 @@ from mta.queue.encoding import (
 )
 from mta.queue.fileops import FileOps
 from mta.queue.ids import SHARD_BITS, format_id
+from mta.queue.orders import HELD_US
 from mta.queue.records import BodyRef, Delivery, Message
 
 MESSAGE_KEY: Final = Struct(">Q")
@@ -154,7 +155,7 @@ class Index:
                 if not hidden((message_id, index)):
                     if due_us > before_us or len(found) >= limit:
                         return found, due_us
-                    delivery = self._delivery(txn, message_id, index, messages)
+                    delivery = self.delivery(txn, message_id, index, messages)
                     if delivery is not None:
                         found.append(delivery)
                 more = cursor.next()
@@ -198,7 +199,7 @@ class Index:
                 if len(key) == DELIVERY_KEY.size:
                     message_id, index = DELIVERY_KEY.unpack(key)
                     if not hidden((message_id, index)):
-                        delivery = self._delivery(txn, message_id, index, messages)
+                        delivery = self.delivery(txn, message_id, index, messages)
                         if delivery is not None:
                             found.append(delivery)
                 more = cursor.next()
@@ -225,8 +226,11 @@ class Index:
                 if due_us <= after_us:
                     more = cursor.set_range(SCHEDULE_KEY.pack(queue_id, after_us + 1, 0, 0))
                     continue
+                if due_us >= HELD_US:  # an operator wants it so
+                    more = cursor.set_range(QUEUE_KEY.pack(queue_id + 1))
+                    continue
                 if not hidden((message_id, index)):
-                    delivery = self._delivery(txn, message_id, index, messages)
+                    delivery = self.delivery(txn, message_id, index, messages)
                     if delivery is not None:
                         found.append(delivery)
                 more = cursor.next()
@@ -282,7 +286,7 @@ class Index:
                 cursor = txn.cursor(self.db["messages"])
                 cursor.set_range(prefix)
                 while cursor.next() and cursor.key().startswith(prefix):
-                    delivery = self._delivery(txn, message_id, DELIVERY_KEY.unpack(cursor.key())[1], messages)
+                    delivery = self.delivery(txn, message_id, DELIVERY_KEY.unpack(cursor.key())[1], messages)
                     if delivery is not None:
                         deliveries.append(delivery)
         return message, deliveries
@@ -304,7 +308,8 @@ class Index:
                     self.problems.append(f"the record of message {format_id(message_id)} is damaged: {error}")
         return known[message_id]
 
-    def _delivery(self, txn: Any, message_id: int, index: int, known: dict[int, Message | None]) -> Delivery | None:
+    def delivery(self, txn: Any, message_id: int, index: int, known: dict[int, Message | None]) -> Delivery | None:
+        """One delivery in a transaction on the index; `known` keeps the messages that were read in it."""
         value = txn.get(DELIVERY_KEY.pack(message_id, index), db=self.db["messages"])
         message = self._message(txn, message_id, known)
         if value is None or message is None:

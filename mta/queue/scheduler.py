@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from mta.config.schema import Memory
+from mta.queue.orders import HELD_US, Book, Meant
 from mta.queue.parts import GREED, RESERVED, Part, Parts
 from mta.queue.records import Delivery
 
@@ -56,8 +57,8 @@ class SchedulerIO(Protocol):
 class Queue:
     """The part of one queue, in one shard, that is in memory."""
 
-    __slots__ = ("behind", "domain", "in_flight", "lane", "loading", "more", "name", "part", "pool", "priority",
-                 "ready", "shard", "tenant", "way")
+    __slots__ = ("behind", "book", "domain", "each", "in_flight", "lane", "loading", "more", "name", "part", "pool",
+                 "priority", "ready", "shard", "tenant", "way")
 
     def __init__(self, shard: int, name: str, domain: str, tenant: str, pool: str = "",
                  priority: int = NORMAL) -> None:
@@ -75,6 +76,13 @@ class Queue:
         self.behind = False  # it certainly does: fresh mail goes to the end of that line
         self.loading = 0  # how many deliveries the load under way may bring
         self.lane: object | None = None  # the delivery engine's
+        self.book: Book | None = None  # the operator's orders by which it was decided that it may be tried
+        self.each: tuple[Meant, ...] = ()  # those of them that have to be asked of each delivery
+
+    def go_by(self, pool: str) -> None:
+        """Use another pool from now on."""
+        self.pool = pool
+        self.way = f"{self.domain}/{pool}" if pool else self.domain
 
     def __repr__(self) -> str:
         more = "+" if self.more else ""
@@ -310,6 +318,10 @@ class Scheduler:
             self._line_up(queue)
         return False
 
+    def parked(self) -> list[str]:
+        """The names of the queues that are parked, as far as they are in memory."""
+        return [name for _, name in self._parked]
+
     # -- time ---------------------------------------------------------------------------------------------------
 
     def next_wake_us(self) -> int:
@@ -443,6 +455,8 @@ class Scheduler:
             self._wake(queue.shard, queue.name, self._clock_us())
 
     def _wake(self, shard: int, name: str, due_us: int) -> None:
+        if due_us >= HELD_US:
+            return  # all that it has left is held by an operator's order
         known = self._wake_at.get((shard, name))
         if known is not None and (known <= due_us or (shard, name) in self._parked):
             return

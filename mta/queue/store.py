@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple, Self
 import lmdb
 
 from mta.config.schema import Config
+from mta.queue import sweeping
 from mta.queue.bodies import Bodies
 from mta.queue.checkpoint import Touched
 from mta.queue.commits import RETRY_S, Commits
@@ -315,6 +316,26 @@ class Store:
         self._after_checkpoint(lambda: self._index.due_after(after_us, start, limit, self._is_dirty),
                                lambda found: done(self._still_there(found[0]), found[1]))
 
+    def sweep_queues(self, after: bytes, limit: int, done: Callable[[list[tuple[bytes, QueueInfo]], bytes | None], None]
+                     ) -> None:
+        """Read the next `limit` queues behind the key `after` (`mta.queue.sweeping.names`), as of a new checkpoint."""
+        self._after_checkpoint(lambda: sweeping.names(self._index, after, limit), lambda found: done(*found))
+
+    def sweep_queue(self, queue: bytes, start: bytes, limit: int, done: Callable[[sweeping.Piece], None]) -> None:
+        """Read a stretch of the queue with the key `queue` (`mta.queue.sweeping.piece`).
+
+        What has left it since the last checkpoint is left out.
+        """
+
+        def found(result: tuple[list[Delivery], bytes | None]) -> None:
+            deliveries, last = result
+            there = self._still_there(deliveries)
+            known = {delivery.key for delivery in there}
+            changing = [one for one in deliveries if one.key not in known and not self._is_gone(one.key)]
+            done(sweeping.Piece(there, changing, last))
+
+        self._read(lambda: sweeping.piece(self._index, queue, start, limit), found)
+
     def body(self, message: Message) -> bytes:
         """The content of a message. Blocks; from any thread.
 
@@ -568,6 +589,12 @@ class Store:
         checkpointing = self._checkpointing
         return (key in self._effects.deliveries or key in self._commits.held_back
                 or (checkpointing is not None and key in checkpointing.deliveries))
+
+    def _is_gone(self, key: Key) -> bool:
+        """Whether a delivery of the index is known to have been removed since."""
+        checkpointing = self._checkpointing
+        return (self._effects.deliveries.get(key, self) is None
+                or (checkpointing is not None and checkpointing.deliveries.get(key, self) is None))
 
     def _still_there(self, deliveries: list[Delivery]) -> list[Delivery]:
         """Those that nothing has been submitted for since the index was read."""

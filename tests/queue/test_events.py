@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mta.queue import events
 from mta.queue.events import FIELDS, KINDS, Remote
 from mta.queue.ids import format_id
+from mta.queue.orders import Change, Order
 from mta.queue.records import Attempt, Delivery, Message, Recipient
 from mta.smtp.reply import Reply
 
@@ -54,11 +55,15 @@ def one_of_each(text: str = "") -> dict[str, bytes]:
             rule="greylist", attempt=4, time_us=NOW_US, duration_s=0.25
         ),
         "expired": events.expired(one, one.recipients, time_us=NOW_US),
-        "deleted": events.deleted(one, one.recipients, reason=f"spam{text}", operator=f"root{text}", time_us=NOW_US),
+        "deleted": events.deleted(one, one.recipients, reason=f"spam{text}", operator=f"root{text}",
+                                  order="7", time_us=NOW_US),
         "quarantined": events.quarantined(one.message, [one], text=f"CRC{text}", time_us=NOW_US),
         "notified": events.notified(
             one.message, one.queue, one.recipients, action="failed", notification=7, time_us=NOW_US
         ),
+        "order": events.order(Change(8, "given", Order(
+            7, "pause", f"root{text}", NOW_US, f"tenant=x{text}", until_us=NOW_US, reason=f"spam{text}"),
+            f"root{text}", NOW_US)),
         "suspended": events.suspended(f"site{text}", text=f"refused{text}", until_us=NOW_US, time_us=NOW_US),
         "alarm": events.alarm(f"source{text}", text=f"gone{text}", time_us=NOW_US),
     }

@@ -1,0 +1,75 @@
+"""`mta orders`: what operators have ordered and is in force."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+
+from mta.cli.options import add_instance, add_json, add_parser, connect
+from mta.cli.ordering import describe, end, no_such
+from mta.cli.queue import tell_missing
+from mta.cli.text import Column, age, count, print_table, until
+from mta.control import exits
+from mta.control.exits import OperatorError
+from mta.control.protocol import OrderRow
+
+_DESCRIPTION = """\
+List what operators have ordered and is in force: pauses, suspensions, limits, and what is still being gone through,
+with its progress. All of it outlives restarts. `cancel` ends orders of any kind; what a sweep has done stays done."""
+
+_EXAMPLES = """\
+  mta orders
+  mta orders cancel 12 14
+  mta events --event order                who ordered what, and when"""
+
+_COLUMNS = (
+    Column("ORDER", right=True), Column("WHAT", shrinks=True), Column("BY"), Column("SINCE", right=True),
+    Column("ENDS"), Column("DONE"), Column("REASON", shrinks=True),
+)  # fmt: skip
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_parser(commands, "orders", "list and cancel what operators ordered", _DESCRIPTION, _EXAMPLES)
+    parser.add_argument("words", metavar="cancel NUMBER", nargs="*", help="end these orders")
+    add_json(parser, "one JSON object per order")
+    add_instance(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """List, or cancel."""
+    if options.words:
+        return _cancel(options)
+    with connect(options) as client:
+        found = client.orders()
+    if options.json:
+        for one in found.orders:
+            print(json.dumps(dataclasses.asdict(one)))
+    elif found.orders:
+        now_us = time.time_ns() // 1000
+        print_table(_COLUMNS, (_cells(one, now_us) for one in found.orders))
+    else:
+        print("no orders are in force")
+    return tell_missing(found.missing)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    verb, *numbers = options.words
+    if verb != "cancel" or not numbers or not all(word.isdecimal() for word in numbers):
+        raise OperatorError(exits.USAGE, "expected nothing, or cancel and the numbers of orders")
+    with connect(options) as client:
+        found = [one for one in client.orders().orders if str(one.number) in numbers]
+        if not found:
+            raise no_such(client, ("order",), " ".join(numbers))
+        return end(options, client, found)
+
+
+def _cells(one: OrderRow, now_us: int) -> list[str]:
+    done = ""
+    if one.shards:
+        done = f"{count(one.deliveries, 'delivery', 'deliveries')}, {one.shards_done} of {count(one.shards, 'shard')}"
+    since, ends = age(one.at_us, now_us), until(one.until_us, now_us)
+    return [str(one.number), describe(one), one.by, since, ends, done, one.reason]

@@ -1,0 +1,346 @@
+"""What an operator ordered done to all mail that matches: retry, expire, delete, and the release of what was held.
+
+One sweep at a time in each shard, in the order in which they were given, over the index in small pieces with a rest
+after each, so that other mail goes on. What is done is committed piece by piece, together with how far the sweep has
+come: a mark in the store, from which it goes on after a restart. While it lasts, mail that matches and whose turn comes
+is ended before it is tried (`Controls.stops`); what was in flight is found by another pass. A sweep is about the
+messages that were accepted before the shard knew of it; the largest id of those is in the mark, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import gevent.pool
+from gevent.event import AsyncResult, Event
+
+from mta.delivery.routing import Route
+from mta.delivery.settle import Verdict
+from mta.queue import sweeping
+from mta.queue.encoding import pack, unpack
+from mta.queue.filter import Filter, QueueFacts
+from mta.queue.orders import HELD_US, Meant, Order, facts_of, queue_facts
+from mta.queue.records import Delivery
+from mta.queue.scheduler import Queue
+from mta.queue.store import StoreError, Transaction
+
+if TYPE_CHECKING:
+    from mta.delivery.engine import Engine
+
+NAMES: Final = 500  # queues looked at in one piece
+PIECE: Final = 100  # deliveries
+REST_S: Final = 0.005  # after a piece at least; else as long as it took
+AGAIN_S: Final = (0.1, 5.0)  # before another pass, for what was in flight: the first time, at most
+ROUTES: Final = 50  # looked up at the same time, for filters that ask for the provider
+TROUBLE_S: Final = 60.0  # before a sweep that met a bug is tried again
+SURVEY_S: Final = 3.0  # and so many seconds are spent on counting what an order would touch
+MARKS: Final = 2000  # read at once; there are not so many orders
+MARK: Final = b"order/%d"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far one sweep has come in one shard."""
+
+    bound: int  # it is about messages up to this id
+    after: bytes = b""  # the key of the queue up to which this pass has come
+    again: bool = False  # it met mail that was in flight: another pass has to follow
+    passes: int = 0  # that are complete
+    deliveries: int = 0  # done
+    recipients: int = 0
+    finished: bool = False
+
+    def pack(self) -> bytes:
+        """For the mark."""
+        return pack(astuple(self))
+
+    @classmethod
+    def unpack(cls, value: bytes) -> Progress:
+        """From the mark."""
+        return cls(*unpack(value)[:len(cls.__slots__)])
+
+
+class Touched(NamedTuple):
+    """What an order would touch in one shard."""
+
+    rows: list[tuple[str, int, int]]  # queue, deliveries, recipients
+    exact: bool  # it was not cut short
+
+
+class Sweeps:
+    """All sweeps of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.progress: dict[tuple[int, int], Progress] = {}  # by shard and number of the order
+        self._meant: dict[int, Meant] = {}
+        self._running: set[int] = set()  # shards
+        self._unsettled = False  # due times may have become sooner: nothing that was passed is sure
+        self.quick = False  # without rests, for tests that count and do not measure
+
+    # -- what is to be done --------------------------------------------------------------------------------------
+
+    def adopt(self, meant: Meant, last_id: Callable[[int], int], restart: bool) -> list[AsyncResult]:
+        """Take over a sweep, from where it was left if this is a restart. What is returned is to be waited for: then it
+        is durable."""
+        waits = []
+        order = meant.order
+        self._meant[order.number] = meant
+        for shard, store in self._engine.stores.items():
+            if (shard, order.number) in self.progress:
+                continue
+            value = ask(store.has_mark, MARK % order.number)[0] if restart else None
+            if value is not None:
+                self.progress[(shard, order.number)] = Progress.unpack(value)
+                continue
+            progress = self.progress[(shard, order.number)] = Progress(last_id(shard))
+            durable: AsyncResult = AsyncResult()
+            store.submit(Transaction(marks=[(MARK % order.number, progress.pack())]), durable.set)
+            waits.append(durable)
+        return waits
+
+    def forget_others(self, numbers: set[int]) -> None:
+        """Drop the marks of sweeps that ended while nobody was here."""
+        for store in self._engine.stores.values():
+            marks: list[tuple[bytes, bytes]] = ask(store.list_marks, b"order/", MARKS)[0]
+            old = [key for key, _ in marks if key.startswith(b"order/") and key[6:].isdigit()
+                   and int(key[6:]) not in numbers]
+            if old:
+                store.submit(Transaction(unmarks=old))
+
+    def keep(self, numbers: set[int]) -> None:
+        """Forget all sweeps but these."""
+        for shard, number in [key for key in self.progress if key[1] not in numbers]:
+            del self.progress[(shard, number)]
+            self._engine.stores[shard].submit(Transaction(unmarks=[MARK % number]))
+        for number in self._meant.keys() - numbers:
+            del self._meant[number]
+
+    def start(self) -> None:
+        """Begin what is to be done."""
+        for shard in self._engine.stores:
+            if shard not in self._running and self._next(shard) is not None:
+                self._running.add(shard)
+                self._engine.hub.spawn(self._run, shard)
+
+    def unsettle(self) -> None:
+        """Deliveries were made due sooner than they were: a sweep that goes by due time may have missed them."""
+        self._unsettled = True
+
+    def bound(self, shard: int, number: int) -> int:
+        """The largest id of a message that the sweep is about; 0 when it is not known."""
+        found = self.progress.get((shard, number))
+        return found.bound if found is not None else 0
+
+    def _next(self, shard: int) -> int | None:
+        return min((number for (where, number), progress in self.progress.items()
+                    if where == shard and not progress.finished), default=None)
+
+    def _run(self, shard: int) -> None:
+        try:
+            while not self._engine.stopping and (number := self._next(shard)) is not None:
+                try:
+                    self._sweep(shard, self._meant[number], self.progress[(shard, number)])
+                except StoreError:
+                    return  # it is closed: we stop
+                except Exception:
+                    log.exception("bug: order %d in shard %d", number, shard)
+                    self._engine.hub.sleep(TROUBLE_S)
+        finally:
+            self._running.discard(shard)
+
+    # -- doing it ------------------------------------------------------------------------------------------------
+
+    def _sweep(self, shard: int, meant: Meant, progress: Progress) -> None:
+        """All of one sweep in one shard, as far as it is not done and stays in force."""
+        wait_s = AGAIN_S[0]
+        while self._goes_on(shard, meant):
+            if meant.message:
+                self._one_message(shard, meant, progress)
+            elif not self._pass(shard, meant, progress):
+                return
+            progress.passes += 1
+            progress.after = b""
+            progress.again |= self._unsettled
+            self._unsettled = False
+            if not progress.again or meant.order.kind == "retry":  # what is being tried need not be tried again
+                progress.finished = True
+            progress.again = False
+            self._commit(shard, meant.order, progress, [])
+            if progress.finished:
+                return
+            self._engine.hub.sleep(0 if self.quick else wait_s)
+            wait_s = min(2 * wait_s, AGAIN_S[1])
+
+    def _goes_on(self, shard: int, meant: Meant) -> bool:
+        return not self._engine.stopping and (shard, meant.order.number) in self.progress
+
+    def _pass(self, shard: int, meant: Meant, progress: Progress) -> bool:
+        """Look at all queues once. False when it was broken off."""
+        last: bytes | None = progress.after
+        while last is not None:
+            queues, last = ask(self._engine.stores[shard].sweep_queues, progress.after, NAMES)
+            known = self._providers([info.name for _, info in queues]) if meant.by_provider else {}
+            for key, info in queues:
+                facts = queue_facts(info.name, known.get(info.name))
+                is_out = meant.filter.of_queue(facts) is False
+                if not is_out and not self._one_queue(shard, meant, key, facts, progress):
+                    return False
+                progress.after = key
+            if last is not None:
+                self._commit(shard, meant.order, progress, [])
+        return True
+
+    def _one_queue(self, shard: int, meant: Meant, key: bytes, facts: QueueFacts, progress: Progress) -> bool:
+        start: bytes | None = sweeping.held_key(key, HELD_US) if meant.order.kind == "release" else b""
+        while start is not None:
+            if not self._goes_on(shard, meant):
+                return False
+            began_s = self._engine.hub.monotonic()
+            found: sweeping.Piece = ask(self._engine.stores[shard].sweep_queue, key, start, PIECE)[0]
+            self._take(shard, meant, facts, found.deliveries, found.changing, progress)
+            start = found.last
+            self._engine.hub.sleep(0 if self.quick else max(self._engine.hub.monotonic() - began_s, REST_S))
+        return True
+
+    def _one_message(self, shard: int, meant: Meant, progress: Progress) -> None:
+        _, deliveries = ask(self._engine.stores[shard].find_message, meant.message)
+        for delivery in deliveries:
+            self._take(shard, meant, queue_facts(delivery.queue), [delivery], [], progress)
+
+    def _take(self, shard: int, meant: Meant, facts: QueueFacts, deliveries: list[Delivery], changing: list[Delivery],
+              progress: Progress) -> None:
+        """Do it to those of `deliveries` that are meant."""
+        scheduler, order = self._engine.scheduler, meant.order
+        now_us = self._engine.clock_us()
+
+        def wants(one: Delivery) -> bool:
+            return self._wants(meant, facts, one, progress, now_us)
+
+        wanted = [one for one in deliveries if wants(one)]
+        # All at once: nobody else may end them while we wait for the disk.
+        taken = scheduler.take(shard, wanted)
+        taken += scheduler.take_waiting(shard, wanted)
+        if len(taken) < len(wanted) or any(map(wants, changing)):
+            progress.again = True
+        if taken:
+            progress.deliveries += len(taken)
+            progress.recipients += sum(len(one.recipients) for _, one in taken)
+            self._commit(shard, order, progress, taken)
+
+    def _wants(self, meant: Meant, facts: QueueFacts, one: Delivery, progress: Progress, now_us: int) -> bool:
+        order = meant.order
+        if order.kind == "release":
+            book = self._engine.controls.book
+            return one.due_us >= HELD_US and (book is None or book.holds_singly(facts, one, now_us) is None)
+        if one.message.id > progress.bound:
+            return False
+        if order.kind == "retry" and not (
+                now_us < one.due_us < HELD_US and not (one.history and one.history[-1].time_us >= order.at_us)):
+            return False
+        return meant.filter.matches(facts, facts_of(one, order.at_us))
+
+    def _commit(self, shard: int, order: Order, progress: Progress, taken: list[tuple[Queue, Delivery]]) -> None:
+        """Do it to `taken`, and note how far we are, in one transaction. Waits until that is durable."""
+        verdict = Verdict()
+        for _, delivery in taken:
+            one = self.carry_out(order, delivery)
+            verdict.events += one.events
+            verdict.updates += one.updates
+            verdict.removes += one.removes
+            verdict.notices += one.notices
+        commit = verdict.commit()
+        if (shard, order.number) in self.progress:
+            commit.marks = [(MARK % order.number, progress.pack())]
+        durable: AsyncResult = AsyncResult()
+        self._engine.stores[shard].submit(commit, durable.set)
+        for queue, delivery in taken:
+            self._engine.scheduler.done(queue, delivery)
+        durable.get()
+        for notice in verdict.notices:
+            self._engine.scheduler.add(shard, notice)
+
+    def carry_out(self, order: Order, delivery: Delivery) -> Verdict:
+        """What an order does to a delivery that it is about."""
+        settler = self._engine.settler
+        if order.kind == "delete":
+            return settler.delete(delivery, order)
+        if order.kind == "expire":
+            return settler.expire(delivery, order.reason or f"given up by {order.by}", order.id)
+        delivery.due_us = delivery.due_us - HELD_US if order.kind == "release" else self._engine.clock_us()
+        return Verdict(updates=[delivery])
+
+    # -- providers -----------------------------------------------------------------------------------------------
+
+    def _providers(self, names: list[str]) -> dict[str, str]:
+        """The providers of these queues, as far as there are routes. Waits for DNS."""
+        facts = [queue_facts(name) for name in names]
+        domains = list({one.domain for one in facts})
+        found = dict(zip(domains, gevent.pool.Pool(ROUTES).map(self._provider, domains), strict=True))
+        return {one.name: provider for one in facts if (provider := found[one.domain]) is not None}
+
+    def _provider(self, domain: str) -> str | None:
+        try:
+            route = self._engine.router.route(domain)
+        except Exception:
+            log.exception("bug: the route of %s", domain)
+            return None
+        return provider_of(route) if isinstance(route, Route) else None
+
+    # -- counting ------------------------------------------------------------------------------------------------
+
+    def survey(self, shard: int, expression: Filter) -> Touched:
+        """What an order with this filter would touch now. Reads for a bounded time."""
+        store, rows, end_s = self._engine.stores[shard], [], self._engine.hub.monotonic() + SURVEY_S
+        now_us = self._engine.clock_us()
+        after: bytes | None = b""
+        while after is not None:
+            queues, after = ask(store.sweep_queues, after, NAMES)
+            known = self._providers([info.name for _, info in queues]) if "provider" in expression.fields else {}
+            for key, info in queues:
+                facts = queue_facts(info.name, known.get(info.name))
+                verdict = expression.of_queue(facts)
+                if verdict:
+                    rows.append((info.name, info.deliveries, info.recipients))
+                elif verdict is None and not expression.on_queues:
+                    start: bytes | None = b""
+                    deliveries = recipients = 0
+                    while start is not None and self._engine.hub.monotonic() < end_s:
+                        found: sweeping.Piece = ask(store.sweep_queue, key, start, PIECE)[0]
+                        start = found.last
+                        for one in (*found.deliveries, *found.changing):
+                            if expression.matches(facts, facts_of(one, now_us)):
+                                deliveries += 1
+                                recipients += len(one.recipients)
+                    if deliveries:
+                        rows.append((info.name, deliveries, recipients))
+                    if start is not None:
+                        return Touched(rows, False)
+            if after is not None and self._engine.hub.monotonic() >= end_s:
+                return Touched(rows, False)
+        return Touched(rows, True)
+
+
+def provider_of(route: Route) -> str:
+    """The provider of a route, "" when it is none that we know."""
+    provider: str = getattr(route, "provider", "")
+    return provider
+
+
+def ask(question: Callable[..., None], *arguments: Any) -> tuple[Any, ...]:
+    """Ask a store, and wait for the values of its answer."""
+    answered = Event()
+    values: list[tuple[Any, ...]] = []
+
+    def done(*answer: Any) -> None:
+        values.append(answer)
+        answered.set()
+
+    question(*arguments, done)
+    answered.wait()
+    return values[0]

@@ -1,0 +1,67 @@
+"""Reading the whole index in pieces, queue by queue, for what is done to all mail that an operator means.
+
+`names` gives the queues in the order of their numbers, which stays as it is: a place between two of them is where a
+sweep goes on after a restart. `piece` gives a stretch of one queue as it was at the last checkpoint. Both look at a
+bounded number of entries, on the index thread.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mta.queue.encoding import QueueInfo, unpack_queue
+from mta.queue.index import SCHEDULE_KEY, Index
+from mta.queue.records import Delivery, Message
+
+
+class Piece(NamedTuple):
+    """A stretch of a queue."""
+
+    deliveries: list[Delivery]  # without content
+    changing: list[Delivery]  # of which more is known than the index has: as they were
+    last: bytes | None  # where it goes on; None at the end of the queue
+
+
+def names(index: Index, after: bytes, limit: int) -> tuple[list[tuple[bytes, QueueInfo]], bytes | None]:
+    """The next `limit` queues behind the key `after` (b"": the first) with their keys, and the last key; None when that
+    was all."""
+    found: list[tuple[bytes, QueueInfo]] = []
+    with index.env.begin() as txn:
+        cursor = txn.cursor(index.db["queues"])
+        more = cursor.set_range(after) if after else cursor.first()
+        if more and cursor.key() == after:
+            more = cursor.next()
+        while more and len(found) < limit:
+            found.append((cursor.key(), unpack_queue(cursor.value())))
+            more = cursor.next()
+    return found, found[-1][0] if found and more else None
+
+
+def piece(index: Index, queue: bytes, start: bytes, limit: int) -> tuple[list[Delivery], bytes | None]:
+    """Up to `limit` deliveries of the queue with the key `queue` from the key `start` on (b"": the first), by due time;
+    and the key to go on from, None at the end."""
+    found: list[Delivery] = []
+    with index.env.begin() as txn:
+        messages: dict[int, Message | None] = {}
+        cursor = txn.cursor(index.db["schedule"])
+        more = cursor.set_range(start or queue)
+        looked_at = 0
+        while more:
+            key = cursor.key()
+            if not key.startswith(queue):
+                break
+            if looked_at >= limit:
+                return found, key
+            looked_at += 1
+            _, _, message_id, number = SCHEDULE_KEY.unpack(key)
+            delivery = index.delivery(txn, message_id, number, messages)
+            if delivery is not None:
+                found.append(delivery)
+            more = cursor.next()
+    return found, None
+
+
+def held_key(queue: bytes, from_us: int) -> bytes:
+    """Where in the queue with the key `queue` what is due from a time on begins."""
+    number = int.from_bytes(queue, "big")
+    return SCHEDULE_KEY.pack(number, from_us, 0, 0)

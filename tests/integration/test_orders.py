@@ -1,0 +1,158 @@
+"""The operator's hand, end to end: a real MTA, real commands, mail that flows meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mta.sandbox.client import Sandbox
+from tests.integration.support import Injector, Mta, ends_of, message
+
+MAKE = Callable[..., Mta]
+SLOW = {"retry": {"first": "1h", "cap": "1h"}}
+
+
+def order(mta: Mta, *words: str) -> dict[str, Any]:
+    """Give an order by its command."""
+    found: dict[str, Any] = json.loads(mta.command(*words, "--yes", "--json"))
+    return found
+
+
+def fill(mta: Mta, count: int, domains: list[str]) -> set[int]:
+    """Send `count` messages; the numbers that were accepted."""
+    injector = Injector(mta, domains)
+    injector.start(count)
+    injector.wait()
+    assert len(injector.accepted) == count
+    return injector.accepted
+
+
+def is_over(mta: Mta) -> bool:
+    """Whether no sweep is under way."""
+    return "shard" not in mta.command("orders")
+
+
+def told(mta: Mta, kind: str) -> list[dict[str, Any]]:
+    """All events of a kind."""
+    return [event for event in mta.events() if event["event"] == kind]
+
+
+def test_a_paused_domain_waits_and_others_go_on(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """Paused while mail flows: what comes is accepted and kept, also over a restart; resumed, all of it arrives."""
+    with make_mta() as mta:
+        order(mta, "pause", "--domain", "held.test", "--reason", "a test")
+        fill(mta, 200, ["held.test", "free.test"])
+        sandbox.wait_for(lambda stats: bool(stats["messages"] == 100))
+        row = json.loads(mta.command("queue", "list", "held.test", "--json"))
+        assert (row["state"], row["deliveries"]) == ("paused", 100)
+        assert "a test" in row["reason"]
+        mta.stop()
+        mta.start()
+        fill(mta, 100, ["also-free.test"])
+        sandbox.wait_for(lambda stats: bool(stats["messages"] == 200))
+        assert mta.queued() == 100
+        mta.command("resume", "domain=\"held.test\"")
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+    assert sandbox.stats()["distinct"] == 300
+    assert [(one["command"], one["state"]) for one in told(mta, "order")] == [("pause", "given"), ("pause", "ended")]
+    ends, _ = ends_of(mta.events())
+    assert set(ends.values()) == {1}
+    assert len(ends) == 300
+
+
+def test_single_deliveries_are_held_and_released(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """A pause by recipient holds those alone, of the same queue; a frozen message stays until it is let go."""
+    with make_mta() as mta:
+        order(mta, "pause", "recipient=u1@*")
+        fill(mta, 10, ["d.test"])
+        mta.wait_until(lambda: mta.queued() == 1, "one left")
+        shown = json.loads(mta.command("queue", "show", "d.test", "--json"))
+        assert shown["recipients"][0]["address"] == "u1@d.test"
+        assert "paused by order" in shown["reason"]
+        order(mta, "freeze", shown["message"])
+        mta.command("resume", "recipient=u1@*")
+        mta.wait_until(lambda: is_over(mta), "the sweep")
+        detail = json.loads(mta.command("message", shown["message"], "--json"))
+        assert "frozen by order" in detail["deliveries"][0]["reason"]
+        mta.command("resume", shown["message"])
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+    assert sandbox.stats()["distinct"] == 10
+
+
+def test_a_queue_is_deleted_while_it_is_delivered(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """None is delivered after the order is confirmed, each recipient has one end, and mail that comes later is not
+    meant."""
+    sandbox.set("slow.test", {"reply_delay": "20ms"})
+    with make_mta() as mta:
+        injector = Injector(mta, ["slow.test"], sessions=8)
+        injector.start(3000)
+        sandbox.wait_for(lambda stats: bool(stats["messages"] >= 50))
+        injector.finish()
+        accepted = len(injector.accepted)
+        answer = order(mta, "delete", "domain=slow.test", "--reason", "wrong list")
+        delivered = sandbox.stats()["messages"]
+        mta.send("a@x.test", ["later@slow.test"], message(100_000, "later@slow.test"))
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+        mta.wait_until(lambda: is_over(mta), "the sweep")
+        assert answer["missing"] == []
+        assert sandbox.stats()["messages"] <= delivered + answer["in_flight"] + 1
+    ends, last = ends_of(mta.events())
+    assert set(ends.values()) == {1}
+    assert len(ends) == accepted + 1
+    kinds = Counter(event["event"] for event in last.values())
+    assert kinds["deleted"] + kinds["delivered"] == accepted + 1
+    assert kinds["deleted"] > 0
+    assert [event["event"] for (_, to), event in last.items() if to == "later@slow.test"] == ["delivered"]
+    assert {event["reason"] for event in told(mta, "deleted")} == {"wrong list"}
+    assert [(one["state"]) for one in told(mta, "order")] == ["given", "done"]
+
+
+def test_waiting_mail_is_retried_and_expired(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """What waits an hour for its retry goes at once; what is expired leaves the queue with its event."""
+    sandbox.set("a.test", {"rcpt": "451 4.3.0 later"})
+    sandbox.set("b.test", {"rcpt": "451 4.3.0 later"})
+    with make_mta(**SLOW) as mta:
+        fill(mta, 40, ["a.test", "b.test"])
+        mta.wait_until(lambda: len(told(mta, "deferred")) == 40, "first attempts")
+        sandbox.set("a.test", {})
+        assert order(mta, "retry", "--domain", "a.test")["touched"]["deliveries"] == 20
+        mta.wait_until(lambda: mta.queued() == 20, "delivery of those")
+        assert order(mta, "expire", "attempts>=1", "and", "domain=b*")["touched"]["deliveries"] == 20
+        mta.wait_until(lambda: len(told(mta, "expired")) == 20, "the end of the others")
+    assert {event["order"] for event in told(mta, "expired")} == {"3"}
+    ends, _ = ends_of(mta.events())
+    assert set(ends.values()) == {1}
+
+
+def test_mail_is_rerouted(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """Another pool from now on, for mail that waits, too; and back when the order ends."""
+    pools = {"sources": {"one": {"ipv4": "127.0.0.1"}, "two": {"ipv4": "127.0.0.2"}},
+             "pools": {"default": {"one": 1}, "other": {"two": 1}}}
+    with make_mta(**pools) as mta:
+        order(mta, "reroute", "other", "domain=d.test")
+        fill(mta, 20, ["d.test", "e.test"])
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+        mta.command("reroute", "off", "domain=d.test")
+        mta.send("a@x.test", ["back@d.test"], message(100, "back@d.test"))
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+    by = {to: event["source_address"] for event in told(mta, "delivered") for to in event["recipients"]}
+    assert {address.partition(":")[0] for to, address in by.items() if "d.test" in to and to != "back@d.test"} == {
+        "127.0.0.2"}
+    assert {address.partition(":")[0] for to, address in by.items() if "e.test" in to or to == "back@d.test"} == {
+        "127.0.0.1"}
+
+
+def test_nothing_is_ordered_without_a_word(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """Without a terminal an order needs --yes; a dry run orders nothing; a wrong filter says where."""
+    with make_mta() as mta:
+        assert "is 0 deliveries" in mta.command("delete", "queue=*", check=False)
+        assert "is 0 deliveries" in mta.command("delete", "queue=*", "--dry-run")
+        assert mta.command("orders") == "no orders are in force\n"
+        with pytest.raises(AssertionError, match=r"exit 64\n\n.*column 1: no field 'tenat'.*did you mean tenant"):
+            mta.command("pause", "tenat=x", "--yes")
+        with pytest.raises(AssertionError, match="exit 66"):
+            mta.command("resume", "tenant=x")
