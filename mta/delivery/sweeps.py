@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import gevent.pool
@@ -22,7 +23,7 @@ from mta.delivery.settle import Verdict
 from mta.queue import sweeping
 from mta.queue.encoding import pack, unpack
 from mta.queue.filter import Filter, QueueFacts
-from mta.queue.orders import HELD_US, Meant, Order, facts_of, queue_facts
+from mta.queue.orders import ENDS, HELD_US, Meant, Order, facts_of, queue_facts
 from mta.queue.records import Delivery
 from mta.queue.scheduler import Queue
 from mta.queue.store import StoreError, Transaction
@@ -39,6 +40,8 @@ TROUBLE_S: Final = 60.0  # before a sweep that met a bug is tried again
 SURVEY_S: Final = 3.0  # and so many seconds are spent on counting what an order would touch
 MARKS: Final = 2000  # read at once; there are not so many orders
 MARK: Final = b"order/%d"
+
+Taken = list[tuple[Queue, Delivery]]
 
 log = logging.getLogger(__name__)
 
@@ -202,36 +205,46 @@ class Sweeps:
             if not self._goes_on(shard, meant):
                 return False
             began_s = self._engine.hub.monotonic()
-            found: sweeping.Piece = ask(self._engine.stores[shard].sweep_queue, key, start, PIECE)[0]
-            self._take(shard, meant, facts, found.deliveries, found.changing, progress)
-            start = found.last
+            pick = partial(self._pick, shard, meant, facts, progress)
+            taken, start = ask(partial(_picked, self._engine.stores[shard].sweep_queue, pick), key, start, PIECE)
+            self._settle(shard, meant, progress, taken)
             self._engine.hub.sleep(0 if self.quick else max(self._engine.hub.monotonic() - began_s, REST_S))
         return True
 
     def _one_message(self, shard: int, meant: Meant, progress: Progress) -> None:
-        _, deliveries = ask(self._engine.stores[shard].find_message, meant.message)
-        for delivery in deliveries:
-            self._take(shard, meant, queue_facts(delivery.queue), [delivery], [], progress)
+        pick = partial(self._pick, shard, meant, None, progress)
+        taken, _ = ask(partial(_picked, self._engine.stores[shard].sweep_message, pick), meant.message)
+        self._settle(shard, meant, progress, taken)
 
-    def _take(self, shard: int, meant: Meant, facts: QueueFacts, deliveries: list[Delivery], changing: list[Delivery],
-              progress: Progress) -> None:
-        """Do it to those of `deliveries` that are meant."""
-        scheduler, order = self._engine.scheduler, meant.order
+    def _pick(self, shard: int, meant: Meant, facts: QueueFacts | None, progress: Progress,
+              found: sweeping.Piece) -> Taken:
+        """Take those that are meant into flight. It runs while the store answers: a moment later one of them may have
+        been delivered."""
+        scheduler = self._engine.scheduler
         now_us = self._engine.clock_us()
 
         def wants(one: Delivery) -> bool:
-            return self._wants(meant, facts, one, progress, now_us)
+            return self._wants(meant, facts or queue_facts(one.queue), one, progress, now_us)
 
-        wanted = [one for one in deliveries if wants(one)]
-        # All at once: nobody else may end them while we wait for the disk.
+        wanted = [one for one in found.deliveries if wants(one)]
         taken = scheduler.take(shard, wanted)
         taken += scheduler.take_waiting(shard, wanted)
-        if len(taken) < len(wanted) or any(map(wants, changing)):
+        if len(taken) < len(wanted) or any(map(wants, found.changing)):
             progress.again = True
+        return taken
+
+    def _settle(self, shard: int, meant: Meant, progress: Progress, taken: Taken) -> None:
+        """Do it to what was taken."""
         if taken:
             progress.deliveries += len(taken)
             progress.recipients += sum(len(one.recipients) for _, one in taken)
-            self._commit(shard, order, progress, taken)
+            try:
+                self._commit(shard, meant.order, progress, taken)
+            except Exception:  # nothing was submitted: they are in the index as they were
+                for queue, delivery in taken:
+                    if delivery.key in queue.in_flight:
+                        self._engine.scheduler.let_go(queue, delivery)
+                raise
 
     def _wants(self, meant: Meant, facts: QueueFacts, one: Delivery, progress: Progress, now_us: int) -> bool:
         order = meant.order
@@ -245,7 +258,7 @@ class Sweeps:
             return False
         return meant.filter.matches(facts, facts_of(one, order.at_us))
 
-    def _commit(self, shard: int, order: Order, progress: Progress, taken: list[tuple[Queue, Delivery]]) -> None:
+    def _commit(self, shard: int, order: Order, progress: Progress, taken: Taken) -> None:
         """Do it to `taken`, and note how far we are, in one transaction. Waits until that is durable."""
         verdict = Verdict()
         for _, delivery in taken:
@@ -260,6 +273,8 @@ class Sweeps:
         durable: AsyncResult = AsyncResult()
         self._engine.stores[shard].submit(commit, durable.set)
         for queue, delivery in taken:
+            if queue.tenant and order.kind in ENDS:
+                self._engine.pacing.left(queue.tenant)
             self._engine.scheduler.done(queue, delivery)
         durable.get()
         for notice in verdict.notices:
@@ -330,6 +345,13 @@ def provider_of(route: Route) -> str:
     """The provider of a route, "" when it is none that we know."""
     provider: str = getattr(route, "provider", "")
     return provider
+
+
+def _picked(read: Callable[..., None], pick: Callable[[sweeping.Piece], Taken], *arguments: Any) -> None:
+    """Have a store read, and `pick` look at the answer at once; the last argument gets what that took, and where the
+    reading goes on."""
+    *rest, done = arguments
+    read(*rest, lambda found: done(pick(found), found.last))
 
 
 def ask(question: Callable[..., None], *arguments: Any) -> tuple[Any, ...]:

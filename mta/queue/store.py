@@ -324,17 +324,21 @@ class Store:
     def sweep_queue(self, queue: bytes, start: bytes, limit: int, done: Callable[[sweeping.Piece], None]) -> None:
         """Read a stretch of the queue with the key `queue` (`mta.queue.sweeping.piece`).
 
-        What has left it since the last checkpoint is left out.
+        What has left it since the last checkpoint is left out. It is true while `done` runs, and no longer.
         """
+        self._read(lambda: sweeping.piece(self._index, queue, start, limit),
+                   lambda found: done(self._as_now(*found)))
 
-        def found(result: tuple[list[Delivery], bytes | None]) -> None:
-            deliveries, last = result
-            there = self._still_there(deliveries)
-            known = {delivery.key for delivery in there}
-            changing = [one for one in deliveries if one.key not in known and not self._is_gone(one.key)]
-            done(sweeping.Piece(there, changing, last))
+    def sweep_message(self, message_id: int, done: Callable[[sweeping.Piece], None]) -> None:
+        """The same of the deliveries of one message, as of a new checkpoint."""
+        self._after_checkpoint(lambda: self._index.message(message_id),
+                               lambda found: done(self._as_now(found[1], None)))
 
-        self._read(lambda: sweeping.piece(self._index, queue, start, limit), found)
+    def _as_now(self, deliveries: list[Delivery], last: bytes | None) -> sweeping.Piece:
+        there = self._still_there(deliveries)
+        known = {delivery.key for delivery in there}
+        changing = [one for one in deliveries if one.key not in known and not self._is_gone(one.key)]
+        return sweeping.Piece(there, changing, last)
 
     def body(self, message: Message) -> bytes:
         """The content of a message. Blocks; from any thread.

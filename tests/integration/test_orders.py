@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from bench.fill import fill as fill_spool
 from mta.sandbox.client import Sandbox
-from tests.integration.support import Injector, Mta, ends_of, message
+from tests.integration.support import ENDS, Injector, Mta, ends_of, message
 
 MAKE = Callable[..., Mta]
 SLOW = {"retry": {"first": "1h", "cap": "1h"}}
@@ -86,13 +87,9 @@ def test_single_deliveries_are_held_and_released(make_mta: MAKE, sandbox: Sandbo
 def test_a_queue_is_deleted_while_it_is_delivered(make_mta: MAKE, sandbox: Sandbox) -> None:
     """None is delivered after the order is confirmed, each recipient has one end, and mail that comes later is not
     meant."""
-    sandbox.set("slow.test", {"reply_delay": "20ms"})
+    sandbox.set("slow.test", {"latency": "20ms", "connections": 5})
     with make_mta() as mta:
-        injector = Injector(mta, ["slow.test"], sessions=8)
-        injector.start(3000)
-        sandbox.wait_for(lambda stats: bool(stats["messages"] >= 50))
-        injector.finish()
-        accepted = len(injector.accepted)
+        accepted = len(fill(mta, 1500, ["slow.test"]))
         answer = order(mta, "delete", "domain=slow.test", "--reason", "wrong list")
         delivered = sandbox.stats()["messages"]
         mta.send("a@x.test", ["later@slow.test"], message(100_000, "later@slow.test"))
@@ -113,8 +110,9 @@ def test_a_queue_is_deleted_while_it_is_delivered(make_mta: MAKE, sandbox: Sandb
 
 def test_waiting_mail_is_retried_and_expired(make_mta: MAKE, sandbox: Sandbox) -> None:
     """What waits an hour for its retry goes at once; what is expired leaves the queue with its event."""
-    sandbox.set("a.test", {"rcpt": "451 4.3.0 later"})
-    sandbox.set("b.test", {"rcpt": "451 4.3.0 later"})
+    later = {"rules": [{"at": "rcpt", "reply": "451 4.3.0 later"}]}
+    sandbox.set("a.test", later)
+    sandbox.set("b.test", later)
     with make_mta(**SLOW) as mta:
         fill(mta, 40, ["a.test", "b.test"])
         mta.wait_until(lambda: len(told(mta, "deferred")) == 40, "first attempts")
@@ -126,6 +124,48 @@ def test_waiting_mail_is_retried_and_expired(make_mta: MAKE, sandbox: Sandbox) -
     assert {event["order"] for event in told(mta, "expired")} == {"3"}
     ends, _ = ends_of(mta.events())
     assert set(ends.values()) == {1}
+
+
+def test_a_long_queue_is_swept_across_a_kill(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """20,000 deliveries, half of them deleted, and everything killed in the middle, twice: it goes on by itself, each
+    recipient has one end, others stay, and live mail is delivered meanwhile."""
+    mta = make_mta(**SLOW)
+    fill_spool(mta.directory / "spool", 20_000, 20, 2, size=500, spread_s=400_000)
+    with mta:
+        before = sum(1 for event in mta.events() if event["event"] in ENDS)
+        answer = order(mta, "delete", "domain=d?.dead", "and", "not", "recipient=u0@*")
+        assert answer["missing"] == []
+        for _ in range(2):
+            mta.kill()
+            assert len(told(mta, "deleted")) < 9_900
+            mta.start()
+        fill(mta, 100, ["live.test"])
+        mta.wait_until(lambda: is_over(mta), "the end of the sweep", 300)
+        queued = mta.queued()
+        assert '"d5.dead"' not in mta.command("queue", "list", "d5.dead", "--json")
+    assert before < 100
+    ends, last = ends_of(mta.events())
+    assert set(ends.values()) == {1}
+    deleted = {to for (_, to), event in last.items() if event["event"] == "deleted"}
+    assert len(ends) + queued == 20_000 + 100
+    assert {to.partition("@")[2] for to in deleted} == {f"d{number}.dead" for number in range(10)}
+    assert 9_900 < len(deleted) < 10_000
+
+
+def test_suspensions_and_limits_hold_over_a_restart(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """A suspended domain waits while others go; ended, its mail goes at once."""
+    with make_mta() as mta:
+        order(mta, "suspend", "domain=d.test", "--reason", "listed")
+        fill(mta, 40, ["d.test", "e.test"])
+        mta.wait_until(lambda: mta.queued() == 20, "the others")
+        row = json.loads(mta.command("queue", "list", "d.test", "--json"))
+        assert row["state"] == "suspended"
+        assert "listed" in row["reason"]
+        mta.stop()
+        mta.start()
+        assert mta.queued() == 20
+        mta.command("unsuspend", "domain=d.test")
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
 
 
 def test_mail_is_rerouted(make_mta: MAKE, sandbox: Sandbox) -> None:
