@@ -80,8 +80,8 @@ def waiting(shard: int, shards: int, queued: int, domains: int, size: int, sprea
         delivery = Delivery(message, 0, domain, domain, [Recipient(f"u{number}@{domain}")], arrival_us)
         arrived = events.received(message, [delivery])
         remote = events.Remote(domain, f"mx.{domain}", _ADDRESS)
-        failed = events.deferred(delivery, delivery.recipients, _REPLY, remote, failure="message", attempt=1,
-                                 time_us=arrival_us, duration_s=0.1, next_us=due_us)
+        failed = events.deferred(delivery, delivery.recipients, _REPLY, remote, failure="message", kind="temporary",
+                                 rule="", attempt=1, time_us=arrival_us, duration_s=0.1, next_us=due_us)
         delivery.due_us, delivery.attempts = due_us, 1
         delivery.history.append(Attempt(arrival_us, f"mx.{domain} [{_ADDRESS}]:{_PORT}", str(_REPLY)))
         yield delivery, [arrived, failed]

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Final
 from gevent.event import AsyncResult
 from gevent.lock import RLock
 
-from mta.delivery.lane import Lane
 from mta.delivery.pathstate import Hold, PathState
 from mta.delivery.settle import Verdict
-from mta.delivery.sweeps import Sweeps, ask, provider_of
+from mta.delivery.sweeps import Sweeps, ask
 from mta.queue import events
 from mta.queue import scheduler as names
 from mta.queue.filter import QueueFacts
@@ -67,7 +66,7 @@ class Controls:
             queue.each = ()
             queue.book = None
         else:
-            ruling = book.ruling(queue_facts(queue.name, self._provider(queue.lane)), self._engine.clock_us())
+            ruling = book.ruling(queue_facts(queue.name, self._provider(queue.domain)), self._engine.clock_us())
             if ruling.held is not None:
                 queue.book = None
                 self._park(queue, ruling.held)
@@ -98,7 +97,7 @@ class Controls:
             is_end = order.kind in ENDS
             if is_end and message.id > self.sweeps.bound(queue.shard, order.number):
                 continue
-            facts = facts or queue_facts(queue.name, self._provider(queue.lane))
+            facts = facts or queue_facts(queue.name, self._provider(queue.domain))
             if not one.filter.matches(facts, facts_of(delivery, order.at_us if is_end else now_us)):
                 continue
             work = partial(self.sweeps.carry_out, order, delivery) if is_end else partial(_hold, delivery)
@@ -124,12 +123,10 @@ class Controls:
         return self.book.ruling(facts, now_us).held
 
     def _facts(self, name: str) -> QueueFacts:
-        lane = self._engine.ways.lane_of(names.domain_of(name), names.pool_of(name)) if self.book else None
-        return queue_facts(name, self._provider(lane))
+        return queue_facts(name, self._provider(names.domain_of(name)) if self.book is not None else None)
 
-    @staticmethod
-    def _provider(lane: object) -> str | None:
-        return provider_of(lane.route) if isinstance(lane, Lane) and lane.route is not None else None
+    def _provider(self, domain: str) -> str | None:
+        return self._engine.settler.provider_of(domain)
 
     def _park(self, queue: Queue, order: Order) -> None:
         self._engine.scheduler.park(queue, order.until_us or self._engine.clock_us() + LONG_US)
@@ -211,7 +208,7 @@ class Controls:
         flying: list[tuple[Queue, Delivery]] = []
         for count, queue in enumerate(list(self._engine.scheduler.queues.values()), 1):
             if queue.in_flight:
-                facts = queue_facts(queue.name, self._provider(queue.lane))
+                facts = queue_facts(queue.name, self._provider(queue.domain))
                 for one in meant:
                     if one.filter.of_queue(facts) is not False:
                         flying += [(queue, delivery) for delivery in queue.in_flight.values()

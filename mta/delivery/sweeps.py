@@ -305,7 +305,7 @@ class Sweeps:
         except Exception:
             log.exception("bug: the route of %s", domain)
             return None
-        return provider_of(route) if isinstance(route, Route) else None
+        return route.provider if isinstance(route, Route) else None
 
     # -- counting ------------------------------------------------------------------------------------------------
 
@@ -339,12 +339,6 @@ class Sweeps:
             if after is not None and self._engine.hub.monotonic() >= end_s:
                 return Touched(rows, False)
         return Touched(rows, True)
-
-
-def provider_of(route: Route) -> str:
-    """The provider of a route, "" when it is none that we know."""
-    provider: str = getattr(route, "provider", "")
-    return provider
 
 
 def _picked(read: Callable[..., None], pick: Callable[[sweeping.Piece], Taken], *arguments: Any) -> None:
