@@ -121,10 +121,10 @@ class SimulatedSettler(Settler):
         self.books.judged(delivery, outcome)
         return verdict
 
-    def expire(self, delivery: Delivery, reason: str) -> Verdict:
+    def expire(self, delivery: Delivery, reason: str, order: str = "") -> Verdict:
         """See `Settler.expire`."""
         self.books.expired(delivery)
-        return super().expire(delivery, reason)
+        return super().expire(delivery, reason, order)
 
 
 class Looks:
