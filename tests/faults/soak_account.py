@@ -57,8 +57,8 @@ class Account:
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         self.kinds[kind] += 1
-        if kind == "suspended":
-            return
+        if "message" not in event:
+            return  # of a path, a source or an order
         message = event["message"]
         if kind == "received":
             self._recipients[message] += len(event["recipients"])
