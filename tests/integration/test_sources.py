@@ -72,7 +72,7 @@ def test_labels_are_refused_or_removed_at_the_door(make_mta: Callable[..., Mta],
     """A pool that does not exist is `550 5.7.1`; the fields of labels do not go out."""
     sandbox.stop()
     with Sandbox({"log_content": "1MB"}) as recording:
-        mta = make_mta(dns={"servers": [recording.dns]}, delivery={"port": recording.smtp_port},
+        mta = make_mta(dns={"servers": [recording.dns]}, shaping={"default": {"port": recording.smtp_port}},
                        listeners=[{"smtp": "127.0.0.1:0", "relay_from": ["127.0.0.0/8"], "labels": {"tenant": "door"}}])
         with mta:
             with smtplib.SMTP(*mta.smtp) as client:
