@@ -74,8 +74,7 @@ class Pacing:
         if path.blocked and not self._engine.adapting.may_probe(path):
             return False
         at_s = self._engine.limits.reserve(path.message_rates)
-        now_s = self._engine.monotonic()
-        if at_s <= now_s:
+        if not at_s:  # a time that has just come is still a place, for which nothing was taken
             return True
         self.wait(path, at_s)
         return False
@@ -95,11 +94,10 @@ class Pacing:
         if path.open_not_before_s > self._engine.monotonic():
             return False
         at_s = self._engine.limits.reserve(path.connection_rates)
-        now_s = self._engine.monotonic()
-        if at_s <= now_s:
+        if not at_s:
             return True
         path.open_not_before_s = at_s
-        self._call(path, at_s - now_s)
+        self._call(path, max(at_s - self._engine.monotonic(), 0.0))
         return False
 
     def _call(self, path: Path, wait_s: float) -> None:
@@ -124,15 +122,15 @@ class Pacing:
             return False
         if tenant.buckets:
             at_s = limits.reserve(tenant.buckets)
-            now_s = self._engine.monotonic()
-            if at_s > now_s:
+            if at_s:
                 if concurrency is not None:
                     limits.release([f"tenant:{name}"])
                 rates = ", ".join(map(str, tenant.options.message_rate))
                 tenant.waits_for = f"rate of tenant {name} ({rates}) is used up"
                 tenant.not_before_s = at_s
                 self._hold(tenant, lane)
-                self._engine.hub.later(at_s - now_s + EARLY_S, self._due, tenant)
+                self._engine.hub.later(
+                    max(at_s - self._engine.monotonic(), 0.0) + EARLY_S, self._due, tenant)
                 return False
         return True
 
