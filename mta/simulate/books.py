@@ -25,6 +25,7 @@ LOOK_SHARE: Final = 0.02  # of the time that has passed
 
 RETRY: Final = "retry schedule"
 RATE: Final = "rate"
+LATELY_S: Final = 0.5  # ago something was held by a rate
 
 
 @dataclass(slots=True)
@@ -56,8 +57,9 @@ class Books:
     reached_s: dict[int, float] = field(default_factory=dict)  # by share of the recipients, percent
     held_s: dict[str, float] = field(default_factory=dict)  # by reason, message-seconds
     domain_held_s: dict[str, dict[str, float]] = field(default_factory=dict)
-    possible: dict[str, float] = field(default_factory=dict)  # by site: messages that its rate lets through while some
-    # are due
+    # By site, over the time in which mail was due without a break: what it took, and what its rate lets through.
+    taken: dict[str, int] = field(default_factory=dict)
+    possible: dict[str, float] = field(default_factory=dict)
     series: list[tuple[float, int, int, int]] = field(default_factory=list)  # seconds, delivered, due, waiting
     of_queue: dict[str, tuple[Ends, ...]] = field(default_factory=dict)  # where mail of a queue counts
     on_end: Callable[[], None] = lambda: None
@@ -131,13 +133,15 @@ class Looks:
     """Looks at what holds the mail, as long as the simulation runs."""
 
     def __init__(self, books: Books, engine: Engine, store: SimulatedStore,
-                 rate_of: Callable[[str, str], tuple[str, float] | None]) -> None:
-        """`rate_of`: of a domain and a pool, the site and the messages per second that its hosts take, if they say."""
+                 rate_of: Callable[[str, str], tuple[str, float, int] | None]) -> None:
+        """`rate_of`: of a domain and a pool, the site and the messages per second that its hosts take, and how many
+        they took so far; None when they have no rate."""
         self._books = books
         self._engine = engine
         self._store = store
         self._rate_of = rate_of
         self._last_s = 0.0
+        self._taken: dict[str, int] = {}  # at the last look, by sites that had mail then
 
     def look(self) -> None:
         """Look now, and again."""
@@ -151,7 +155,7 @@ class Looks:
         passed_s = books.hub.elapsed - self._last_s
         self._last_s = books.hub.elapsed
         now_us = self._store.elapsed_us()
-        sites: dict[str, float] = {}
+        taken: dict[str, int] = {}
         due = waiting = 0
         for queue in self._store.queues.values():
             if queue.is_quiet(now_us):
@@ -170,10 +174,12 @@ class Looks:
                 due += ready
                 self._hold(held, self._why(queue), ready * passed_s)
                 found = self._rate_of(queue.domain, _pool_of(queue))
-                if found is not None:
-                    sites[found[0]] = found[1]
-        for site, rate in sites.items():
-            books.possible[site] = books.possible.get(site, 0.0) + rate * passed_s
+                if found is not None and found[0] not in taken:
+                    site, rate, taken[site] = found
+                    if site in self._taken:
+                        books.taken[site] = books.taken.get(site, 0) + taken[site] - self._taken[site]
+                        books.possible[site] = books.possible.get(site, 0.0) + rate * passed_s
+        self._taken = taken
         books.series.append((books.hub.elapsed, books.total.delivered, due, waiting))
 
     def _hold(self, held: dict[str, float], reason: str, message_s: float) -> None:
@@ -205,8 +211,12 @@ class Looks:
         if path.suspended_until_us > now_us:
             return _suspension(path)
         now_s = engine.monotonic()
-        if path.not_before_s > now_s or path.open_not_before_s > now_s:
+        if path.open_not_before_s > now_s:
             return RATE
+        if path.not_before_s:  # also right after a wait: the next one is as long
+            spacing_s = max([bucket.spacing for bucket in path.message_rates], default=0.0)
+            if path.not_before_s > now_s - LATELY_S - spacing_s:
+                return RATE
         if path.probing:
             return "one connection as a probe"
         if path.hold_until_s > now_s and not path.opening:

@@ -31,7 +31,7 @@ class SiteResult:
     throttled: int  # messages refused for their rate
     greylisted: int
     refusals: dict[str, int]  # the most frequent replies
-    share: float | None  # of the messages that its rate let through while mail was due; None: it has no rate
+    share: float | None  # of what its rate let through while mail was due; None: it has no rate, or none was due
     held_h: dict[str, float]  # message-hours by reason
 
 
@@ -93,13 +93,14 @@ def _site(name: str, provider: str, domains: list[str], books: Books, receivers:
         for reason, seconds in books.domain_held_s.get(domain, {}).items():
             held[reason] = held.get(reason, 0.0) + seconds
     possible = books.possible.get(name)
+    share = round(books.taken[name] / possible, 4) if possible else None
     return SiteResult(
         name, provider, sum(one.recipients for one in ends), sum(one.delivered for one in ends),
         sum(one.deferred for one in ends), sum(one.bounced for one in ends), sum(one.expired for one in ends),
         sum(one.left for one in ends), round(max(one.last_s for one in ends), 3), book.connections, book.most_open,
         book.refused_connections,
         book.throttled, book.greylisted, dict(book.refusals.most_common(MOST_REPLIES)),
-        round(book.taken / possible, 4) if possible else None, _hours(held))
+        share, _hours(held))
 
 
 def _hours(held_s: dict[str, float]) -> dict[str, float]:

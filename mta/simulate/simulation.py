@@ -91,8 +91,9 @@ class Simulation:
             self._looks.count()
         return result_of(self.books, self.receivers, self.provider_of, self.hub.elapsed)
 
-    def _rate_of(self, domain: str, pool: str) -> tuple[str, float] | None:
-        """The site of a domain, and the messages per second that it takes from all our sources together."""
+    def _rate_of(self, domain: str, pool: str) -> tuple[str, float, int] | None:
+        """The site of a domain, the messages per second that it takes from all our sources together, and how many it
+        has taken."""
         lane = self.engine.ways.lane_of(domain, pool)
         if lane is None or lane.route is None:
             return None
@@ -100,7 +101,7 @@ class Simulation:
         rate = host.conduct.behaviour.rate
         if rate is None or not host.open:
             return None
-        return host.site, rate.per_second * max(len(lane.paths), 1)
+        return host.site, rate.per_second * max(len(lane.paths), 1), self.receivers.site(host.site).taken
 
 
 def domains_of(settings: Settings) -> list[str]:

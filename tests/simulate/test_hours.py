@@ -159,6 +159,41 @@ def test_limits_on_connections_hold() -> None:
     assert most == 10
 
 
+@pytest.mark.parametrize(("rate", "per_s"), [("30/min", 0.5), ("10/s", 10.0), ("1000/s", 1000.0)])
+def test_rates_are_kept_and_used(rate: str, per_s: float) -> None:
+    """A rate that we are to keep is never exceeded in any of its periods, and at least 95 percent of it are used."""
+    sim = simulation(f"shaping: {{default: {{message_rate: {rate}}}}}",
+                     "domains: {d.test: {latency: 3ms, rate: 1000000/s}}",
+                     "parts: [{messages: 40000, domains: {d.test: 1}}]")
+    began: list[float] = []
+    within_rate = sim.receivers.within_rate
+
+    def counted(host: object, client: str) -> bool:
+        began.append(sim.hub.elapsed)
+        return within_rate(host, client)  # type: ignore[arg-type]
+
+    sim.receivers.within_rate = counted  # type: ignore[method-assign, assignment]
+    hours = 0.01 if per_s > 100 else 0.2
+    result = sim.run(hours)
+    count, period_s = (30, 60.0) if per_s < 1 else (int(per_s), 1.0)
+    assert len(began) >= result.delivered
+    assert min(later - at for at, later in zip(began, began[count:], strict=False)) >= period_s
+    assert 0.95 < result.delivered / (per_s * hours * 3600) <= 1.001
+    assert result.held_h["rate"] == pytest.approx(sum(result.held_h.values()), rel=0.01)
+
+
+def test_a_receiver_that_throttles_is_left_alone_in_between() -> None:
+    """The share of the receiver's own rate is reckoned over the time in which mail was due; refusals count."""
+    sim = simulation("", "domains: {t.test: {latency: 20ms, rate: 120/min}}",
+                     "parts: [{messages: 3000, domains: {t.test: 1}}]")
+    result = sim.run(1)
+    site = result.sites[0]
+    assert site.throttled > 0
+    assert site.share is not None
+    assert 0.3 < site.share <= 1.02
+    assert site.delivered <= 7200 + 120
+
+
 def test_every_recipient_ends_once() -> None:
     """Whatever receivers do, recipients are delivered, bounced, expired or still there, and the store agrees."""
     sim = simulation(
