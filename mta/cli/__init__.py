@@ -20,7 +20,7 @@ from mta.control import exits
 
 # In the order of `mta --help`.
 COMMANDS: Final = (
-    "run", "check", "config", "shaping", "status", "queue", "message", "events",
+    "run", "check", "config", "shaping", "status", "queue", "explain", "message", "events",
     "pause", "resume", "freeze", "reroute", "retry", "expire", "delete", "suspend", "unsuspend", "limit", "orders",
     "spool", "send", "dns", "rules", "sandbox", "demo", "simulate",
 )  # fmt: skip

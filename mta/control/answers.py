@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import gevent.event
 
 from mta.control import protocol
+from mta.control.explaining import Explaining
 from mta.control.protocol import RequestError
-from mta.delivery.waiting import held_by, standing, why_not_now
+from mta.delivery.explain import held_by, standing, why_not_now
 from mta.queue.filter import Filter
 from mta.queue.ids import format_id, parse_id, shard_of
 from mta.queue.index import QueueTotals
@@ -62,6 +63,8 @@ class Answers:
                     return self._body(str(arguments["id"]), int(arguments["offset"]), int(arguments["length"]))
                 case "touched":
                     return self._touched(str(arguments["filter"]))
+                case "explain":
+                    return Explaining(self._worker).answer(str(arguments["kind"]), str(arguments["name"]))
                 case "obey":
                     return self._obey(int(arguments["serial"]))
                 case "sweeps":

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 from mta.control import protocol
 from mta.control.channel import REPLY_LIMIT, Channel, FrameError
 from mta.control.exits import NO_PERMISSION, SOFTWARE, TEMPORARY, UNAVAILABLE, OperatorError
+from mta.control.explanation import Explanation
 from mta.control.protocol import (
     DeliveryList,
     MessageDetail,
@@ -83,6 +84,10 @@ class ControlClient:
                 return
             offset += len(piece)
             piece = self._ask("body", {"id": message_id, "offset": offset, "length": protocol.BODY_CHUNK})
+
+    def explain(self, kind: str, name: str) -> Explanation:
+        """Why what is called so does not move; `kind` as in `mta.control.explanation.subject_of`."""
+        return self._typed(Explanation, "explain", {"kind": kind, "name": name})
 
     def touched(self, expression: str) -> TouchList:
         """What an order with this filter would touch."""

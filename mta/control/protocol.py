@@ -11,6 +11,7 @@ control process answers on `RUN/control.sock` for all of them, merged:
 | `queue`   | `name`, `limit`                       | `DeliveryList`         | `DeliveryList`         |
 | `message` | `id` (text form)                      | `MessageDetail` or nil | `MessageDetail` or nil |
 | `body`    | `id`, `offset`, `length`              | bytes or nil           | bytes or nil           |
+| `explain` | `kind`, `name`                        | `Explanation`          | `Explanation`          |
 | `touched` | `filter`                              | `TouchList`            | `TouchList`            |
 | `order`   | `kind`, `filter`, ... as in `Order`   |                        | `OrderAnswer`          |
 | `end`     | `numbers`                             |                        | `OrderAnswer`          |
@@ -432,6 +433,8 @@ def _convert(kind: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is list:
         return [_convert(arguments[0], item) for item in value]
+    if origin is dict:
+        return {_convert(arguments[0], key): _convert(arguments[1], item) for key, item in value.items()}
     if origin is types.UnionType:  # `X | None`
         return None if value is None else _convert(arguments[0], value)
     if kind is float and isinstance(value, int):

@@ -27,6 +27,7 @@ from mta.control import protocol
 from mta.control.channel import REPLY_LIMIT, Channel, FrameError
 from mta.control.child import Child, run_child
 from mta.control.exits import CANNOT_CREATE, StartError
+from mta.control.explanation import Explanation, merged
 from mta.control.keeper import Keeper
 from mta.control.orders import OrderKeeper
 from mta.control.protocol import (
@@ -86,6 +87,8 @@ class ControlServer:
                 return None if detail is None else from_wire(MessageDetail, detail)
             case "body":
                 return self._ask_owner("body", arguments)
+            case "explain":
+                return self._explain(arguments)
             case "touched":
                 return self._touched(arguments)
             case "order":
@@ -139,6 +142,13 @@ class ControlServer:
         )
         more = len(deliveries) > limit or any(answer.more for answer in answers)
         return DeliveryList(rows[0] if rows else None, deliveries[:limit], more, missing)
+
+    def _explain(self, arguments: dict[str, Any]) -> Explanation:
+        kind, name = arguments.get("kind"), arguments.get("name")
+        if kind == "message":
+            answer = self._ask_owner("explain", {**arguments, "id": name})
+            return Explanation() if answer is None else from_wire(Explanation, answer)
+        return merged(*self._ask_all("explain", {"kind": kind, "name": name}, Explanation))
 
     # -- orders --------------------------------------------------------------------------------------------------
 

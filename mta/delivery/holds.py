@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from mta.delivery.path import Path
 from mta.delivery.pathstate import Hold, PathState, What
@@ -124,7 +124,7 @@ class Holds:
         path.message_rates = (*path.own_rates, *path.paced, *rates)
         if why is not None:
             if until_us > path.suspended_until_us or path.suspended_by not in ("site", "source"):
-                path.suspend(until_us, why.reason, why.by)
+                path.suspend(until_us, why.reason, why.by, why.since_us)
                 engine.keeper.clear(path)
         elif path.suspended_until_us > now_us and path.suspended_by not in ("site", "source"):
             path.suspended_until_us = 0
@@ -139,22 +139,33 @@ class Holds:
 
     def until(self, queue: Queue) -> int:
         """Until when the domain or tenant of `queue` is suspended; 0: it is not. Ask when `on_queues` is not 0."""
-        return self._until(queue.domain, queue.tenant)[0]
+        return self._until(queue.domain, queue.tenant)
 
-    def why(self, domain: str, tenant: str) -> tuple[int, str]:
-        """The same, and the reason in words."""
-        until_us, hold = self._until(domain, tenant)
-        return until_us, f"{hold.reason} (by {hold.by})" if hold is not None else ""
-
-    def _until(self, domain: str, tenant: str) -> tuple[int, Hold | None]:
+    def suspension(self, names: Iterable[str]) -> tuple[str, Hold] | None:
+        """Of the suspensions of these names the one that ends last, and what it is of."""
         now_us = self._engine.clock_us()
-        found: Hold | None = None
-        for name in (f"domain:{domain}", f"tenant:{tenant}"):
+        found: tuple[str, Hold] | None = None
+        for name in names:
             state = self._held.get(name)
             hold = state.suspension(now_us) if state is not None else None
-            if hold is not None and (found is None or hold.until_us > found.until_us):
-                found = hold
-        return (found.until_us, found) if found is not None else (0, None)
+            if hold is not None and (found is None or hold.until_us > found[1].until_us):
+                found = name, hold
+        return found
+
+    def lowest(self, what: Literal["rate", "connections"], names: Iterable[str]) -> tuple[str, Hold] | None:
+        """The lowest limit that holds put on these names, and what it is of."""
+        now_us = self._engine.clock_us()
+        found: tuple[str, Hold] | None = None
+        for name in names:
+            state = self._held.get(name)
+            hold = state.lowest(what, now_us) if state is not None else None
+            if hold is not None and (found is None or hold.value < found[1].value):
+                found = name, hold
+        return found
+
+    def _until(self, domain: str, tenant: str) -> int:
+        found = self.suspension((f"domain:{domain}", f"tenant:{tenant}"))
+        return found[1].until_us if found is not None else 0
 
     def _queues_changed(self, names: set[str]) -> None:
         if not names:
@@ -167,7 +178,7 @@ class Holds:
 
         def new_time(name: str, until_us: int) -> int:
             of_it = names.intersection((f"domain:{domain_of(name)}", f"tenant:{tenant_of(name)}"))
-            return now_us if of_it and not self._until(domain_of(name), tenant_of(name))[0] else until_us
+            return now_us if of_it and not self._until(domain_of(name), tenant_of(name)) else until_us
 
         engine.scheduler.repark(new_time)
 

@@ -219,6 +219,16 @@ class Limits:
         """How many connections the receiver behind the limit `name` took when we last asked for a lease; 0: any."""
         return self._learned.get(name, 0)
 
+    def holders(self, name: str) -> dict[int, int]:
+        """How many leases of the limit `name` each worker holds; for people."""
+        try:
+            with self._env.begin(write=True) as txn:  # not a reader: a killed one would keep old pages for ever
+                shares = limit_table.load(txn, name, 0).shares
+        except lmdb.Error as error:
+            limit_table.cope(self._env, error)
+            return {}
+        return {worker: share.held for worker, share in sorted(shares.items()) if share.held}
+
     def release(self, names: Sequence[str]) -> None:
         """Give one lease of each back: of those that were limited (`limited`). Those who wait are nudged."""
         if not names and not self._owed:

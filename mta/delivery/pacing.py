@@ -18,6 +18,7 @@ from mta.config.units import Rate
 from mta.delivery.counters import LEVEL
 from mta.delivery.path import Path
 from mta.delivery.rates import Bucket
+from mta.delivery.reason import Reason
 from mta.queue.index import QueueTotals
 from mta.queue.store import QueueInfo
 from mta.smtp.reply import Reply
@@ -155,10 +156,18 @@ class Pacing:
             if not self.tenants[name].held:
                 self._engine.limits.want(limit, 0)
 
-    def why(self, name: str) -> str:
-        """Why the mail of a tenant may not go now; empty when it may."""
-        tenant = self.tenants.get(name)
-        return tenant.waits_for if tenant is not None and tenant.held else ""
+    def why(self, name: str) -> Reason | None:
+        """Why the mail of a tenant may not go now; None when it may."""
+        tenant, engine = self.tenants.get(name), self._engine
+        if tenant is None or not tenant.held:
+            return None
+        wait_s = tenant.not_before_s - engine.monotonic()
+        if wait_s > 0:
+            return Reason("tenant-rate", tenant.waits_for, 0, engine.clock_us() + int(wait_s * 1e6),
+                          f"`tenants.{name}.message_rate`")
+        limit = tenant.options.concurrency or 0
+        return Reason("tenant-concurrency", tenant.waits_for, remedy=f"`tenants.{name}.concurrency`",
+                      numbers={"limit": limit})
 
     @staticmethod
     def _hold(tenant: _Limited, lane: Lane) -> None:

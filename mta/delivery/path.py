@@ -35,8 +35,8 @@ class Path:
     __slots__ = ("allowed", "begun_s", "blocked", "claims", "connection_rates", "connections", "contended", "doubted",
                  "failures", "good_until_s", "hold_s", "hold_until_s", "idle", "is_held", "lanes", "learns", "lease",
                  "leases", "message_rates", "most", "name", "not_before_s", "open_not_before_s", "opening", "outcomes",
-                 "own_rates", "paced", "provider", "reason", "route", "shaping", "source", "suspended_by",
-                 "suspended_until_us", "taken", "taken_since_s", "tell_s", "waiting_for")
+                 "own_rates", "paced", "provider", "reason", "route", "shaping", "since_us", "source",
+                 "suspended_by", "suspended_until_us", "taken", "taken_since_s", "tell_s", "waiting_for")
 
     def __init__(self, name: str, source: Source, shaping: Shaping) -> None:
         self.name = name
@@ -71,6 +71,7 @@ class Path:
         self.outcomes = 0  # transactions that ended, for shares of them
         self.suspended_until_us = 0
         self.suspended_by = ""  # who said so: "site", "source", ...
+        self.since_us = 0  # of a site: since its first failure in a row
         self.hold_until_s = 0.0  # before, no new connection; monotonic
         self.hold_s = 0.0  # how long that was
         self.good_until_s = 0.0
@@ -159,13 +160,15 @@ class Path:
         """The site took a connection."""
         self.hold_s = 0.0
 
-    def failed(self, until_us: int) -> None:
+    def failed(self, until_us: int, now_us: int = 0) -> None:
         """The site is at fault: nothing goes over it before `until_us`, and then one connection as a probe."""
+        since_us = self.since_us if self.failures and self.suspended_by == "site" else now_us
         self.failures += 1
-        self.suspend(until_us, self.reason, "site")
+        self.suspend(until_us, self.reason, "site", since_us)
 
-    def suspend(self, until_us: int, reason: str, by: str) -> None:
+    def suspend(self, until_us: int, reason: str, by: str, since_us: int = 0) -> None:
         """Stand still until then, for whatever reason."""
+        self.since_us = since_us
         self.suspended_until_us = until_us
         self.suspended_by = by
         self.reason = reason

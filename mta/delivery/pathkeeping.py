@@ -64,7 +64,8 @@ class PathKeeper:
         engine, retry = self._engine, path.shaping.retry
         wait_s = max(float(min(retry.site_first * 2 ** min(path.failures, 30), retry.site_cap)), at_least_s)
         engine.settler.watch.look()
-        path.failed(engine.clock_us() + int(wait_s * 1_000_000))
+        now_us = engine.clock_us()
+        path.failed(now_us + int(wait_s * 1_000_000), now_us)
         # Once is news; while it stays so the events tell.
         level = logging.INFO if path.failures == 1 else logging.DEBUG
         log.log(level, "%s: suspended for %.0f s: %s", path.name, wait_s, path.reason)
@@ -111,7 +112,9 @@ class PathKeeper:
 
     def hold_for_source(self, path: Path) -> None:
         """`path` stands still with its source. No failure of its site's."""
-        path.suspend(self._engine.clock_us() + int(LOST_S * 1_000_000), path.source.lost, "source")
+        now_us = self._engine.clock_us()
+        since_us = path.since_us if path.suspended_by == "source" else now_us
+        path.suspend(now_us + int(LOST_S * 1_000_000), path.source.lost, "source", since_us)
         self.clear(path)
 
     def _alarm(self, source: Source, text: str) -> None:

@@ -196,8 +196,10 @@ class Looks:
             return "room in memory" if engine.scheduler.starved else "DNS"
         tenant = queue.flows[0].part.tenant
         now_us = engine.clock_us()
-        if engine.holds.on_queues and (held := engine.holds.why(queue.domain, tenant))[0] > now_us:
-            return "suspended by " + held[1].rpartition("(by ")[2].rstrip(")")
+        if engine.holds.on_queues:
+            held = engine.holds.suspension((f"domain:{queue.domain}", f"tenant:{tenant}"))
+            if held is not None:
+                return f"suspended by {held[1].by}"
         if engine.pacing.why(tenant):
             return "limits of the tenant"
         if lane.suspended(now_us):

@@ -32,12 +32,12 @@ from mta.config.shaping import DefaultLayer, DomainLayer, ProviderLayer, Shaping
 from mta.config.units import Duration  # noqa: E402
 from mta.delivery import ageing, connecting, connection, dispatch, engine, ways, wire  # noqa: E402
 from mta.delivery.clock import ClockWatch  # noqa: E402
+from mta.delivery.explain import standing, why_not_now  # noqa: E402
 from mta.delivery.leases import Refusal  # noqa: E402
 from mta.delivery.limits import Limits  # noqa: E402
 from mta.delivery.pathstate import PathState  # noqa: E402
 from mta.delivery.routing import Addresses, Host, Route, RouteFailure  # noqa: E402
 from mta.delivery.settle import Settler, Verdict  # noqa: E402
-from mta.delivery.waiting import standing, why_not_now  # noqa: E402
 from mta.queue.index import QueueTotals  # noqa: E402
 from mta.queue.records import Delivery, Message, Recipient  # noqa: E402
 from mta.queue.store import Transaction  # noqa: E402
@@ -152,6 +152,10 @@ class Unlimited:
     def learned(self, name: str) -> int:
         """Nothing."""
         return 0
+
+    def holders(self, name: str) -> dict[int, int]:
+        """Nobody."""
+        return {}
 
     def want(self, name: str, count: int) -> None:
         """Nothing."""

@@ -1,0 +1,47 @@
+"""One reason for which mail does not move, as a record. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+KINDS: Final = (
+    "order", "shutdown", "routing", "suspension", "dns", "pool", "source", "site", "in-flight", "retry", "disk",
+    "memory", "loading", "tenant-rate", "tenant-concurrency", "adaptation", "rate", "connection-rate", "sockets",
+    "descriptors", "openings", "opening", "refusals", "total", "limit", "learned-limit", "turn",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Reason:
+    """What holds mail now. Times are microseconds since the epoch; 0: not known, or none."""
+
+    kind: str  # one of KINDS
+    text: str  # in words, without since and until
+    since_us: int = 0
+    until_us: int = 0
+    remedy: str = ""  # what would change it: an option, a command
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    def brief(self, now_us: int) -> str:
+        """In one line."""
+        if self.kind not in STANDSTILL or self.until_us <= now_us:
+            return self.text
+        subject, _, why = self.text.partition(": ")
+        wait = f"for another {(self.until_us - now_us) // 1_000_000} s"
+        return f"{subject} {wait}: {why}" if why else f"{subject} {wait}"
+
+
+STANDSTILL: Final = frozenset(("suspension", "dns", "pool", "source", "site"))
+
+
+def merge(reasons: list[Reason], more: list[Reason], join: Callable[[int, int], int] = min) -> list[Reason]:
+    """The reasons of several workers, each once: since the first of them saw it, until the first may go on."""
+    known = {(one.kind, one.text): one for one in reasons}
+    for one in more:
+        same = known.setdefault((one.kind, one.text), one)
+        if same is not one:
+            same.since_us = join(same.since_us, one.since_us) if same.since_us and one.since_us else same.since_us
+            same.until_us = join(same.until_us, one.until_us) if same.until_us and one.until_us else same.until_us
+    return list(known.values())
