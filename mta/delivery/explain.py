@@ -83,12 +83,13 @@ def of_due(engine: Engine, shard: int, name: str) -> tuple[str, list[Reason]]:
     state, reasons = of_queue(engine, shard, name, 0)
     if state != "active":
         return state, reasons
+    # Others of its queue are under way. What keeps the queue from having more of them keeps this one.
     lane = engine.ways.lane_of(domain_of(name), engine.controls.pool_of(name))
-    others = []
-    if lane is not None:
-        for path in lane.paths:
-            others += [one for one in of_path(engine, path, lane) if one.kind != "turn"]
-    # Others of its queue are under way. What keeps the queue from having more connections keeps this one.
+    general = _ours(engine, shard, lane) or engine.pacing.why(tenant_of(name))
+    if general is not None:
+        return "ready", [general]
+    paths = lane.paths if lane is not None else []
+    others = [one for path in paths for one in of_path(engine, path, lane) if one.kind != "turn"]
     return "ready", others or [_in_turn(lane, engine.scheduler.queues.get((shard, name)))]
 
 

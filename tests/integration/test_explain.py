@@ -1,0 +1,154 @@
+"""`mta explain` against the truth: for every delivery that waits it names the trouble that its domain was given."""
+
+from __future__ import annotations
+
+import json
+import os
+import smtplib
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mta.control.client import ControlClient
+from mta.control.explanation import Explained
+from mta.sandbox.client import Sandbox
+from tests.integration.support import Mta, message
+
+MAKE = Callable[..., Mta]
+MESSAGES = int(os.environ.get("EXPLAIN_MESSAGES", "400"))
+STUCK: dict[str, Any] = {"rules": [{"at": "dot", "hang": True}]}
+
+
+class Trouble(NamedTuple):
+    """What is wrong with one domain, and what may be said of its mail: kinds of reason, each with words of it."""
+
+    receiver: dict[str, Any]
+    truth: dict[str, str]
+    shaping: dict[str, Any] = {}
+    order: tuple[str, ...] = ()
+    tenant: str = ""
+    pool: str = ""
+
+
+def answers(at: str, reply: str) -> dict[str, Any]:
+    """A receiver that says so at a stage."""
+    return {"rules": [{"at": at, "reply": reply}]}
+
+
+def host(state: str) -> dict[str, Any]:
+    """A receiver whose only MX host is in this state."""
+    return {"dns": {"mx": [f"10 mx1.{{domain}} {state}"]}}
+
+
+IN_FLIGHT = {"in-flight": "being delivered"}
+TROUBLES: dict[str, Trouble] = {
+    "servfail": Trouble({"dns": {"answer": "servfail"}}, {"dns": "SERVFAIL"}),
+    "dnsrefused": Trouble({"dns": {"answer": "refused"}}, {"dns": "REFUSED"}),
+    "dnssilent": Trouble({"dns": {"answer": "timeout"}}, {"routing": "looked up", "dns": "no answer"}),
+    "hostless": Trouble(host("servfail"), {"site": "SERVFAIL"}),
+    "closed": Trouble({"listening": False}, {"site": "refused"}),
+    "greeting": Trouble(answers("connect", "421 4.3.2 System not accepting messages"),
+                        {"site": "System not accepting messages"}),
+    "breaks": Trouble({"rules": [{"at": "ehlo", "drop": "rst"}]}, {"site": "mx1.breaks.test"}),
+    "silent": Trouble({"rules": [{"at": "connect", "hang": True}]}, {"opening": "being opened"}),
+    "grey": Trouble({"greylist": "1h"}, {"retry": "Greylisted"}),
+    "full": Trouble(answers("rcpt", "452 4.2.2 Mailbox full"), {"retry": "Mailbox full"}),
+    "later": Trouble(answers("dot", "451 4.3.0 Try again later"), {"retry": "Try again later"}),
+    "data": Trouble(answers("data", "451 4.3.0 No data now"), {"retry": "No data now"}),
+    "plain": Trouble({"starttls": "off"}, {"retry": "TLS", "site": "TLS"}, {"tls": "required"}),
+    "badtls": Trouble({"starttls": "refused"}, {"retry": "TLS", "site": "TLS"}, {"tls": "required"}),
+    "rate": Trouble({}, {"rate": "1/h"}, {"message_rate": ["1/h"]}),
+    "opens": Trouble({}, {"connection-rate": "1/h"}, {"connection_rate": ["1/h"], "messages_per_connection": 1}),
+    "narrow": Trouble(STUCK, {**IN_FLIGHT, "limit": "limit of 1 connections"}, {"connections": 1}),
+    "both": Trouble(STUCK, {**IN_FLIGHT, "limit": "limit of 1 connections in all to domain:both.test"},
+                    {"total_connections": 1}),
+    "hiddenrate": Trouble({"rate": "1/h"}, {"adaptation": "refused", "retry": "Unusual rate"}),
+    "listed": Trouble(answers("mail", "450 4.7.77 your address is listed"),
+                      {"suspension": "by rule test-listed", "retry": "your address is listed"}),
+    "domain": Trouble({}, {"suspension": "domain:domain.test is suspended: ticket 1 (by order"},
+                      order=("suspend", "domain=domain.test", "--reason", "ticket 1")),
+    "queue": Trouble({}, {"order": "paused by order"}, order=("pause", "--domain", "queue.test")),
+    "single": Trouble({}, {"order": "paused by order"}, order=("pause", "recipient=u*@single.test")),
+    "tpaused": Trouble({}, {"order": "paused by order"}, order=("pause", "--tenant", "quiet"), tenant="quiet"),
+    "tsuspended": Trouble({}, {"suspension": "tenant:bad is suspended: ticket 2"},
+                          order=("suspend", "tenant=bad", "--reason", "ticket 2"), tenant="bad"),
+    "trate": Trouble({}, {"tenant-rate": "rate of tenant slow (1/h)"}, tenant="slow"),
+    "tnarrow": Trouble(STUCK, {**IN_FLIGHT, "tenant-concurrency": "limit of 1 messages of tenant narrow"},
+                       tenant="narrow"),
+    "nosource": Trouble({}, {"source": "does not have the address 192.0.2.77"}, pool="lost"),
+    "offsource": Trouble({}, {"suspension": "source:b is suspended: ticket 3"}, pool="b",
+                         order=("suspend", "source=b", "--reason", "ticket 3")),
+}
+SUSPENDED_RULE = {"name": "test-listed", "code": 450, "text": "your address is listed", "suspend": "path for 1h",
+                  "class": "reputation", "samples": ["450 4.7.77 your address is listed"]}
+
+
+def send(mta: Mta, count: int) -> None:
+    """So many messages, to all domains in turn, each in one session."""
+    with smtplib.SMTP(*mta.smtp, timeout=30) as client:
+        for number in range(count):
+            name, trouble = list(TROUBLES.items())[number % len(TROUBLES)]
+            to = f"u{number}@{name}.test"
+            labels = f"X-Tenant: {trouble.tenant}\r\n" if trouble.tenant else ""
+            labels += f"X-Pool: {trouble.pool}\r\n" if trouble.pool else ""
+            client.sendmail("x@client.test", [to], labels.encode() + message(number, to))
+
+
+def waiting(client: ControlClient) -> list[Explained]:
+    """What is said about each delivery of the queue, message by message."""
+    found = []
+    for queue in client.queues("", 1000, "name").rows:
+        for delivery in client.queue(queue.name, 10_000).deliveries:
+            found += client.explain("message", delivery.message).rows
+    return found
+
+
+def wrong(rows: list[Explained]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Those of which something else than the truth is said."""
+    found = []
+    for row in rows:
+        truth = TROUBLES[row.recipients[0].partition("@")[2].removesuffix(".test")].truth
+        said = [(one.kind, one.text) for one in row.reasons]
+        if not said or not all(kind in truth and truth[kind] in text for kind, text in said):
+            found.append((row.recipients[0], said))
+    return found
+
+
+def test_the_cause_of_every_delivery_that_waits(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """Some thirty kinds of trouble over two workers; for every delivery that waits the reason is the true one."""
+    for name, trouble in TROUBLES.items():
+        sandbox.set(f"{name}.test", trouble.receiver)
+    shaping = {f"{name}.test": trouble.shaping for name, trouble in TROUBLES.items() if trouble.shaping}
+    mta = make_mta(
+        retry={"first": "1h", "cap": "2h", "site_first": "1h", "site_cap": "2h"}, shaping={"domains": shaping},
+        sources={"a": {"ipv4": "127.0.0.2"}, "b": {"ipv4": "127.0.0.3"}, "gone": {"ipv4": "192.0.2.77"}},
+        pools={"default": {"a": 1}, "b": {"b": 1}, "lost": {"gone": 1}}, rules=[SUSPENDED_RULE],
+        tenants={"slow": {"message_rate": ["1/h"]}, "narrow": {"concurrency": 1}})
+    with mta:
+        for trouble in TROUBLES.values():
+            if trouble.order:
+                mta.command(*trouble.order, "--yes")
+        send(mta, MESSAGES)
+        with ControlClient(mta.config["run"]) as client:
+            # Until all has been tried; then nothing moves for an hour.
+            for _ in range(20):
+                rows = waiting(client)
+                if not wrong(rows):
+                    break
+                time.sleep(1.0)
+        assert wrong(rows) == []
+        seen = Counter(row.recipients[0].partition("@")[2].removesuffix(".test") for row in rows)
+        assert set(seen) == set(TROUBLES), set(TROUBLES) - set(seen)
+        assert len(rows) > MESSAGES * 0.8
+        assert all(reason.remedy for row in rows for reason in row.reasons if reason.kind != "in-flight")
+
+        text = mta.command("explain", "full.test")
+        assert "Mailbox full" in text
+        assert "to change it: `mta retry message=" in text
+        kinds = {one["kind"] for line in mta.command("explain", "tenant=bad", "--json").splitlines()
+                 for one in json.loads(line)["reasons"]}
+        assert kinds == {"suspension"}
+        assert "ticket 3" in mta.command("explain", "source=b")
+        assert "refused" in mta.command("explain", "a>mx1.closed.test")
+        mta.command("explain", "nobody.test", check=False)
