@@ -85,7 +85,7 @@ def of_due(engine: Engine, shard: int, name: str) -> tuple[str, list[Reason]]:
         return state, reasons
     # Others of its queue are under way. What keeps the queue from having more of them keeps this one.
     lane = engine.ways.lane_of(domain_of(name), engine.controls.pool_of(name))
-    general = _ours(engine, shard, lane) or engine.pacing.why(tenant_of(name))
+    general = _ours(engine, shard, lane) or _tenant(engine, tenant_of(name))
     if general is not None:
         return "ready", [general]
     paths = lane.paths if lane is not None else []
@@ -144,7 +144,7 @@ def of_queue(engine: Engine, shard: int, name: str, next_due_us: int) -> tuple[s
     ours = _ours(engine, shard, lane)
     if ours is not None or lane is None:
         return "ready", [ours or Reason("loading", "it is being read from disk")]
-    limited = engine.pacing.why(tenant)
+    limited = _tenant(engine, tenant)
     if limited is not None:
         return "ready", [limited]
     reasons = [one for path in lane.paths for one in of_path(engine, path, lane, queue)]
@@ -255,6 +255,19 @@ def _ours(engine: Engine, shard: int, lane: Lane | None) -> Reason | None:
         return Reason("memory", "waits for room in memory", remedy="`memory.deliveries`",
                       numbers={"deliveries": engine.scheduler.deliveries})
     return None
+
+
+def _tenant(engine: Engine, name: str) -> Reason | None:
+    """A limit of the tenant. Between a lease that was freed and one that is taken again no lane passes it over."""
+    limited = engine.pacing.why(name)
+    tenant = engine.pacing.tenants.get(name)
+    most = tenant.options.concurrency if tenant is not None else None
+    if limited is not None or most is None:
+        return limited
+    if sum(engine.limits.holders(f"tenant:{name}").values()) < most:
+        return None
+    return Reason("tenant-concurrency", f"limit of {most} messages of tenant {name} in flight is reached",
+                  remedy=f"`tenants.{name}.concurrency`", numbers={"limit": most})
 
 
 def _rate(engine: Engine, path: Path) -> Reason | None:

@@ -7,7 +7,8 @@ import os
 import smtplib
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mta.control.client import ControlClient
@@ -25,7 +26,7 @@ class Trouble(NamedTuple):
 
     receiver: dict[str, Any]
     truth: dict[str, str]
-    shaping: dict[str, Any] = {}
+    shaping: Mapping[str, Any] = MappingProxyType({})
     order: tuple[str, ...] = ()
     tenant: str = ""
     pool: str = ""
@@ -119,7 +120,7 @@ def test_the_cause_of_every_delivery_that_waits(make_mta: MAKE, sandbox: Sandbox
     """Some thirty kinds of trouble over two workers; for every delivery that waits the reason is the true one."""
     for name, trouble in TROUBLES.items():
         sandbox.set(f"{name}.test", trouble.receiver)
-    shaping = {f"{name}.test": trouble.shaping for name, trouble in TROUBLES.items() if trouble.shaping}
+    shaping = {f"{name}.test": dict(trouble.shaping) for name, trouble in TROUBLES.items() if trouble.shaping}
     mta = make_mta(
         retry={"first": "1h", "cap": "2h", "site_first": "1h", "site_cap": "2h"}, shaping={"domains": shaping},
         sources={"a": {"ipv4": "127.0.0.2"}, "b": {"ipv4": "127.0.0.3"}, "gone": {"ipv4": "192.0.2.77"}},
