@@ -119,7 +119,7 @@ def story() -> Story:
             NameServer(sandbox.dns, {}) as server, socket.create_server((EVIL, sandbox.smtp_port)) as thief:
         threading.Thread(target=_count_thefts, args=(thief, story), daemon=True).start()
         mta = Mta(Path(directory), server.endpoint, sandbox.smtp_port, workers=1,
-                  dns=DNS, retry=RETRY, delivery={"idle": "0s"})
+                  dns=DNS, retry=RETRY, shaping={"default": {"idle": "0s"}})
         with mta:
             for round_ in range(ROUNDS):
                 if round_:
