@@ -248,6 +248,10 @@ class Limits:
             self._owed.extend(names)
         self._ring(nudged)
 
+    def waits(self, name: str) -> bool:
+        """Whether we were refused a lease of `name`, and have neither been granted one nor given up since."""
+        return name in self._waiting
+
     def want(self, name: str, count: int) -> None:
         """This worker could use `count` more leases of `name`; 0: it does not wait any more.
 

@@ -149,9 +149,10 @@ class Pacing:
         self.ended(name)
 
     def nudged(self, limit: str) -> None:
-        """A lease of this limit is free: it may be a tenant's."""
+        """A lease of this limit was granted to us, which may be a tenant's; or others want one, and get it when a
+        message has ended, as none of a tenant's rests."""
         kind, _, name = limit.partition(":")
-        if kind == "tenant" and name in self.tenants:
+        if kind == "tenant" and name in self.tenants and not self._engine.limits.waits(limit):
             self._free(self.tenants[name])
             if not self.tenants[name].held:
                 self._engine.limits.want(limit, 0)

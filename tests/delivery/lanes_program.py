@@ -412,6 +412,25 @@ def a_tenant_with_a_bound_on_messages_in_flight() -> None:
         assert limits.acquire([("tenant:small", 2)]) is None
 
 
+def a_tenant_at_its_bound_costs_nothing() -> None:
+    """While its message is in flight the others wait, and nothing goes round in circles."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(tenants={"small": Tenant(concurrency=1)}, limits=limits)
+        gevent.spawn(listen, world, limits)
+        world.slow_s = 1.0
+        asked: list[object] = []
+        acquire = limits.acquire
+        limits.acquire = lambda leases: asked.append(leases) or acquire(leases)  # type: ignore
+        for _ in range(8):
+            world.make_for(tenant="small")
+        gevent.sleep(0.5)
+        assert len(asked) < 30, len(asked)
+        world.slow_s = 0.0
+        world.until(world.drained)
+        assert len(world.taken) == 8
+
+
 def what_a_tenant_may_have() -> None:
     """452 when its queue is full, until something of it has left; and for the rest of the day when it had its messages.
     """

@@ -17,6 +17,7 @@ SCENARIOS = (
     "a_pool_that_changes_moves_waiting_mail", "leases_are_of_the_path", "mail_goes_through_a_proxy",
     "a_path_with_a_rate", "a_rate_of_connections", "a_rate_over_a_provider", "tenants_share_by_weight",
     "a_tenant_with_a_rate_does_not_hold_up_others", "a_tenant_with_a_bound_on_messages_in_flight",
+    "a_tenant_at_its_bound_costs_nothing",
     "what_a_tenant_may_have", "what_is_held_by_name", "limits_that_a_hold_lowers",
 )
 
