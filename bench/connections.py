@@ -110,10 +110,13 @@ def _measure(plan: Plan, scenario: Scenario, found: Connections, hold_s: int, di
     place = directory / NAME
     place.mkdir()
     runtime = ends.enter_context(runtime_directory())
-    # A path opens a connection while more deliveries wait in memory than it has connections: so all are kept there.
+    # A path opens a connection while more deliveries wait in memory than it has connections: so all are kept there. Of
+    # the memory some is for transactional mail, and a site has a share only.
     settings = {"delivery.connections": found.asked, "shaping.default.connections": found.asked // DOMAINS + 1,
+                # Or it would begin with five to a site, and wait for the answers before there are more.
+                "shaping.default.adaptive.enabled": False,
                 "shaping.default.connection_age": f"{10 * hold_s}s",
-                "memory.deliveries": max(scenario.messages, _DELIVERIES), **plan.settings}
+                "memory.deliveries": max(2 * scenario.messages, _DELIVERIES), **plan.settings}
     mta = Ours(Setup(place, runtime, processes, dns, port, "1", None, settings))
     ends.callback(lambda: found.problems.extend(mta.stop()))
     address = mta.start()
