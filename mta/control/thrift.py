@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import gevent
 from gevent.hub import get_hub
 
 LOOK_S: Final = 10.0
@@ -47,7 +48,8 @@ class Thrift:
 
     def _look(self) -> None:
         if self.is_due():
-            get_hub().threadpool.spawn(give_back)
+            # Not at once: the pool may be full, and a timer's callback cannot wait for it.
+            gevent.spawn(get_hub().threadpool.spawn, give_back)
 
     def is_due(self) -> bool:
         """Whether the worker was quiet since the last look, and has worked before."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,35 @@ def test_memory_is_given_back_in_the_quiet_after_work() -> None:
     assert not due_after(0.01)
     assert not due_after(WORKED_S / 2)
     assert due_after(WORKED_S / 2)  # a little work adds up
+
+
+FULL_POOL = """
+import threading, gevent
+from gevent.hub import get_hub
+from mta.control import thrift
+thrift.LOOK_S, thrift.WORKED_S = 0.01, 0.0
+get_hub().threadpool.maxsize = 1
+busy, done = threading.Event(), threading.Event()
+thrift.give_back = done.set
+for _ in range(3):
+    gevent.spawn(get_hub().threadpool.spawn, busy.wait, 10)
+gevent.sleep(0.05)
+one = thrift.Thrift(lambda: 0.0)
+one.start()
+gevent.sleep(0.1)
+assert not done.is_set()
+busy.set()
+while not done.is_set():
+    gevent.sleep(0.01)
+one.stop()
+"""
+
+
+def test_a_busy_pool_of_threads_is_waited_for() -> None:
+    """Memory is given back when a thread is free; until then nothing fails on the event loop."""
+    done = subprocess.run([sys.executable, "-c", FULL_POOL], capture_output=True, text=True, timeout=60,
+                          cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_operator_chooses_the_number_of_heaps(monkeypatch: pytest.MonkeyPatch) -> None:
