@@ -7,8 +7,9 @@ and the heavy one does not come in bursts). With one source a lane has one path,
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mta.delivery.fairness import Turns
 from mta.delivery.path import Path
@@ -17,6 +18,8 @@ from mta.queue.scheduler import Queue
 if TYPE_CHECKING:
     from mta.delivery.connection import Connection
     from mta.delivery.routing import Route
+
+PHASES: Final = 100  # of the turns of sources, from which one is drawn to begin with
 
 
 class Lane:
@@ -50,6 +53,11 @@ class Lane:
             path.lanes.setdefault(self)
         if self.paths != paths or self.weights != weights:
             self.paths, self.weights, self._current = paths, weights, [0] * len(paths)
+            # A lane is forgotten when it has nothing to do, and most domains get a message now and then: if each began
+            # with the same source that one would get all of their mail.
+            for _ in range(random.randrange(min(sum(weights), PHASES)) if any(weights) and len(paths) > 1 else 0):
+                first, *others = self.candidates(lambda path: True)
+                self.took(first, others)
         return gone
 
     def backlog(self, at_most: int) -> int:

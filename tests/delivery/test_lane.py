@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 from mta.config.schema import Shaping, Source
 from mta.delivery import sources
@@ -11,12 +12,13 @@ from mta.delivery.lane import Lane
 from mta.delivery.path import Path
 
 
-def paths(**weights: int) -> Lane:
-    """A lane with a path from each of these sources."""
+def paths(phase: int = 0, **weights: int) -> Lane:
+    """A lane with a path from each of these sources, at the beginning of their turns or so many further."""
     lane = Lane("pool/mx", "pool", "d.test")
     context: Any = None
     made = [Path(f"{name}>mx", sources.Source(name, Source(), "mta.test", context), Shaping()) for name in weights]
-    lane.lead_to(made, list(weights.values()))
+    with patch("random.randrange", lambda phases: phase):
+        lane.lead_to(made, list(weights.values()))
     return lane
 
 
@@ -34,6 +36,11 @@ def test_sources_get_connections_by_weight_and_not_in_bursts() -> None:
     lane = paths(a=5, b=1, c=1)
     drawn = "".join(draw(lane) for _ in range(14))
     assert drawn == "aabacaa" * 2
+
+
+def test_lanes_begin_with_any_of_the_sources() -> None:
+    """Where most domains get one message, their first connections are shared by weight, too."""
+    assert Counter(draw(paths(phase, a=5, b=1, c=1)) for phase in range(7)) == {"a": 5, "b": 1, "c": 1}
 
 
 def test_a_weight_of_zero_is_not_chosen() -> None:
