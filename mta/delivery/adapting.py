@@ -94,7 +94,8 @@ class Adapting:
         def change(state: PathState) -> PathState:
             nonlocal granted
             found = self._decoded(state)
-            granted = found.pace.take_probe(now_s)
+            # A record that was forgotten meanwhile, or cannot be read, holds nobody back.
+            granted = found.pace.take_probe(now_s) or not found.pace.is_blocked
             return self._encoded(state, found, path) if granted else state
 
         state = self._engine.limits.update(path.name, change)
