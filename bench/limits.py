@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bench.loopback import cpu_s
+from mta.config.reply_rules import After
 from mta.delivery.limits import Limits
 from mta.delivery.rates import Bucket
 
@@ -87,6 +88,12 @@ def alone(run: str) -> dict[str, dict[str, float]]:
     results["count"] = timed(lambda _: limits.count("volume:tenant", 1, 1 << 40))
     results["state"] = timed(lambda _: limits.state("path"))
     results["update"] = timed(lambda number: limits.update("path", lambda state: replace(state, rate=float(number))))
+    often = After(1_000_000, 0.0, 3600.0)
+    results["a match of a rule with after"] = timed(
+        lambda number: limits.tally("rule", f"path{number % 100}", lambda tally, _: tally.number(often, time.time())))
+    results["the same for a share"] = timed(
+        lambda number: limits.tally("share", f"path{number % 100}", lambda tally, total: tally.match(
+            often, total, time.time()), f"path{number % 100}", 1))
     limits.close()
     return results
 

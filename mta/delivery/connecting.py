@@ -222,6 +222,7 @@ class Connecting:
     def nudged(self, names: Iterable[str]) -> None:
         """Leases of these limits became free, or another worker wants some of ours; or states have changed."""
         self._engine.holds.changed(self._engine.limits.changed())
+        self._engine.reactions.asked(self._engine.limits.asked())
         for name in names:
             self._serve_waiting(name)
             if ":" in name:

@@ -200,8 +200,10 @@ class Dispatch:
         if not transaction.lost and outcome.host_failure is None:
             connection.completed += 1
             path.succeeded(now_s)
-        elif not outcome.forgiven and (transaction.mail is not None or transaction.lost_phase):
-            delivery.losses += 1
+        else:
+            path.outcomes += 1
+            if not outcome.forgiven and (transaction.mail is not None or transaction.lost_phase):
+                delivery.losses += 1
         if outcome.reconnect:
             connection.stopping = True
         self._engine.reactions.to(outcome, path, job.queue)

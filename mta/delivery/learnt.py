@@ -5,6 +5,7 @@ In it are, of the table of limits (`mta.delivery.limits`), what lives longer tha
 * states of paths: what adaptation found, and suspensions and lowered limits until they end. Not the operator's: those
   have a file of their own, written before they are in force.
 * counters of the period that goes on: what was sent today.
+* tallies of rules: how often they took replies lately, and the outcomes that shares are of.
 * buckets that are not at rest for some time yet: after a restart a rate of one per hour is one per hour.
 
 All times in it are of the wall clock. The file is replaced as a whole (written, synced, renamed, directory synced), so
@@ -34,10 +35,12 @@ from mta.delivery.limits import BATCH, Limits
 from mta.delivery.pathstate import PathState
 from mta.delivery.rates import Record
 from mta.delivery.shared_states import clocks_us
+from mta.delivery.tally import Tally, decode_outcomes
 
 NAME: Final = "learnt"
 MAGIC: Final = b"mta learnt 1\n"
 SLOW_S: Final = 10.0  # buckets that are at rest sooner are not worth keeping
+TALLIES: Final = 20_000  # of rules, and paths of which outcomes were told
 OPERATOR: Final = "operator"
 _CRC: Final = struct.Struct("<I")
 
@@ -55,10 +58,13 @@ class Learnt:
     states: list[tuple[str, bytes]] = field(default_factory=list)
     counters: list[bytes] = field(default_factory=list)
     levels: list[tuple[bytes, int, float, float]] = field(default_factory=list)  # key, at rest (us), spacing, ahead
+    tallies: list[bytes] = field(default_factory=list)
+    outcomes: list[bytes] = field(default_factory=list)
 
     def encode(self, saved_us: int) -> bytes:
         """The file."""
-        body: bytes = msgpack.packb([saved_us, self.states, self.counters, self.levels])
+        body: bytes = msgpack.packb(
+            [saved_us, self.states, self.counters, self.levels, self.tallies, self.outcomes])
         return MAGIC + _CRC.pack(zlib.crc32(body)) + body
 
     @classmethod
@@ -71,8 +77,10 @@ class Learnt:
         body = data[len(MAGIC) + _CRC.size:]
         if data[len(MAGIC):len(MAGIC) + _CRC.size] != _CRC.pack(zlib.crc32(body)):
             raise DamagedError("damaged")
-        saved_us, states, counters, levels = msgpack.unpackb(body)
-        return cls([(name, record) for name, record in states], counters, [tuple(level) for level in levels]), saved_us
+        saved_us, states, counters, levels, *more = msgpack.unpackb(body)
+        tallies, outcomes = more or ([], [])  # there was a time without
+        return cls([(name, record) for name, record in states], counters, [tuple(level) for level in levels],
+                   tallies, outcomes), saved_us
 
 
 def path_of(spool: str) -> Path:
@@ -116,7 +124,24 @@ def gather(limits: Limits, now_us: int, pause: Callable[[], None] = lambda: None
             if level.used - now > SLOW_S:
                 learnt.levels.append((key, int(level.used * 1_000_000) + clocks, level.spacing, level.ahead))
         pause()
+    learnt.tallies = _kept(env, limit_table.TALLY, lambda record: Tally.decode(record).over_s, now_us, pause)
+    learnt.outcomes = _kept(env, limit_table.OUTCOMES, lambda record: decode_outcomes(record)[2], now_us, pause)
     return learnt
+
+
+def _kept(env: Any, kind: bytes, over_s: Callable[[bytes], float], now_us: int,
+          pause: Callable[[], None]) -> list[bytes]:
+    """What is not over; of too many records those that would be over first are removed, too."""
+    found: list[tuple[float, bytes, bytes]] = []
+    for piece in limit_table.walk(env, kind, BATCH):
+        found += [(over_s(record), key, record) for key, record in piece]
+        pause()
+    found.sort(reverse=True)
+    kept = [record for end_s, _, record in found[:TALLIES] if end_s * 1e6 > now_us]
+    for begin in range(len(kept), len(found), BATCH):
+        _remove(env, [(key, record) for _, key, record in found[begin:begin + BATCH]])
+        pause()
+    return sorted(kept)
 
 
 def _of_worth(state: PathState, now_us: int) -> PathState:
@@ -186,6 +211,15 @@ def fill(limits: Limits, learnt: Learnt, saved_us: int, now_us: int) -> None:
             counter = Counter.decode(record)
             if not counter.is_over(now_us):
                 txn.put(limit_table.COUNTER + limit_table.key_of(counter.name), record)
+        for record in learnt.tallies:
+            tally = Tally.decode(record)
+            if back_us:
+                tally.move(back_us / 1e6)
+            packed_tally = tally.encode()
+            if packed_tally is not None and not tally.is_over(now_us / 1e6):
+                txn.put(limit_table.TALLY + limit_table.key_of(f"{tally.rule}\0{tally.key}"), packed_tally)
+        for record in learnt.outcomes:
+            txn.put(limit_table.OUTCOMES + limit_table.key_of(decode_outcomes(record)[0]), record)
         now = time.monotonic()
         for key, rest_us, spacing, ahead in learnt.levels:
             left_s = (rest_us + back_us - now_us) / 1_000_000

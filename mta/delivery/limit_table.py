@@ -6,8 +6,11 @@ Records by the first byte of their key, behind which stands a name or the number
     R name          the level of a bucket (`mta.delivery.rates`)
     C name          a counter (`mta.delivery.counters`)
     S name          the state of a path: [name, record] (`mta.delivery.pathstate`)
+    M rule, key     how often a rule took a reply lately (`mta.delivery.tally`)
+    O path          how many outcomes were told of a path, for shares of them
     W worker        this worker lives, and wants to hear of changes of states
-    N worker, name  a nudge for that worker: [leases granted, whether others want some, whether the state changed, name]
+    N worker, name  a nudge for that worker: [leases granted, whether others want some, whether the state changed, name,
+                    whether its outcomes are asked for]
     B               id of the boot in which all this was written: monotonic times mean nothing in another one
 """
 
@@ -34,6 +37,8 @@ FIRST_LIMIT: Final = b"L"  # the position to begin at with `some_limits`
 LEVEL: Final = b"R"
 COUNTER: Final = b"C"
 STATE: Final = b"S"
+TALLY: Final = b"M"
+OUTCOMES: Final = b"O"
 
 _LIMIT: Final = b"L"
 _NUDGE: Final = b"N"
@@ -166,16 +171,19 @@ class Nudge(NamedTuple):
     wanted: bool  # others want leases that it holds
     changed: bool  # another worker changed the state
     name: str
+    asked: bool = False  # another worker asks how many outcomes there were on this path
 
 
-def add_nudge(txn: Any, worker: int, name: str, granted: int = 0, wanted: bool = False, changed: bool = False) -> None:
+def add_nudge(txn: Any, worker: int, name: str, granted: int = 0, wanted: bool = False, changed: bool = False,
+              asked: bool = False) -> None:
     """Nudge `worker`."""
     key = _NUDGE + struct.pack("!H", worker) + key_of(name)
     record = txn.get(key)
     if record is not None:
         before = msgpack.unpackb(record)
         granted, wanted, changed = granted + before[0], wanted or before[1], changed or before[2]
-    txn.put(key, msgpack.packb([granted, wanted, changed, name]))
+        asked = asked or before[4]
+    txn.put(key, msgpack.packb([granted, wanted, changed, name, asked]))
 
 
 def nudges_of(txn: Any, worker: int) -> list[Nudge]:

@@ -23,6 +23,8 @@ smaller limit first, among equals by name, so nobody waits in a circle, and who 
 **States**: suspensions, lowered limits and what adaptation found (`mta.delivery.pathstate`), by the name of a path or
 of whatever else may stand still. `state` is a look into a dict.
 
+**Tallies**: how often rules took replies, and among how many outcomes (`mta.delivery.tally`).
+
 Nobody polls. A nudge is an entry in the table, made in the transaction that caused it, plus a byte in the worker's
 FIFO, which only says "look". So a nudge cannot be lost when a buffer is full; and if the nudging worker is killed
 between the two, `clear_worker` or the next heartbeat makes up for it.
@@ -36,7 +38,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import lmdb
 
@@ -47,12 +49,16 @@ from mta.delivery.pathstate import PathState
 from mta.delivery.rates import Bucket
 from mta.delivery.shared_rates import SharedRates
 from mta.delivery.shared_states import SharedStates, all_states
+from mta.delivery.shared_tallies import SharedTallies
+from mta.delivery.tally import Tally
 
 GRANT_S: Final = 1.0
 FOREVER: Final = float("inf")
 BATCH: Final = 500  # limits looked at in one transaction when all are: others wait for its end
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class _Wait(NamedTuple):
@@ -98,6 +104,7 @@ class Limits:
             raise OSError(errno.EIO, f"table of limits: {error}", str(directory)) from error
         self._rates = SharedRates(self._env)
         self._states = SharedStates(self._env, self._worker)
+        self._tallies = SharedTallies(self._env, self._worker)
 
     @property
     def table(self) -> Any:
@@ -398,6 +405,26 @@ class Limits:
         """All states that anybody has changed, in pieces. For the control process."""
         return all_states(self._env, BATCH)
 
+    # -- tallies of rules ----------------------------------------------------------------------------------------
+
+    def tally(self, rule: str, key: str, change: Callable[[Tally, int], T], path: str = "", more: int = 0) -> T:
+        """Count `more` outcomes on `path`, and let `change` see and change what all counted for `rule` under `key`.
+
+        `change` is also given the number of outcomes that were told of the path, 0 without one. It runs inside the
+        transaction, so it does no more than reckon. Without a rule only the outcomes are counted.
+        """
+        return self._tallies.tally(rule, key, change, path, more)
+
+    def ask(self, path: str) -> bool:
+        """Nudge the other workers to tell how many outcomes they had on `path`. Whether there are others."""
+        others = self._tallies.ask(path)
+        self._ring(others)
+        return bool(others)
+
+    def asked(self) -> list[str]:
+        """The paths of which other workers asked for the outcomes since the last call. For after `recv_nudges`."""
+        return self._tallies.take_asked()
+
     # -- nudges --------------------------------------------------------------------------------------------------
 
     def fileno(self) -> int:
@@ -425,6 +452,8 @@ class Limits:
                     name = nudge.name
                     if nudge.changed:
                         self._states.nudged(txn, name)
+                    if nudge.asked:
+                        self._tallies.nudged(name)
                     if nudge.granted or nudge.wanted:
                         names.add(name)
                     if nudge.granted:

@@ -8,7 +8,7 @@ one place where an action becomes something: a hold on a path, source, provider,
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ class Reactions:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.book = RuleBook(engine.config.rules)
-        self.counts = RuleCounts()
+        self.counts = RuleCounts(engine.limits, engine.hub.later, self.apply_actions)
 
     def configure(self) -> None:
         """Take new rules; what was counted for rules of the same name goes on."""
@@ -48,8 +48,7 @@ class Reactions:
         return partial(self.book.judge, path.provider)
 
     def to(self, outcome: Outcome, path: Path, queue: Queue) -> None:
-        """A transaction ended with refusals."""
-        path.outcomes += 1
+        """A transaction ended with refusals. It counts among the outcomes of the path already."""
         refusals = outcome.refusals()
         if refusals:
             place = Place(path.name, path.source.name, path.provider, queue.tenant, queue.domain)
@@ -60,6 +59,12 @@ class Reactions:
         """No session came about: the greeting or EHLO was refused, or nobody was reached."""
         ruling = self.book.judge(path.provider, "connect" if reply.local else "greeting", reply)
         self._count(ruling, reply, path, Place(path.name, path.source.name, path.provider))
+
+    def asked(self, names: Iterable[str]) -> None:
+        """Other workers ask how many outcomes there were on these paths."""
+        for name in names:
+            path = self._engine.paths.get(name)
+            self.counts.tell(name, path.outcomes if path is not None else 0)
 
     def _count(self, ruling: Ruling, reply: Reply, path: Path, place: Place) -> None:
         if ruling.rule is not None and ruling.rule.actions:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from mta.delivery.counters import DAY_S, LEVEL, Counter
 from mta.delivery.leases import FIRM_FIRST_S, Leases, Refusal
 from mta.delivery.pathstate import PathState
 from mta.delivery.rates import Bucket, Level, take
+from mta.delivery.tally import Tally
 from mta.simulate.kernel import VirtualHub
 
 ME: Final = 0
 FORGIVEN_S: Final = 1.0  # a place for which one comes later than this, or than the next one's time, is lost
 FOREVER: Final = float("inf")
+
+T = TypeVar("T")
 
 
 class _Hand:
@@ -47,6 +50,8 @@ class SimulatedLimits:
         self._hands: dict[tuple[str, ...], _Hand] = {}
         self._counters: dict[str, Counter] = {}
         self._states: dict[str, PathState] = {}
+        self._tallies: dict[tuple[str, str], Tally] = {}
+        self._outcomes: dict[str, int] = {}
 
     # -- leases --------------------------------------------------------------------------------------------------
 
@@ -243,6 +248,22 @@ class SimulatedLimits:
     def states(self) -> Iterator[tuple[str, PathState]]:
         """As `Limits.states`."""
         yield from self._states.items()
+
+
+    # -- tallies of rules ----------------------------------------------------------------------------------------
+
+    def tally(self, rule: str, key: str, change: Callable[[Tally, int], T], path: str = "", more: int = 0) -> T:
+        """As `Limits.tally`."""
+        total = self._outcomes[path] = self._outcomes.get(path, 0) + more
+        return change(self._tallies.setdefault((rule, key), Tally(rule, key)), total)
+
+    def ask(self, path: str) -> bool:
+        """There are no others."""
+        return False
+
+    def asked(self) -> list[str]:
+        """Nobody asks."""
+        return []
 
 
 _UNKNOWN: Final = PathState()

@@ -38,6 +38,7 @@ from mta.delivery.limits import Limits  # noqa: E402
 from mta.delivery.pathstate import PathState  # noqa: E402
 from mta.delivery.routing import Addresses, Host, Route, RouteFailure  # noqa: E402
 from mta.delivery.settle import Settler, Verdict  # noqa: E402
+from mta.delivery.tally import Tally  # noqa: E402
 from mta.queue.index import QueueTotals  # noqa: E402
 from mta.queue.records import Delivery, Message, Recipient  # noqa: E402
 from mta.queue.store import Transaction  # noqa: E402
@@ -134,6 +135,8 @@ class Unlimited:
 
     def __init__(self) -> None:
         self._states: dict[str, PathState] = {}
+        self._tallies: dict[tuple[str, str], Tally] = {}
+        self._outcomes: dict[str, int] = {}
 
     def acquire(self, leases: object) -> str | None:
         """Always, or never."""
@@ -178,6 +181,19 @@ class Unlimited:
 
     def changed(self) -> list[str]:
         """None."""
+        return []
+
+    def tally(self, rule: str, key: str, change: Callable[[Tally, int], Any], path: str = "", more: int = 0) -> Any:
+        """Of this worker alone."""
+        total = self._outcomes[path] = self._outcomes.get(path, 0) + more
+        return change(self._tallies.setdefault((rule, key), Tally(rule, key)), total)
+
+    def ask(self, path: str) -> bool:
+        """There are no others."""
+        return False
+
+    def asked(self) -> list[str]:
+        """Nobody asks."""
         return []
 
 

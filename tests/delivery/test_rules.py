@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,9 +17,11 @@ from mta.config.reply_book import ReplyRules, read_file
 from mta.config.reply_patterns import Said, parse_reply
 from mta.config.reply_rules import STAGES, ReplyRule
 from mta.delivery.outcome import End, judge
-from mta.delivery.rule_counts import ALARM_S, KEYS, Place, RuleCounts
+from mta.delivery.rule_counts import ALARM_S, Place, RuleCounts
 from mta.delivery.rules import REMEMBERED, RuleBook, Ruling, class_by_code, ruling_on
 from mta.queue.records import Recipient
+from mta.simulate.kernel import VirtualHub
+from mta.simulate.limits import SimulatedLimits
 from mta.smtp.client import Transaction
 from mta.smtp.reply import Reply
 
@@ -182,13 +183,18 @@ def test_a_421_about_the_message_spares_the_path() -> None:
 # -- when actions begin ---------------------------------------------------------------------------------------------
 
 
+def fresh_counts() -> RuleCounts:
+    """Of a single worker, with nobody to ask."""
+    return RuleCounts(SimulatedLimits(VirtualHub()), lambda seconds, run: None, lambda fired: None)
+
+
 def kinds(fired: list[Any]) -> list[tuple[str, str]]:
     return [(one.action.kind, one.key) for one in fired]
 
 
 def test_without_after_every_match_acts() -> None:
     """Scopes become names in the table of limits; an alarm is told once in an hour."""
-    counts = RuleCounts()
+    counts = fresh_counts()
     one = rule("suspend: source-provider for 2h, slow: 10/min for 1h, alarm: true")
     begun = [("suspend", "source:out1>provider:google"), ("slow", "out1>mx.test")]
     assert kinds(counts.match(one, PATH, "550 no", 1, 100.0)) == [*begun, ("alarm", "source:out1>provider:google")]
@@ -201,13 +207,13 @@ def test_scopes_without_a_name() -> None:
     """No provider: the path. No tenant: nothing is held, but the alarm is told."""
     bare = Place("mx.test", "", "")
     assert bare.key("source-provider") == bare.key("provider") == "mx.test"
-    assert kinds(RuleCounts().match(rule("suspend: tenant for 1h, alarm: true"), bare, "", 1, 1.0)) == [
+    assert kinds(fresh_counts().match(rule("suspend: tenant for 1h, alarm: true"), bare, "", 1, 1.0)) == [
         ("alarm", "mx.test")]
 
 
 def test_a_number_in_a_time() -> None:
     """`3 in 1h`: the third within the hour, then anew; older ones fall out; other keys are counted apart."""
-    counts = RuleCounts()
+    counts = fresh_counts()
     one = rule("after: 3 in 1h, suspend: path for 1h")
     times = [0.0, 10.0, 3605.0, 3606.0, 3607.0, 3608.0, 3609.0]
     assert [bool(counts.match(one, PATH, "", 1, time)) for time in times] == [
@@ -218,28 +224,14 @@ def test_a_number_in_a_time() -> None:
 
 def test_a_share_of_the_outcomes() -> None:
     """`20% of 50 in 10m`: not before 50 outcomes, not below a fifth of them, not with those of ten minutes ago."""
-    counts = RuleCounts()
+    counts = fresh_counts()
     one = rule("after: 20% of 50 in 10m, suspend: path for 1h")
     fired = [bool(counts.match(one, PATH, "", 5 * number, float(number))) for number in range(1, 15)]
     assert fired.index(True) == 10  # the 11th match, of 51 outcomes from the first match on
-    rare = RuleCounts()
+    rare = fresh_counts()
     assert not any(rare.match(one, PATH, "", 10 * number, float(number)) for number in range(1, 59))
-    slow = RuleCounts()
+    slow = fresh_counts()
     assert not any(slow.match(one, PATH, "", 4 * number, 120.0 * number) for number in range(1, 100))
-
-
-def test_memory_of_counts_is_bounded_and_can_be_kept() -> None:
-    """No number of keys makes it grow; what msgpack gives back counts on."""
-    counts = RuleCounts()
-    one = rule("after: 2 in 1h, suspend: path for 1h")
-    for number in range(KEYS + 100):
-        counts.match(one, Place(f"p{number}"), "", 1, 1.0)
-    assert len(counts) == KEYS
-    again = RuleCounts()
-    again.restore(msgpack.unpackb(msgpack.packb(counts.state())))
-    assert again.match(one, Place(f"p{KEYS}"), "", 1, 2.0)
-    with pytest.raises(ValueError, match="no counts"):
-        again.restore([1, 2])
 
 
 # -- labelled replies -----------------------------------------------------------------------------------------------
