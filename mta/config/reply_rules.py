@@ -28,7 +28,7 @@ from mta.config.units import Rate, format_duration, parse_duration
 
 Stage: TypeAlias = Literal["connect", "greeting", "mail", "rcpt", "data", "content", "lost"]
 Scope: TypeAlias = Literal["path", "provider", "source", "source-provider", "tenant", "domain"]
-Fate: TypeAlias = Literal["", "defer", "bounce", "again", "elsewhere"]
+Fate: TypeAlias = Literal["", "defer", "bounce", "again", "elsewhere", "elsewhere host"]
 
 STAGES: dict[Stage, str] = {
     "connect": "no address could be reached, or the session broke before the host said anything; the text is ours",
@@ -52,8 +52,10 @@ FATES: dict[str, str] = {
     "bounce": "the message fails, whatever the code says",
     "again": "no attempt is counted: a new connection takes it at once. Only on a connection that has carried a "
              "message before, else it is `defer`",
-    "elsewhere": "the next attempt goes at once to another host or from another source; where there is none it is "
+    "elsewhere": "the next attempt goes at once from another source of the pool; where no other can be used it is "
                  "`defer`",
+    "elsewhere host": "the same, and to another host of the site; where there is only another source or only another "
+                      "host, that has to do",
 }
 
 
@@ -401,8 +403,9 @@ def parse_connections(text: str) -> Action:
 
 
 def parse_fate(text: str) -> tuple[str, float]:
-    """Read `defer`, `defer for 4h`, `bounce`, `again` or `elsewhere`. Raises ValueError."""
-    word, found, time = " ".join(text.split()).partition(" for ")
+    """Read `defer`, `defer for 4h`, `bounce`, `again`, `elsewhere` or `elsewhere host`. Raises ValueError."""
+    text = " ".join(text.split())
+    word, found, time = text.partition(" for ")
     if found and word == "defer":
         return word, _time(time)
-    return _word(tuple(FATES))(text.strip()), 0.0
+    return _word(tuple(FATES))(text), 0.0

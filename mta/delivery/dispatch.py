@@ -2,21 +2,23 @@
 
 A delivery that was deferred goes by the source that it left from before, as long as that may be used: greylisting and
 reputation are kept by address. A connection from another source that comes upon it leaves it to that path as a *claim*.
+One that a rule on replies sends elsewhere is left to another source in the same way; for another host the connection
+ends, and the next one of its path prefers others.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
 from mta.delivery.connection import Connection, Job, transaction_for
 from mta.delivery.fairness import PRIORITIES
 from mta.delivery.lane import Lane
-from mta.delivery.outcome import delivered_to_all, judge
+from mta.delivery.outcome import Outcome, delivered_to_all, judge
 from mta.delivery.path import Path
-from mta.delivery.settle import Verdict
+from mta.delivery.settle import EARLY, Verdict
 from mta.queue.ids import format_id
 from mta.queue.records import Delivery
 from mta.queue.scheduler import Queue
@@ -88,6 +90,13 @@ class Dispatch:
                 if delivery.source and delivery.source != path.source.name and self._claimed(lane, queue, delivery):
                     self._not_taken(tenant)
                     continue
+            if delivery.avoid and self._goes_elsewhere(connection, queue, delivery):
+                self._not_taken(tenant)
+                if not connection.stopping:
+                    continue
+                if path.message_rates:
+                    pacing.send_back(path)
+                return None
             if queue.each and controls.stops(queue, delivery):
                 self._not_taken(tenant)
                 continue
@@ -132,6 +141,47 @@ class Dispatch:
             return True
         path.claims.pop()
         return False
+
+    def _goes_elsewhere(self, connection: Connection, queue: Queue, delivery: Delivery) -> bool:
+        """A rule wants `delivery` to go another way than this one: leave it to that. False when there is none now."""
+        engine, path, lane = self._engine, connection.path, connection.lane
+        if f"source:{path.source.name}" in delivery.avoid:
+            for other in self._others(lane, delivery.avoid):
+                if len(other.claims) < CLAIMS:
+                    other.claims.append((queue, delivery))
+                    if engine.connecting.serve_claims(lane, other):
+                        return True
+                    other.claims.pop()
+        host = connection.target.host.name if connection.target is not None else ""
+        if f"host:{host}" not in delivery.avoid or engine.reachability.is_avoided(
+                path.name, host, connection.opened_s):
+            return False
+        # The next connection of this path prefers other hosts; one that comes to this all the same carries it.
+        engine.reachability.avoid(path.name, host, engine.monotonic())
+        connection.stopping = True
+        engine.scheduler.put_back(queue, delivery)
+        return True
+
+    def _others(self, lane: Lane, avoid: Collection[str]) -> list[Path]:
+        """The paths of `lane` from other sources than these that may be used now."""
+        now_us = self._engine.clock_us()
+        return [path for path, weight in zip(lane.paths, lane.weights, strict=True)
+                if weight and f"source:{path.source.name}" not in avoid and path.suspended_until_us <= now_us]
+
+    def _look_elsewhere(self, connection: Connection, delivery: Delivery, outcome: Outcome) -> None:
+        """A rule wants the next attempt of `delivery` to go another way than this one: say what it has to avoid, if
+        there is another way. For the first attempts only, and no way is tried twice."""
+        path, target = connection.path, connection.target
+        if delivery.attempts >= EARLY:
+            return
+        tried = (*delivery.avoid, f"source:{path.source.name}")
+        avoid = [*tried] if self._others(connection.lane, tried) else []
+        if outcome.elsewhere() == "elsewhere host" and target is not None and path.route is not None:
+            hosts = (*delivery.avoid, f"host:{target.host.name}")
+            if any(f"host:{host.name}" not in hosts for host in path.route.hosts):
+                self._engine.reachability.avoid(path.name, target.host.name, self._engine.monotonic())
+                avoid += hosts
+        outcome.avoid = tuple(dict.fromkeys(avoid))
 
     def return_claims(self, path: Path) -> None:
         """What was kept for `path` may go by another source."""
@@ -204,6 +254,8 @@ class Dispatch:
             path.outcomes += 1
             if not outcome.forgiven and (transaction.mail is not None or transaction.lost_phase):
                 delivery.losses += 1
+        if outcome.elsewhere():
+            self._look_elsewhere(connection, delivery, outcome)
         if outcome.reconnect:
             connection.stopping = True
         self._engine.reactions.to(outcome, path, job.queue)

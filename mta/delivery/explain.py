@@ -101,9 +101,16 @@ def retry_of(delivery: Delivery) -> Reason:
     if last is None:
         return Reason("retry", "it is to be tried later, for no attempt of its own", 0, until_us, remedy)
     remote = f" by {last.remote}" if last.remote else ""
+    how = "follows by the retry schedule or the rule on this reply"
+    if delivery.avoid:
+        how = f"goes another way as the rule on this reply says, not by {_ways(delivery.avoid)}"
     return Reason("retry", f"attempt {delivery.attempts} was deferred{remote}: {last.reply}; attempt "
-                  f"{delivery.attempts + 1} follows by the retry schedule or the rule on this reply",
+                  f"{delivery.attempts + 1} {how}",
                   last.time_us, until_us, remedy, {"attempts": delivery.attempts})
+
+
+def _ways(avoid: tuple[str, ...]) -> str:
+    return ", ".join(one.replace(":", " ", 1) for one in avoid)
 
 
 def held_by(order: Order) -> str:

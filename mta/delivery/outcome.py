@@ -69,6 +69,15 @@ class Outcome:
     host_failure: Reply | None = None
     reconnect: bool = False  # the session is used up: what is left goes over a new connection
     forgiven: bool = False  # the connection was lost as may be expected of this host
+    avoid: tuple[str, ...] = ()  # the next attempt goes at once, and not by these: `source:NAME`, `host:NAME`
+
+    def elsewhere(self) -> str:
+        """What the rules want of the next attempt of those that wait: `elsewhere host`, `elsewhere`, or nothing."""
+        found = ""
+        for result in self.results:
+            if result.end is End.DEFERRED and result.ruling is not None and result.ruling.elsewhere:
+                found = max(found, result.ruling.message)
+        return found
 
     def refusals(self) -> dict[str, tuple[Ruling, Reply]]:
         """Each rule that took a reply of this transaction once, by its name, with the reply."""
@@ -186,7 +195,7 @@ class _Judging:
         if self.losses >= 2 and not forgiven:
             outcome = self.all(stage, reply, "message")
             return Outcome(outcome.results)
-        decided = ruling.message in ("defer", "bounce", "elsewhere") and stage != "lost"
+        decided = (ruling.message in ("defer", "bounce") or ruling.elsewhere) and stage != "lost"
         results = []
         for recipient, answer in zip(transaction.recipients, transaction.rcpts, strict=True):
             if answer is not None and answer.code // 100 == 5 and not too_many_recipients(answer):

@@ -48,6 +48,11 @@ class Ruling:
         """`FILE:LINE` of the rule, or ""."""
         return self.rule.place if self.rule is not None else ""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the next attempt is to go another way at once."""
+        return self.message in ("elsewhere", "elsewhere host")
+
     def suppresses(self, code: int) -> bool:
         """Whether the recipient should get no more mail: it is at fault, and the mail has failed for good."""
         failed = self.message == "bounce" or (self.message == "" and 500 <= code < 600)

@@ -25,7 +25,7 @@ from mta.queue.store import Transaction as Commit
 from mta.smtp.reply import Reply
 
 HISTORY = 8  # failed attempts kept with a delivery
-EARLY = 4  # attempts after which a rule may ask for the next one sooner than the schedule does
+EARLY = 4  # attempts after which a rule may ask for the next one sooner than the schedule does, or elsewhere
 ELSEWHERE_S = 1.0  # before another way is tried
 SOON_US = 5_000_000  # a failed attempt warns that much ahead: the sweep does not see what was changed just now
 
@@ -138,7 +138,7 @@ class Settler:
         elif ended:
             delivery.recipients = [one for one in delivery.recipients if id(one) not in ended]
         if deferred:
-            self._defer(verdict, delivery, deferred, peer, attempt, now_us, duration_s)
+            self._defer(verdict, delivery, outcome, deferred, peer, attempt, now_us, duration_s)
 
         if not delivery.recipients:
             verdict.removes.append(delivery)
@@ -157,8 +157,8 @@ class Settler:
             verdict.updates.append(delivery)
         return verdict
 
-    def _defer(self, verdict: Verdict, delivery: Delivery, deferred: list[Result], peer: Peer, attempt: int,
-               now_us: int, duration_s: float) -> None:
+    def _defer(self, verdict: Verdict, delivery: Delivery, outcome: Outcome, deferred: list[Result], peer: Peer,
+               attempt: int, now_us: int, duration_s: float) -> None:
         """Recipients that wait for the next attempt go to the end of the list, counted by `tried`."""
         self.counters.deferred += len(deferred)
         waiting = {id(result.recipient) for result in deferred}
@@ -166,21 +166,23 @@ class Settler:
             # Stable, so that the others keep their order.
             delivery.recipients.sort(key=lambda one: id(one) in waiting)
         if delivery.tried == 0:
-            delivery.due_us = self._due_us(delivery, deferred, attempt, now_us)
+            delivery.due_us = self._due_us(delivery, outcome, deferred, attempt, now_us)
+            delivery.avoid = ()
         delivery.tried += len(deferred)
-        elsewhere = any(one.ruling is not None and one.ruling.message == "elsewhere" for one in deferred)
-        delivery.source = "" if elsewhere else peer.source
+        delivery.avoid = tuple(dict.fromkeys((*delivery.avoid, *outcome.avoid)))
+        delivery.source = "" if f"source:{peer.source}" in delivery.avoid else peer.source
         for result, recipients in _grouped(deferred):
             ruling = result.ruling or by_codes("rcpt", result.reply)
             verdict.events.append(events.deferred(
                 delivery, recipients, result.reply, peer.remote, failure=result.failure, kind=ruling.kind,
-                rule=ruling.name, attempt=attempt, time_us=now_us, duration_s=duration_s, next_us=delivery.due_us))
+                rule=ruling.name, attempt=attempt, time_us=now_us, duration_s=duration_s, next_us=delivery.due_us,
+                avoid=delivery.avoid))
         delivery.maybe_duplicate |= any(result.failure == "unknown" for result in deferred)
         delivery.history = [*delivery.history[1 - HISTORY:], Attempt(now_us, peer.name, str(deferred[-1].reply))]
         if self.wants_warning(delivery, now_us + SOON_US):
             self._warn(verdict, delivery, _fates(deferred, peer, now_us))
 
-    def _due_us(self, delivery: Delivery, deferred: list[Result], attempt: int, now_us: int) -> int:
+    def _due_us(self, delivery: Delivery, outcome: Outcome, deferred: list[Result], attempt: int, now_us: int) -> int:
         """When to try again: by the retry schedule, or when the rule on the reply says; the soonest of several.
 
         A rule that asks for less than the schedule is followed for the first attempts only, so that one that will never
@@ -191,7 +193,7 @@ class Settler:
         waits = []
         for result in deferred:
             ruling = result.ruling
-            elsewhere = ruling is not None and ruling.message == "elsewhere"
+            elsewhere = ruling is not None and ruling.elsewhere and outcome.avoid
             wait_s = ELSEWHERE_S if elsewhere else ruling.wait_s if ruling is not None else 0.0
             if not wait_s:
                 return scheduled_us

@@ -2,8 +2,8 @@
 
 Hosts go by preference, or as `shaping.mx` says; of each host the addresses in random order, both families in turn.
 What connecting taught lately comes into it (`Reachability`): an address that could not be reached goes behind all
-others, the family that failed for a host behind the other one (as RFC 8305 prefers what works). Nothing is left out for
-it: when nothing better is left, it is tried.
+others, as does a host that a rule on replies sent mail away from; the family that failed for a host goes behind the
+other one (as RFC 8305 prefers what works). Nothing is left out for it: when nothing better is left, it is tried.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mta.delivery.routing import Addresses, Host, Route
 FORGET_FIRST_S: Final = 60.0  # how long a failure counts; twice as long for each one in a row, up to FORGET_CAP_S
 FORGET_CAP_S: Final = 1800.0
 KEPT: Final = 10_000
+AVOID_S: Final = 60.0  # how long a path prefers other hosts to one that sent a message elsewhere
 
 
 @dataclass(slots=True)
@@ -43,6 +44,7 @@ class Reachability:
         self._at_most = at_most
         self._failures: OrderedDict[object, tuple[float, float]] = OrderedDict()  # until when, and for how long
         self._served: OrderedDict[str, str] = OrderedDict()  # by path, the host that served it last
+        self._avoided: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()  # path, host: since, until
 
     def failed(self, target: Target, now_s: float) -> None:
         """`target` could not be reached."""
@@ -65,6 +67,18 @@ class Reachability:
             self._served.move_to_end(path)
             if len(self._served) > self._at_most:
                 self._served.popitem(last=False)
+
+    def avoid(self, path: str, host: str, now_s: float) -> None:
+        """A message is to go to another host than this one: for a while new connections of `path` prefer others."""
+        since_s, until_s = self._avoided.pop((path, host), (now_s, 0.0))
+        self._avoided[path, host] = since_s if now_s < until_s else now_s, now_s + AVOID_S
+        if len(self._avoided) > self._at_most:
+            self._avoided.popitem(last=False)
+
+    def is_avoided(self, path: str, host: str, at_s: float) -> bool:
+        """Whether a connection of `path` that was begun at this time goes to `host` only for want of another one."""
+        since_s, until_s = self._avoided.get((path, host), (0.0, 0.0))
+        return since_s <= at_s < until_s
 
     def is_failing(self, address: str, now_s: float) -> bool:
         """Whether `address` could not be reached lately."""
@@ -89,6 +103,7 @@ def targets(path: str, route: Route, shaping: Shaping, addresses: Callable[[Host
     """
     left = shaping.addresses
     failing: list[Target] = []
+    avoided: list[Target] = []
     for host in in_order(route, shaping, known.last_host(path)):
         for family, address in _by_family(host, addresses(host, shaping).addresses, shaping, known, now_s):
             if not serves(family):
@@ -97,11 +112,14 @@ def targets(path: str, route: Route, shaping: Shaping, addresses: Callable[[Host
             if known.is_failing(address, now_s):
                 failing.append(target)
                 continue
+            if known.is_avoided(path, host.name, now_s):
+                avoided.append(target)
+                continue
             if left == 0:
                 return
             left -= 1
             yield target
-    yield from failing[:left]
+    yield from [*avoided, *failing][:left]
 
 
 def in_order(route: Route, shaping: Shaping, last: str) -> list[Host]:

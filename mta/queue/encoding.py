@@ -108,7 +108,7 @@ def pack_delivery(delivery: Delivery) -> bytes:
          for r in delivery.recipients],
         delivery.attempts,
         (_WARNED if delivery.warned else 0) | (_MAYBE_DUPLICATE if delivery.maybe_duplicate else 0),
-        delivery.history, delivery.losses, delivery.source,
+        delivery.history, delivery.losses, delivery.source, delivery.avoid,
     ))
 
 
@@ -137,6 +137,7 @@ def unpack_delivery(value: bytes, message: Message, index: int) -> Delivery:
         due_us=due_us, attempts=attempts, warned=bool(flags & _WARNED),
         history=[Attempt(*attempt) for attempt in history], maybe_duplicate=bool(flags & _MAYBE_DUPLICATE),
         losses=later[0] if later else 0, source=later[1] if len(later) > 1 else "",
+        avoid=tuple(later[2]) if len(later) > 2 else (),
     )
 
 

@@ -94,6 +94,8 @@ FIELDS: Final = (
     Field("maybe_duplicate", "attempts", bool, "A crash or a lost reply left it open whether an earlier attempt had "
           "already delivered: the recipient may see the message twice."),
     Field("next_attempt", "deferred suspended", str, "Not before this time it is tried again: RFC 3339, UTC."),
+    Field("avoid", "deferred", list, "By what the next attempt does not go, as the rule asks for another way: "
+          "`source:NAME`, `host:NAME`. Empty when any way will do."),
     Field("last_reply", "expired", str, "How the last attempt failed."),
     Field("last_remote", "expired", str, "Where the last attempt went; empty when no host was reached."),
     Field("order", "expired deleted order", str, "Number of an operator's order; for `expired` empty when it was the "
@@ -178,11 +180,13 @@ def deferred(
     time_us: int,
     duration_s: float,
     next_us: int,
+    avoid: Sequence[str] = (),
 ) -> bytes:
     """An attempt failed with `reply`, which is our own words when no host answered. `kind` is its class."""
     head = _attempt("deferred", delivery, recipients, reply, remote, attempt, time_us, duration_s)
     what = f'"failure":"{failure}","class":"{kind}","rule":"{rule}"'
-    return f'{head},{what},"next_attempt":"{timestamp(next_us)}"}}'.encode()
+    avoided = ",".join(map(_quoted, avoid))
+    return f'{head},{what},"next_attempt":"{timestamp(next_us)}","avoid":[{avoided}]}}'.encode()
 
 
 def bounced(

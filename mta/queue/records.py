@@ -98,6 +98,7 @@ class Delivery:
     maybe_duplicate: bool = False  # a crash left it open whether the peer has it already
     losses: int = 0  # connections that ended under it without a verdict, since the last attempt that counted
     source: str = ""  # name of the source of the last attempt that deferred it: where possible the next one's, too
+    avoid: tuple[str, ...] = ()  # the next attempt does not go by these, if it can: `source:NAME`, `host:NAME`
     tried: int = 0  # recipients at the end of the list that the attempt under way has deferred; in memory only
 
     @property

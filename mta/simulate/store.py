@@ -38,6 +38,7 @@ class _Rest(NamedTuple):
     recipients: tuple[str, ...]
     losses: int
     maybe_duplicate: bool
+    avoid: tuple[str, ...]
 
 
 def number_of(delivery: Delivery) -> int:
@@ -207,8 +208,9 @@ class SimulatedStore:
         queue = self.queues[delivery.queue]
         number = number_of(delivery)
         recipients = tuple([one.address for one in delivery.recipients])
-        if delivery.losses or delivery.maybe_duplicate or len(recipients) < self.flow_of(number).part.recipients:
-            self._rests[number] = _Rest(recipients, delivery.losses, delivery.maybe_duplicate)
+        if (delivery.losses or delivery.avoid or delivery.maybe_duplicate
+                or len(recipients) < self.flow_of(number).part.recipients):
+            self._rests[number] = _Rest(recipients, delivery.losses, delivery.maybe_duplicate, delivery.avoid)
         else:
             self._rests.pop(number, None)
         if delivery.source not in self._sources:
@@ -286,7 +288,7 @@ class SimulatedStore:
         if source:
             delivery.source = self._sources[source]
         if rest is not None:
-            delivery.losses, delivery.maybe_duplicate = rest.losses, rest.maybe_duplicate
+            delivery.losses, delivery.maybe_duplicate, delivery.avoid = rest.losses, rest.maybe_duplicate, rest.avoid
         return delivery
 
     def due_queues(self, after: bytes, limit: int,

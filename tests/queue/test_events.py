@@ -76,7 +76,7 @@ def test_a_deferral_tells_all() -> None:
     line = events.deferred(
         one, one.recipients[:1], REPLY, REMOTE, failure="recipient", kind="greylist",
             rule="greylist", attempt=4, time_us=NOW_US, duration_s=0.1239,
-        next_us=NOW_US + 300_000_000,
+        next_us=NOW_US + 300_000_000, avoid=("source:a", 'host:"mx1"'),
     )
     event = json.loads(line)
     assert event.pop("id")
@@ -106,6 +106,7 @@ def test_a_deferral_tells_all() -> None:
         "class": "greylist",
         "rule": "greylist",
         "next_attempt": "2006-01-02T15:09:06.500000Z",
+        "avoid": ["source:a", 'host:"mx1"'],
     }
 
 
