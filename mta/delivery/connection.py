@@ -83,6 +83,7 @@ class Connection:
         self.line: Line[Path] | None = None  # where it counts while it is being opened; the engine's
         self.idle = False
         self.stopping = False
+        self.abandoned = False
         self._patience = patience(path.shaping.timeouts)
         self._waited_for: tuple[str, int] | None = None  # phase, and replies before it, that the deadline is for
 
@@ -120,6 +121,16 @@ class Connection:
 
     def wake(self) -> None:
         """There may be work, or it is time to close."""
+        self.wire.wake()
+
+    def abandon(self) -> None:
+        """The address that it leaves from is gone: no answer will come. What it carries goes back to its queue, as no
+        attempt; but for a message of which the end was sent, which may have arrived: that waits for its time."""
+        if not any(job.transaction.dot_sent for job in self.jobs):
+            self.stopping = self.abandoned = True
+            jobs, self.jobs = self.jobs, []
+            for job in reversed(jobs):
+                self.engine.dispatch.untouched(job)
         self.wire.wake()
 
     # -- opening -------------------------------------------------------------------------------------------------
@@ -197,7 +208,7 @@ class Connection:
                         wire.start_tls(self.path.source.tls_context, target.host.name)
                         client.tls_established()
                 elif self.stopping:
-                    raise WireError("we are shutting down")
+                    raise WireError("its source is gone" if self.abandoned else "we are shutting down")
         except SourceError as error:
             self.engine.keeper.source_failed(self.path.source, target.family, str(error))
             raise RefusalError(Reply(451, "4.3.5", (str(error),), local=True), "source") from None
@@ -252,7 +263,7 @@ class Connection:
         """Carry deliveries until there is none, or the peer or a limit ends it. Hot path (bench S1, S2, S8)."""
         wire, client = self.wire, self.client
         try:
-            while True:
+            while not self.abandoned:
                 self._fill()
                 if not self.jobs:
                     if not self._rest():

@@ -134,6 +134,7 @@ class Engine:
         self.hub.spawn(self.ageing.run)
         self.pacing.count_queues()
         self.holds.start()
+        self.keeper.start()
         self._alarm.set()
 
     def stop(self) -> Event:

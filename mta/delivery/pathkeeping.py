@@ -94,6 +94,7 @@ class PathKeeper:
 
     def miss(self, source: Source, reason: str = "") -> None:
         """`source` lacks something. If it cannot be used at all its paths stand still until it is back."""
+        self._abandon(source)
         if source.lost:
             self._lose(source)
         elif source.absent and source.name not in self._looking:
@@ -120,6 +121,30 @@ class PathKeeper:
     def _alarm(self, source: Source, text: str) -> None:
         log.error("source %s: %s", source.name, text)
         self._commit(events.alarm(f"source {source.name}", text=text, time_us=self._engine.clock_us()))
+
+    def _abandon(self, source: Source) -> None:
+        """Connections that leave from an address which is gone: what they send goes nowhere, and without this they
+        would wait for an answer for minutes."""
+        for path in list(self._engine.paths.values()):
+            if path.source is source:
+                for connection in list(path.connections):
+                    if connection.target is not None and connection.target.family in source.absent:
+                        connection.abandon()
+
+    def start(self) -> None:
+        """Look now and then whether all sources are there; open connections do not tell."""
+        self._engine.hub.later(LOOK_S, self._watch)
+
+    def _watch(self) -> None:
+        engine = self._engine
+        if engine.stopping:
+            return
+        for source in list(engine.sources.all.values()):
+            if source.proxy is None and source.name not in self._looking:
+                source.look()
+                if source.lost or source.absent:
+                    self.miss(source)
+        engine.hub.later(LOOK_S, self._watch)
 
     def _look_later(self, source: Source) -> None:
         self._looking.add(source.name)
