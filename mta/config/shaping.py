@@ -368,8 +368,7 @@ class ShapingRules(DestinationRules):
         said = self.said(source, provider, domain).get(option)
         if said is None:
             return BUILT_IN
-        layer, place = said.origin
-        return Origin(f"built-in, unset in {layer}", place) if said.value is UNSET else said.origin
+        return _unset(said.origin) if said.value is UNSET else said.origin
 
     def said(self, source: str = "", provider: str = "", domain: str = "") -> dict[str, Said]:
         """All that the layers say together; an option that nobody names or that is unset has its built-in value.
@@ -381,9 +380,13 @@ class ShapingRules(DestinationRules):
             for name, layer in step.layers:
                 found |= _said(name, layer)
         for option_name, said in _said("", self.top).items():
-            if option_name not in found or found[option_name].value is UNSET:
-                place = said.origin.place
-                where = Origin(option_name.partition(".")[0], place) if place is not None else BUILT_IN
+            before = found.get(option_name)
+            if before is None or before.value is UNSET:
+                where = BUILT_IN
+                if said.origin.place is not None:
+                    where = Origin(option_name.partition(".")[0], said.origin.place)
+                elif before is not None:
+                    where = _unset(before.origin)
                 found[option_name] = Said(said.value, where)
         return found
 
@@ -466,6 +469,11 @@ def top_layer(retry: Retry, expires: Duration, places: Mapping[str, Place]) -> L
     """`retry` and `expires` of the top level as a layer."""
     options = {f"retry.{one.name}": getattr(retry, one.name) for one in dataclasses.fields(retry)}
     return Layer({**options, "expires": expires}, places)
+
+
+def _unset(by: Origin) -> Origin:
+    """Of a built-in value that holds because the option was unset."""
+    return Origin(f"built-in, unset in {by.layer}", by.place)
 
 
 def _said(name: str, layer: Layer) -> dict[str, Said]:

@@ -4,7 +4,8 @@ What may not go yet has a place in line (`Limits.reserve`), and one timer for ea
 Until then its mail costs nothing: a paced path has its connections at rest, or closed when the wait is longer than
 they would rest; a tenant that may not send is passed over by all lanes. Nothing polls.
 
-Of a limited tenant the queue is counted in deliveries, each worker its own part; a part is counted again at the start.
+Of a limited tenant the queue is counted in deliveries, each worker its own part; a part is counted again at the start,
+and when a reload gives it a bound.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mta.delivery.lane import Lane
 
 EARLY_S: Final = 0.001  # a timer may be so much early
+UNCOUNTED: Final = 1 << 40  # more than any queue has
 
 
 def buckets(name: str, rates: Sequence[Rate]) -> tuple[Bucket, ...]:
@@ -55,6 +57,8 @@ class Pacing:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.tenants: dict[str, _Limited] = {}  # those that have a limit on what leaves
+        self._counts: set[str] = set()  # those whose queue is counted
+        self._started = False
 
     def configure(self) -> None:
         """Take other tenants. Those that are held are looked at anew."""
@@ -65,6 +69,11 @@ class Pacing:
                 self.tenants[name] = _Limited(name, options)
         for tenant in before.values():
             self._free(tenant)
+        counted = {name for name, options in engine.config.tenants.items() if options.queue_size is not None}
+        if self._started:
+            for name in counted - self._counts:
+                self._count_queue(name)
+        self._counts = counted
 
     # -- paths ---------------------------------------------------------------------------------------------------
 
@@ -226,11 +235,15 @@ class Pacing:
 
     def count_queues(self) -> None:
         """At the start: what there is of limited tenants."""
-        for name, options in self._engine.config.tenants.items():
-            if options.queue_size is not None:
-                for store in self._engine.stores.values():
-                    for pattern in (f"{name}@*", f"*:{name}@*"):
-                        store.list_queues(pattern, 1, partial(self._counted, name))
+        self._started = True
+        for name in self._counts:
+            self._count_queue(name)
+
+    def _count_queue(self, name: str) -> None:
+        self._engine.limits.count(f"queue:{name}", -UNCOUNTED, None, LEVEL)  # what there was before it was not counted
+        for store in self._engine.stores.values():
+            for pattern in (f"{name}@*", f"*:{name}@*"):
+                store.list_queues(pattern, 1, partial(self._counted, name))
 
     def _counted(self, name: str, rows: list[QueueInfo], totals: QueueTotals) -> None:
         if totals.deliveries:

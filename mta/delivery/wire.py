@@ -301,6 +301,7 @@ class Wire:
 
     def _write_rest(self, data: memoryview, block_s: float) -> None:
         reading = READ
+        self.waiting_for = "the peer to take the content"
         while data:
             self.unsent = len(data) if self._tls is None else 0  # what a part of the records holds is not known
             self.deadline = time.monotonic() + block_s

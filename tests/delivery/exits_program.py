@@ -106,8 +106,8 @@ def each_source_has_its_name_and_certificate() -> None:
 
 
 def the_proxy_protocol_tells_where_to_and_from() -> None:
-    """A proxy of HAProxy's kind gets source and destination in a header of version 2, and connects on; the event and the
-    log of the host have the source's address."""
+    """A proxy of HAProxy's kind gets source and destination in a header of version 2, and connects on; the event has
+    the source's address."""
     headers: list[bytes] = []
 
     def haproxy(sock: Any, peer: object) -> None:
@@ -179,7 +179,8 @@ def a_dead_address_is_given_up_in_seconds() -> None:
         filler.setblocking(False)
         filler.connect_ex(full.getsockname())
         fillers.append(filler)
-    world = Sited(shaping=quick(timeouts=DeliveryTimeouts(connect=Duration(1)), messages_per_connection=1, connections=1))
+    world = Sited(shaping=quick(timeouts=DeliveryTimeouts(connect=Duration(1)), messages_per_connection=1,
+                                connections=1))
     dead = full.getsockname()[1]
     world.server.stop()
     world.server = StreamServer(("127.0.0.1", dead), world.serve)

@@ -24,6 +24,7 @@ from mta.config.shaping import Adaptive, ProviderLayer
 from mta.config.units import Duration, parse_proxy, parse_rate
 from mta.delivery import pathkeeping, sources
 from mta.delivery.limits import Limits
+from mta.queue.index import QueueTotals
 from mta.queue.records import Delivery, Message, Recipient, queue_name
 
 ABSENT = "192.0.2.77"  # no machine has it (RFC 5737)
@@ -453,6 +454,26 @@ def what_a_tenant_may_have() -> None:
         refused = admit("t", 1)
         assert refused is not None
         assert (refused.code, refused.enhanced) == (452, "4.7.1")
+
+
+def a_bound_on_a_queue_that_comes_by_a_reload() -> None:
+    """What a tenant has queued already counts when it gets a bound, also for the second time."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(tenants={"t": Tenant()}, limits=limits)
+        world.shelf.list_queues = lambda pattern, limit, done: done(  # type: ignore
+            [], QueueTotals(0, 4 if pattern == "t@*" else 0, 4))
+        admit = world.engine.pacing.admit
+        for _ in range(2):
+            config = deepcopy(world.config)
+            object.__setattr__(config, "tenants", {"t": Tenant(queue_size=5)})
+            world.engine.configure(config)
+            assert limits.counted("queue:t") == 4
+            assert admit("t", 1) is None
+            refused = admit("t", 1)
+            assert refused is not None
+            assert refused.enhanced == "4.2.2"
+            world.engine.configure(world.config)
 
 
 ELSEWHERE = """

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 
+import pytest
+
 from mta.sandbox.client import Sandbox
-from tests.integration.support import Mta, message
+from tests.integration.support import Injector, Mta, message
 
 
 def test_matches_are_counted_over_workers_and_restarts(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
@@ -36,3 +39,50 @@ def test_matches_are_counted_over_workers_and_restarts(make_mta: Callable[..., M
     assert bounced() == 5
     assert [event["text"] for event in mta.events() if event["event"] == "suspended"] == [
         "rule odd: 550 5.7.1 your mail is odd"]
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_a_silent_close_of_yahoo_counts_no_failure(make_mta: Callable[..., Mta], sandbox: Sandbox,
+                                                   pipelining: bool) -> None:
+    """Its hosts close after five messages, without a word, also with the next envelope under way: new connections take
+    the rest at once, no attempt is counted, no path stands still, each message arrives once."""
+    sandbox.set("y.test", {"messages": 5, "messages_reply": "", "pipelining": pipelining,
+                           "dns": {"mx": ["10 mta5.am0.yahoodns.net"]}})
+    hourly = {"first": "1h", "cap": "1h", "site_first": "1h", "site_cap": "1h"}
+    with make_mta(retry=hourly, shaping={"default": {"connections": 2}}) as mta:
+        injector = Injector(mta, ["y.test"], 4)
+        injector.start(100)
+        injector.wait()
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+        assert "yahoo" in mta.command("shaping", "show", "y.test", check=False)
+    events = list(mta.events())
+    kinds = Counter(event["event"] for event in events)
+    assert (kinds["delivered"], kinds["deferred"], kinds["suspended"], kinds["bounced"]) == (100, 0, 0, 0)
+    assert {event["attempt"] for event in events if event["event"] == "delivered"} == {1}
+    stats = sandbox.stats()
+    assert stats["duplicates"] == 0
+    assert stats["connections"] >= 20
+
+
+def test_mail_that_is_sent_elsewhere_leaves_from_another_source(make_mta: Callable[..., Mta],
+                                                                sandbox: Sandbox) -> None:
+    """`message: elsewhere`: a second later from the other source and, with `host`, to the other MX host, though the
+    schedule says an hour; the events say what was avoided."""
+    sandbox.set("picky.test", {"rules": [{"at": "rcpt", "times": 1, "reply": "451 4.7.1 try another address"}],
+                               "dns": {"mx": ["10 mx1.{domain}", "20 mx2.{domain}"]}})
+    with make_mta(sources={"a": {"ipv4": "127.0.0.2"}, "b": {"ipv4": "127.0.0.3"}}, retry={"first": "1h", "cap": "1h"},
+                  rules=[{"name": "try-another", "text": "try another", "message": "elsewhere host",
+                          "samples": ["451 4.7.1 try another address"]}]) as mta:
+        for number in range(20):
+            mta.send("x@x.test", [f"u{number}@picky.test"], message(number, f"u{number}@picky.test"))
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+    names = {"127.0.0.2": "source:a", "127.0.0.3": "source:b"}
+    deferred = {event["message"]: event for event in mta.events() if event["event"] == "deferred"}
+    delivered = [event for event in mta.events() if event["event"] == "delivered"]
+    assert len(deferred) == len(delivered) == 20
+    for event in delivered:
+        before = deferred[event["message"]]
+        assert before["avoid"] == [names[before["source_address"]], f"host:{before['remote_host']}"]
+        assert (before["source_address"], before["remote_host"]) != (event["source_address"], event["remote_host"])
+        assert before["source_address"] != event["source_address"]
+        assert before["remote_host"] != event["remote_host"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import smtplib
 import time
 from collections import Counter
@@ -66,6 +67,29 @@ def test_a_retry_leaves_from_the_same_source_also_after_a_restart(
     second = {event["message"]: event["source_address"] for event in mta.events() if event["event"] == "delivered"}
     assert first == second
     assert set(first.values()) == {"127.0.0.2", "127.0.0.3"}
+
+
+def test_a_pool_that_is_changed_moves_mail_that_waits(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """Deferred for an hour from one source; after a reload with another one in the pool the next attempt leaves from
+    that, although greylisting would have the same one again."""
+    sandbox.set("grey.test", {"rules": [{"at": "rcpt", "times": 1, "reply": "451 4.7.1 come back later"}]})
+    mta = make_mta(sources={name: SOURCES[name] for name in "ab"}, pools={"p": {"a": 1}},
+                   retry={"first": "1h", "cap": "1h"})
+    with mta:
+        for number in range(10):
+            to = f"u{number}@grey.test"
+            mta.send("x@x.test", [to], labelled(number, to, pool="p"))
+        mta.wait_until(lambda: sum(event["event"] == "deferred" for event in mta.events()) == 10, "deferrals")
+        mta.config["pools"] = {"p": {"b": 1}}
+        mta.write_config()
+        assert mta.process is not None
+        mta.process.send_signal(signal.SIGHUP)
+        mta.wait_until(lambda: sum("configuration reloaded" in line for line in mta.log) >= 2, "a reload")
+        mta.command("retry", "domain=grey.test", "--yes")
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+    by_kind = {kind: {event["source_address"] for event in mta.events() if event["event"] == kind}
+               for kind in ("deferred", "delivered")}
+    assert by_kind == {"deferred": {"127.0.0.2"}, "delivered": {"127.0.0.3"}}
 
 
 def test_labels_are_refused_or_removed_at_the_door(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
