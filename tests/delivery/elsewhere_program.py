@@ -208,6 +208,7 @@ def not_for_ever() -> None:
     one, = world.shelf.stored.values()
     assert one.due_us - world.clock_us() > 3000e6
     assert len({way[0] for way in world.tried}) == len(world.tried) == EARLY + 1
+    assert (one.avoid, world.deferrals()[-1]["avoid"]) == ((), [])  # after the hour any source will do
 
 
 if __name__ == "__main__":
