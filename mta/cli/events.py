@@ -138,7 +138,9 @@ def _attempt(event: Event) -> list[str]:
     if event.get("maybe_duplicate"):
         parts.append("maybe a duplicate")
     if event.get("next_attempt"):
-        parts.append(f"next {_time(_text(event, 'next_attempt'))}")
+        avoid = event.get("avoid")
+        elsewhere = f", not by {', '.join(map(str, avoid))}" if isinstance(avoid, list) and avoid else ""
+        parts.append(f"next {_time(_text(event, 'next_attempt'))}{elsewhere}")
     return parts
 
 

@@ -17,6 +17,7 @@ from mta.control import exits
 from mta.queue import events as vocabulary
 from mta.queue.ids import format_id
 from mta.queue.records import Delivery, Message, Recipient
+from mta.smtp.reply import Reply
 
 MTA = Callable[..., Any]
 START_US = 1_790_000_000_000_000  # 2026-09-21T14:13:20Z
@@ -127,6 +128,17 @@ def test_one_line_for_people(mta: MTA, spool: Path) -> None:
                      "  smtp 127.0.0.1:1 c")
     assert second == (f"2026-09-21T14:13:29.000Z  bounced    {identity}  to a@example.org  via mx.example.net "
                       r"[192.0.2.1:25]  550 5.1.1 no\x1b[2J such\r\nuser  attempt 1, 0.2s  maybe a duplicate")
+
+
+def test_a_deferral_says_what_the_next_attempt_avoids(mta: MTA, spool: Path) -> None:
+    """Beside the time of that."""
+    one = delivery(0, 0)
+    write(spool, 0, FIRST, vocabulary.deferred(
+        one, one.recipients, Reply(451, "4.7.1", ("try another",)), vocabulary.Remote("a>mx"), failure="message",
+        kind="policy", rule="other", attempt=1, time_us=START_US, duration_s=0.1, next_us=START_US + SECOND_US,
+        avoid=("source:a", "host:mx1")))
+    line, = mta("events", "--spool", spool).out.splitlines()
+    assert line.endswith("next 2026-09-21T14:13:21.000Z, not by source:a, host:mx1")
 
 
 def test_every_kind_can_be_printed(mta: MTA, spool: Path) -> None:
