@@ -85,9 +85,13 @@ def message_record(value: bytes) -> bytes:
 
 def unpack_message(value: bytes, message_id: int) -> Message:
     """The message in a value of the index, without content. Raises ValueError when it is none."""
-    body, _ = message_head(value)
+    return read_message(message_record(value), message_id, message_head(value)[0])
+
+
+def read_message(record: bytes, message_id: int, body: BodyRef) -> Message:
+    """The message with this record and its content at `body`. Raises ValueError when it is none."""
     (_, sender, arrival_us, header_size, name, flags, ret, envid, origin, tenant, campaign, pool, size,
-     deliveries) = unpack(message_record(value))[:14]
+     deliveries) = unpack(record)[:14]
     return Message(
         id=message_id, sender=sender, arrival_us=arrival_us, content=None, header_size=header_size, message_id=name,
         flags=flags, ret=ret, envid=envid, origin=origin, tenant=tenant, campaign=campaign, pool=pool, body=body,
@@ -130,7 +134,12 @@ def delivery_record(value: bytes) -> bytes:
 
 def unpack_delivery(value: bytes, message: Message, index: int) -> Delivery:
     """The delivery in a value of the index. Raises ValueError when it is none."""
-    _, queue, domain, due_us, recipients, attempts, flags, history, *later = unpack(delivery_record(value))
+    return read_delivery(delivery_record(value), message, index)
+
+
+def read_delivery(record: bytes, message: Message, index: int) -> Delivery:
+    """The delivery with this record. Raises ValueError when it is none."""
+    _, queue, domain, due_us, recipients, attempts, flags, history, *later = unpack(record)
     return Delivery(
         message=message, index=index, queue=queue, domain=queue if domain is None else domain,
         recipients=[Recipient(r) if isinstance(r, str) else Recipient(*r) for r in recipients],

@@ -281,7 +281,7 @@ class Index:
         deliveries = []
         with self.env.begin() as txn:
             messages: dict[int, Message | None] = {}
-            message = self._message(txn, message_id, messages)
+            message = self.message_in(txn, message_id, messages)
             if message is not None:
                 cursor = txn.cursor(self.db["messages"])
                 cursor.set_range(prefix)
@@ -297,7 +297,8 @@ class Index:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _message(self, txn: Any, message_id: int, known: dict[int, Message | None]) -> Message | None:
+    def message_in(self, txn: Any, message_id: int, known: dict[int, Message | None]) -> Message | None:
+        """One message in a transaction on the index, without content; `known` keeps those that were read in it."""
         if message_id not in known:
             known[message_id] = None
             value = txn.get(MESSAGE_KEY.pack(message_id), db=self.db["messages"])
@@ -311,7 +312,7 @@ class Index:
     def delivery(self, txn: Any, message_id: int, index: int, known: dict[int, Message | None]) -> Delivery | None:
         """One delivery in a transaction on the index; `known` keeps the messages that were read in it."""
         value = txn.get(DELIVERY_KEY.pack(message_id, index), db=self.db["messages"])
-        message = self._message(txn, message_id, known)
+        message = self.message_in(txn, message_id, known)
         if value is None or message is None:
             self.problems.append(f"delivery {index} of message {format_id(message_id)} has no record")
             return None

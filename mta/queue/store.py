@@ -34,7 +34,7 @@ from mta.queue.bodies import Bodies
 from mta.queue.checkpoint import Touched
 from mta.queue.commits import RETRY_S, Commits
 from mta.queue.compaction import Compactor
-from mta.queue.effects import Effects, Key
+from mta.queue.effects import DeliveryState, Effects, Key
 from mta.queue.encoding import QueueInfo, ShardState
 from mta.queue.errors import (
     BodyDamaged,
@@ -58,6 +58,8 @@ from mta.queue.room import Room
 from mta.queue.shard import Shard
 from mta.queue.shard import boot_id as this_boot
 from mta.queue.transaction import Done, Move, Transaction, encode, encode_moves
+from mta.queue.unindexed import Unindexed, Unread, newest
+from mta.queue.unindexed import read as read_unindexed
 from mta.queue.writer import Group, GroupWriter
 
 __all__ = [
@@ -96,7 +98,8 @@ class Store:
     """One shard. All methods belong to the thread that opened it (the hub), but `body`."""
 
     on_checkpoint: Callable[[Touched], None]
-    """Called in `collect` after each checkpoint: touched queues, and when their first indexed delivery is due."""
+    """Called in `collect` after each checkpoint: touched queues, and when the first delivery of each is due that
+    `load_due` would find."""
     patient = False
     """Whether the owner says when to flush, so that groups get larger; else `collect` flushes whatever is pending."""
     last_id: int
@@ -167,6 +170,7 @@ class Store:
         self._position = end  # of the journal after the last of them
         self._journal_bytes = 0  # since the last checkpoint was begun
         self._checkpointing: Effects | None = None
+        self._unindexed = Unindexed()  # of the effects, while no checkpoint succeeds
         self._checkpoint_at = NEVER  # when the next one is to be begun
         self._checkpoint_not_before = 0.0
         self._checkpoint_error = ""
@@ -273,17 +277,38 @@ class Store:
 
         `done` gets them, without content, and when the next one is due (None: there is no further one). Left out of
         both are keys in `exclude`, which is looked at until `done` is called, and what has changed since the last
-        checkpoint; `on_checkpoint` tells of those.
+        checkpoint; `on_checkpoint` tells of those. When that failed, what has changed is there, too.
         """
+        unread: list[Unread] = []
+        if self._unindexed:
+            unread = self._unindexed.due(queue, before_us, (self._effects, self._checkpointing),
+                                         (exclude, self._commits.changed()))
 
         def hidden(key: Key) -> bool:
             return key in exclude or self._is_dirty(key)
 
-        def found(result: tuple[list[Delivery], int | None]) -> None:
-            deliveries = self._still_there(result[0])
-            done([delivery for delivery in deliveries if delivery.key not in exclude], result[1])
+        def work() -> tuple[list[Delivery], int | None, list[tuple[DeliveryState, Delivery]]]:
+            # One more tells when the next one is due.
+            late = read_unindexed(self._index, unread[:limit + 1]) if unread else []
+            return *self._index.due(queue, before_us, limit, hidden), late
 
-        self._read(lambda: self._index.due(queue, before_us, limit, hidden), found)
+        def found(result: tuple[list[Delivery], int | None, list[tuple[DeliveryState, Delivery]]]) -> None:
+            deliveries = [one for one in self._still_there(result[0]) if one.key not in exclude]
+            next_us = result[1]
+            if result[2]:
+                deliveries += self._as_they_were(result[2])
+                deliveries.sort(key=lambda one: one.due_us)
+                if len(deliveries) > limit:
+                    cut_us = deliveries[limit].due_us
+                    next_us = cut_us if next_us is None else min(next_us, cut_us)
+            done(deliveries[:limit], next_us)
+
+        self._read(work, found)
+
+    def _as_they_were(self, late: list[tuple[DeliveryState, Delivery]]) -> list[Delivery]:
+        """Those that are in the effects as they were when they were asked for, with nothing submitted since."""
+        ages, submitted = (self._effects, self._checkpointing), self._commits.changed()
+        return [one for state, one in late if newest(state.key, ages) is state and state.key not in submitted]
 
     def due_queues(self, after: bytes, limit: int, done: Callable[[list[tuple[int, str]], bytes | None], None]) -> None:
         """Read the next `limit` queues in the order of (first due time, queue), after the key `after` (b"": from the
@@ -526,7 +551,10 @@ class Store:
             self._effects = effects
             self._checkpoint_not_before = time.monotonic() + RETRY_S
             self._journal_bytes = CHECKPOINT_BYTES
+            touched = self._unindexed.note(effects)
         else:
+            touched = result.touched
+            self._unindexed.forget()
             self._counts = _counts(result.state)
             self._used_share = result.used_share
             self.statistics.checkpoints += 1
@@ -537,8 +565,7 @@ class Store:
         if not self._compacting and not self._closing:
             self._compacting = True
             self._read(self._indexer.compact, self._copy)
-        if not result.error:
-            self.on_checkpoint(result.touched)
+        self.on_checkpoint(touched)
 
     def _copy(self, moves: list[Move] | None) -> None:
         """A piece of an old segment has been read: write it to the end of the journal, and go on."""

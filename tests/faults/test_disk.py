@@ -108,7 +108,7 @@ def test_a_full_disk(disk: Path, fill: Callable[[Path], None], directory: Path, 
             send("later.test", 100)
             send("now.test", 10)
             mta.wait_until(lambda: queued(mta) == 100, "mail that waits", PATIENCE_S)
-            assert rows(mta)["later.test"].deliveries == 100  # so they are in the index, and can be read from there
+            assert rows(mta)["later.test"].deliveries == 100  # so they are in the index, and are read from there
             fill(disk)
             mta.wait_until(lambda: refusal(mta) is not None, "a refusal", PATIENCE_S)
             said = refusal(mta)
@@ -136,6 +136,34 @@ def test_a_full_disk(disk: Path, fill: Callable[[Path], None], directory: Path, 
             sandbox.set("later.test", {"listening": False})
     assert list((directory / "pickup" / "failed").iterdir()) == []
     assert_balanced(mta, accepted, sandbox.received())
+    assert_no_bug(mta)
+    assert verify_spool(disk) == []
+
+
+@pytest.mark.parametrize("disk", ["nr_inodes=100k"], indirect=True)
+def test_a_disk_that_is_full_before_the_index_has_it(disk: Path, directory: Path, sandbox: Sandbox) -> None:
+    """Mail that left memory just before the disk got full is in the journal alone, as the index cannot be written. It
+    is tried all the same, and what is deferred then is tried again; nothing is sent twice, nothing is lost."""
+    sandbox.set("later.test", {"listening": False})
+    sandbox.set("grey.test", {"rules": [{"at": "rcpt", "reply": "451 4.3.0 later"}]})
+    mta = Mta(directory / "mta", sandbox.dns, sandbox.smtp_port, workers=1,
+              **{"store": {**STORE["store"], "checkpoint": "1h"}})  # unless something asks for one
+    with mta:
+        for number in range(200):
+            to = f"u@{'later' if number % 2 else 'grey'}.test"
+            mta.send("a@x.test", [to], message(number, to, 5000))
+        mta.wait_until(lambda: sum(event["event"] == "deferred" for event in mta.events()) >= 100, "first attempts")
+        fill_bytes(disk)
+        rows(mta)  # asks for one
+        mta.wait_until(lambda: any("the index cannot be written" in line for line in mta.log), "a checkpoint that fails")
+        sandbox.set("later.test", {})
+        sandbox.wait_for(lambda stats: bool(stats["distinct"] == 100), PATIENCE_S)
+        sandbox.set("grey.test", {})
+        sandbox.wait_for(lambda stats: bool(stats["distinct"] == 200), PATIENCE_S)
+        assert refusal(mta) is not None
+        subprocess.run(["rm", "-r", str(disk / "ballast")], check=True)
+        mta.wait_until(lambda: queued(mta) == 0, "an empty queue", PATIENCE_S)
+    assert_balanced(mta, set(range(200)), sandbox.received())
     assert_no_bug(mta)
     assert verify_spool(disk) == []
 
