@@ -246,15 +246,15 @@ class Controls:
     def _probe_now(self, found: Meant) -> None:
         """`mta retry --now`: paths that stand still for their failures get another chance at once."""
         engine = self._engine
-        lanes: set[str] = set()
+        paths: set[str] = set()  # by name: a lane that has nothing to do is forgotten, and a path does not know it then
         for count, name in enumerate(engine.scheduler.parked(), 1):
             if found.filter.of_queue(self._facts(name)) is not False:
                 lane = engine.ways.lane_of(names.domain_of(name), self.pool_of(name))
                 if lane is not None:
-                    lanes.add(lane.name)
+                    paths.update(path.name for path in lane.paths)
             if count % AT_ONCE == 0:
                 self._engine.hub.sleep(0)
-        engine.keeper.free("site", lambda path: any(lane.name in lanes for lane in path.lanes))
+        engine.keeper.free("site", lambda path: path.name in paths)
 
     # -- paths and the like --------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import gevent.socket
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 30.0  # how often it is looked whether a source that was lost is back
 LOST_S = 600.0  # how long mail that has no other source sleeps, unless that look wakes it
+PARKED_AT_ONCE = 200  # queues of a lane that stands still; a few ms, with their deliveries
 PROXY_S = 10.0  # patience with a proxy in that look
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class PathKeeper:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._looking: set[str] = set()  # sources that are looked at again in a while
+        self._emptying: set[Lane] = set()  # that have queues left to be parked
 
     def connection_failed(self, connection: Connection, reply: Reply) -> None:
         """No address of the site gave a session."""
@@ -192,16 +195,27 @@ class PathKeeper:
         """`path` may not be used now: its mail goes elsewhere, or leaves memory."""
         engine = self._engine
         engine.dispatch.return_claims(path)
-        now_us = engine.clock_us()
         for lane in list(path.lanes):
-            until_us = lane.suspended(now_us)
-            if until_us:
-                for queue in list(lane.turns):
-                    engine.scheduler.park(queue, until_us)
-            elif lane.turns.count:
-                engine.connecting.kick(lane)
+            if lane not in self._emptying:
+                self._empty(lane)
         for connection in list(path.idle):
             connection.wake()
+
+    def _empty(self, lane: Lane) -> None:
+        """Park the queues of `lane`, if it stands still: some now, the rest in pieces. Meanwhile it stands still, too;
+        when that is over before all are parked, those left may go."""
+        engine = self._engine
+        self._emptying.discard(lane)
+        until_us = lane.suspended(engine.clock_us())
+        if not until_us:
+            if lane.turns.count:
+                engine.connecting.kick(lane)
+            return
+        for queue in list(islice(lane.turns, PARKED_AT_ONCE)):
+            engine.scheduler.park(queue, until_us)
+        if lane.turns:
+            self._emptying.add(lane)
+            engine.hub.later(0.0, self._empty, lane)
 
     def no_address(self, path: Path) -> Reply:
         """Why there was no address to try."""

@@ -271,14 +271,20 @@ class Sweeps:
         if (shard, order.number) in self.progress:
             commit.marks = [(MARK % order.number, progress.pack())]
         durable: AsyncResult = AsyncResult()
-        self._engine.stores[shard].submit(commit, durable.set)
+
+        def done(error: StoreError | None) -> None:
+            # At once, not when we are awake: by then a load could have found them, too, and they would go twice.
+            if error is None:
+                for notice in verdict.notices:
+                    self._engine.scheduler.add(shard, notice)
+            durable.set(error)
+
+        self._engine.stores[shard].submit(commit, done)
         for queue, delivery in taken:
             if queue.tenant and order.kind in ENDS:
                 self._engine.pacing.left(queue.tenant)
             self._engine.scheduler.done(queue, delivery)
         durable.get()
-        for notice in verdict.notices:
-            self._engine.scheduler.add(shard, notice)
 
     def carry_out(self, order: Order, delivery: Delivery) -> Verdict:
         """What an order does to a delivery that it is about."""

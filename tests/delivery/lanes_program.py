@@ -167,6 +167,36 @@ def a_suspended_path_leaves_its_mail_to_the_others() -> None:
     assert "b>mx.d.test is suspended" in reason, reason
 
 
+def many_queues_are_parked_in_pieces() -> None:
+    """A site with a thousand queues stands still: no turn of the loop parks more than a few hundred of them, and what
+    is left gets no message meanwhile. When it may go on before all are parked, those left go at once."""
+    world = Sited(shaping=quick(connections=1), pause=60)
+    world.slow_s = 0.2
+    for number in range(1000):
+        world.make_for(tenant=f"t{number}")
+    world.until(lambda: world.taken)
+    [path], [lane] = world.engine.paths.values(), world.engine.lanes.values()
+    had, taken = len(lane.turns), len(world.taken)
+    path.reason = "554 blocked"
+    world.engine.keeper.pause(path)
+    assert had - len(lane.turns) == pathkeeping.PARKED_AT_ONCE
+    world.engine.keeper.clear(path)  # once more makes no second line of pieces
+    gevent.sleep(0)
+    assert had - len(lane.turns) <= 3 * pathkeeping.PARKED_AT_ONCE
+    world.until(lambda: not lane.turns)
+    assert len(world.taken) <= taken + 2  # what was on the connection
+    world.slow_s = 0
+    path.suspended_until_us = 0
+    world.engine.scheduler.repark(lambda name, until_us: world.clock_us())
+    world.until(lambda: len(lane.turns) > 900 - len(world.taken))
+    world.engine.keeper.pause(path)
+    path.suspended_until_us = 0
+    world.until(lambda: len(world.taken) > 300)
+    world.engine.scheduler.repark(lambda name, until_us: world.clock_us())
+    world.until(world.over)
+    assert len(world.taken) == 1000
+
+
 def a_retry_goes_by_the_same_source() -> None:
     """Greylisting: what was deferred comes back from the address that it came from, though the other one is on turn."""
     class Grey(Sited):
