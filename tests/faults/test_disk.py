@@ -147,7 +147,7 @@ def test_a_disk_that_is_full_before_the_index_has_it(disk: Path, directory: Path
     sandbox.set("later.test", {"listening": False})
     sandbox.set("grey.test", {"rules": [{"at": "rcpt", "reply": "451 4.3.0 later"}]})
     mta = Mta(directory / "mta", sandbox.dns, sandbox.smtp_port, workers=1,
-              **{"store": {**STORE["store"], "checkpoint": "1h"}})  # unless something asks for one
+              store={**STORE["store"], "checkpoint": "1h"})  # unless something asks for one
     with mta:
         for number in range(200):
             to = f"u@{'later' if number % 2 else 'grey'}.test"
@@ -155,7 +155,7 @@ def test_a_disk_that_is_full_before_the_index_has_it(disk: Path, directory: Path
         mta.wait_until(lambda: sum(event["event"] == "deferred" for event in mta.events()) >= 100, "first attempts")
         fill_bytes(disk)
         rows(mta)  # asks for one
-        mta.wait_until(lambda: any("the index cannot be written" in line for line in mta.log), "a checkpoint that fails")
+        mta.wait_until(lambda: any("the index cannot be written" in line for line in mta.log), "a failing checkpoint")
         sandbox.set("later.test", {})
         sandbox.wait_for(lambda stats: bool(stats["distinct"] == 100), PATIENCE_S)
         sandbox.set("grey.test", {})

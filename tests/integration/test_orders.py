@@ -214,3 +214,83 @@ def test_nothing_is_ordered_without_a_word(make_mta: MAKE, sandbox: Sandbox) -> 
             mta.command("pause", "tenat=x", "--yes")
         with pytest.raises(AssertionError, match="exit 66"):
             mta.command("resume", "tenant=x")
+
+
+def test_a_retry_now_gives_paths_that_failed_another_chance(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """Mail to hosts that are down stands still with its path: a retry leaves that alone, `--now` tries it at once;
+    other paths and what is paused stay as they are, and no attempt was counted.
+
+    One worker: of several that are refused at the same time only the first takes it for an outage, the others try again
+    soon."""
+    down = ["down.test", "other.test"]
+    for name in (*down, "held.test"):
+        sandbox.set(name, {"listening": False})
+    with make_mta(workers=1, retry={"first": "1h", "cap": "1h", "site_first": "1h", "site_cap": "1h"}) as mta:
+        def states() -> dict[str, str]:
+            rows = map(json.loads, mta.command("queue", "list", "--json").splitlines())
+            return {row["name"]: row["state"] for row in rows}
+
+        fill(mta, 60, [*down, "held.test"])
+        mta.wait_until(lambda: states() == dict.fromkeys((*down, "held.test"), "suspended"), "paths that stand still")
+        order(mta, "pause", "--domain", "held.test")
+        for name in (*down, "held.test"):
+            sandbox.set(name, {})
+        order(mta, "retry", "queue=*")
+        mta.wait_until(lambda: is_over(mta), "the sweep")
+        assert states() == {"down.test": "suspended", "other.test": "suspended", "held.test": "paused"}
+        assert sandbox.stats()["messages"] == 0
+        order(mta, "retry", "domain=down.test or domain=held.test", "--now")
+        mta.wait_until(lambda: mta.queued() == 40, "the mail of one host")
+        assert states() == {"other.test": "suspended", "held.test": "paused"}
+        order(mta, "retry", "domain=other.test", "--now")
+        mta.wait_until(lambda: mta.queued() == 20, "the mail of the other")
+        mta.command("resume", "--all")
+        order(mta, "retry", "queue=*", "--now")
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+    assert {event["attempt"] for event in told(mta, "delivered")} == {1}
+    assert set(ends_of(mta.events())[0].values()) == {1}
+
+
+def test_who_sent_what_is_deleted_hears_of_it_if_that_is_wanted(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """`delete --notify` sends one notification for each message, with the reason, but none for a null sender; without
+    it nobody hears anything. What is notified is not deleted itself."""
+    sandbox.set("later.test", {"rules": [{"at": "rcpt", "reply": "451 4.3.0 later"}]})
+    with make_mta(**SLOW) as mta:
+        for number in range(30):
+            sender = "" if number % 10 == 9 else f"s{number}@{'loud' if number < 20 else 'quiet'}.test"
+            mta.send(sender, [f"u{number}@later.test"], message(number, "u@later.test"))
+        mta.wait_until(lambda: len(told(mta, "deferred")) == 30, "first attempts")
+        order(mta, "delete", 'sender=*@loud.test or sender=""', "--notify", "--reason", "sent by mistake")
+        mta.wait_until(lambda: mta.queued() == 9, "the others")
+        order(mta, "delete", "queue=*")
+        mta.wait_until(lambda: mta.queued() == 0 and is_over(mta), "an empty queue")
+    assert Counter(event["recipients"][0] for event in told(mta, "delivered")) == {
+        f"s{number}@loud.test": 1 for number in range(20) if number % 10 != 9}
+    notified = told(mta, "notified")
+    assert len(notified) == 18
+    assert {event["action"] for event in notified} == {"failed"}
+    assert Counter(event["reason"] for event in told(mta, "deleted")) == {"sent by mistake": 21, "": 9}
+    assert set(ends_of(mta.events())[0].values()) == {1}
+
+
+def test_a_limit_holds_for_all_workers_until_it_is_taken_off(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """One connection by all workers together, as the receiver counts them, also after a restart; `explain` names the
+    order; taken off there are more."""
+    sandbox.set("slow.test", {"latency": "20ms"})
+    with make_mta() as mta:
+        path = "mx1.slow.test"
+        order(mta, "limit", path, "connections=1", "for", "1h", "--reason", "a test")
+        fill(mta, 60, ["slow.test"])
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+        mta.stop()
+        mta.start()
+        fill(mta, 100, ["slow.test"])
+        assert "a test" in mta.command("explain", path)
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+        assert sandbox.domain("slow.test")["max_open"] == 1
+        mta.command("limit", path, "off")
+        assert mta.command("orders") == "no orders are in force\n"
+        fill(mta, 100, ["slow.test"])
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+    assert sandbox.domain("slow.test")["max_open"] > 1
+    assert set(ends_of(mta.events())[0].values()) == {1}
