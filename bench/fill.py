@@ -2,10 +2,10 @@
 
     python -m bench.fill --spool DIR --queued 1000000 --domains 50 --shards 2
 
-Made for an MTA that is not running. Message N goes to `uN@dK.dead` with K = N modulo the number of domains; messages
-take turns over the shards, each of which a process of its own fills in transactions of 500. Everything is there that
-acceptance and one failed attempt leave: content, records, events, attempts. Deliveries are due one after the other
-within `--spread` seconds from now; 0 is all of them at once.
+Made for an MTA that is not running. Message N goes to `uN@dK.dead`, or another `--zone`, with K = N modulo the number
+of domains; messages take turns over the shards, each of which a process of its own fills in transactions of 500.
+Everything is there that acceptance and one failed attempt leave: content, records, events, attempts. Deliveries are
+due one after the other within `--spread` seconds from now; 0 is all of them at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mta.config.schema import Config
 from mta.control.spool import check_version, make_directory
 from mta.queue import events
 from mta.queue.ids import IdSource
-from mta.queue.records import Attempt, Delivery, Message, Recipient
+from mta.queue.records import Attempt, Delivery, Message, Recipient, queue_name
 from mta.queue.store import Store, StoreError, Transaction
 from mta.smtp.reply import Reply
 
@@ -45,7 +45,8 @@ class FillError(Exception):
     """The spool could not be filled."""
 
 
-def fill(spool: Path, queued: int, domains: int, shards: int, *, size: int = 5000, spread_s: int = 3600) -> float:
+def fill(spool: Path, queued: int, domains: int, shards: int, *, size: int = 5000, spread_s: int = 3600,
+         zone: str = "dead", tenant: str = "", first: int = 0) -> float:
     """Put `queued` messages into a spool that no MTA runs on; the seconds that it took. Raises FillError."""
     began_s = time.monotonic()
     make_directory(str(spool), "spool", None)
@@ -53,7 +54,8 @@ def fill(spool: Path, queued: int, domains: int, shards: int, *, size: int = 500
     children = [
         subprocess.Popen(
             [sys.executable, "-m", "bench.fill", "--spool", str(spool), "--queued", str(queued), "--domains",
-             str(domains), "--shards", str(shards), "--size", str(size), "--spread", str(spread_s), "--shard", str(n)],
+             str(domains), "--shards", str(shards), "--size", str(size), "--spread", str(spread_s), "--shard", str(n),
+             "--zone", zone, "--tenant", tenant, "--first", str(first)],
             env=environment(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             text=True)
         for n in range(shards)
@@ -65,19 +67,20 @@ def fill(spool: Path, queued: int, domains: int, shards: int, *, size: int = 500
     return time.monotonic() - began_s
 
 
-def waiting(shard: int, shards: int, queued: int, domains: int, size: int, spread_s: int,
-            ids: IdSource) -> Iterator[tuple[Delivery, list[bytes]]]:
+def waiting(shard: int, shards: int, queued: int, domains: int, size: int, spread_s: int, ids: IdSource,
+            zone: str = "dead", tenant: str = "", first: int = 0) -> Iterator[tuple[Delivery, list[bytes]]]:
     """The deliveries of one shard, each with its events."""
     content = _HEADER + b"\r\n" + _LINE * max((size - len(_HEADER)) // len(_LINE), 1)
     now_us = _clock_us()
     arrival_us = now_us - 600 * 1_000_000
     for number in range(shard, queued, shards):
-        domain = f"d{number % domains}.dead"
+        domain = f"d{number % domains}.{zone}"
         message = Message(ids.next(), "bounce@sender.test", arrival_us, content, len(_HEADER),
                           "<waiting.bench@sender.test>", origin="smtp 127.0.0.1:40000 source.test",
-                          size=len(content), deliveries=1)
+                          tenant=tenant, size=len(content), deliveries=1)
         due_us = now_us + spread_s * 1_000_000 * number // queued
-        delivery = Delivery(message, 0, domain, domain, [Recipient(f"u{number}@{domain}")], arrival_us)
+        queue = queue_name(domain, tenant)
+        delivery = Delivery(message, 0, queue, domain, [Recipient(f"u{first + number}@{domain}")], arrival_us)
         arrived = events.received(message, [delivery])
         remote = events.Remote(domain, f"mx.{domain}", _ADDRESS)
         failed = events.deferred(delivery, delivery.recipients, _REPLY, remote, failure="message", kind="temporary",
@@ -87,7 +90,8 @@ def waiting(shard: int, shards: int, queued: int, domains: int, size: int, sprea
         yield delivery, [arrived, failed]
 
 
-def fill_shard(spool: Path, shard: int, shards: int, queued: int, domains: int, size: int, spread_s: int) -> None:
+def fill_shard(spool: Path, shard: int, shards: int, queued: int, domains: int, size: int, spread_s: int, zone: str,
+               tenant: str, first: int) -> None:
     """Fill one shard. Raises StoreError."""
     directory = spool / "shards" / f"{shard:03d}"
     directory.mkdir(parents=True, exist_ok=True)
@@ -116,7 +120,8 @@ def fill_shard(spool: Path, shard: int, shards: int, queued: int, domains: int, 
     lines: list[bytes] = []
     gc.freeze()
     try:
-        for delivery, told in waiting(shard, shards, queued, domains, size, spread_s, ids):
+        for delivery, told in waiting(shard, shards, queued, domains, size, spread_s, ids, zone, tenant,
+                                       first):
             accepts.append((delivery.message, [delivery]))
             lines += told
             if len(accepts) == BATCH:
@@ -149,6 +154,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--shards", type=int, default=1, metavar="N", help="shards, one per worker (1)")
     parser.add_argument("--size", type=int, default=5000, metavar="BYTES", help="size of a message (5000)")
     parser.add_argument("--spread", type=int, default=3600, metavar="S", help="when the last one is due (3600)")
+    parser.add_argument("--zone", default="dead", help="top-level domain of the recipients (%(default)s)")
+    parser.add_argument("--tenant", default="", help="whose mail it is (nobody's)")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first recipient (0)")
     parser.add_argument("--shard", type=int, metavar="N", help="fill this one only")
     return parser
 
@@ -162,10 +170,10 @@ def main(words: list[str] | None = None) -> int:
     try:
         if options.shard is not None:
             fill_shard(options.spool, options.shard, options.shards, options.queued, options.domains, options.size,
-                       options.spread)
+                       options.spread, options.zone, options.tenant, options.first)
             return 0
         took_s = fill(options.spool, options.queued, options.domains, options.shards, size=options.size,
-                      spread_s=options.spread)
+                      spread_s=options.spread, zone=options.zone, tenant=options.tenant, first=options.first)
     except (FillError, StoreError) as error:
         print(f"bench.fill: {error}", file=sys.stderr)
         return 1

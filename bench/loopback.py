@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
 
 Number = int | float
@@ -66,6 +66,13 @@ def write_result(path: str | None, result: Mapping[str, Number]) -> None:
         return
     with open(path, "w", encoding="ascii") as out:
         out.write(text)
+
+
+def write_times(path: str | None, times: Sequence[tuple[int, float]]) -> None:
+    """Numbers of messages, each with a time of CLOCK_MONOTONIC, into the file `path`, if there is one."""
+    if path is not None:
+        with open(path, "w", encoding="ascii") as out:
+            json.dump(times, out)
 
 
 class Stop:

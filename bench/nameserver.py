@@ -3,8 +3,8 @@
     python -m bench.nameserver -a 127.0.0.1:5353 -f FIRST_IP -k HOW_MANY_IPS
 
 `dK.test` has the MX `mx.dK.test`, whose address is number K, modulo their count, of the sink's. The domains `dK.dead`
-are like them, but nobody listens at their address. Nothing else exists: other names are NXDOMAIN, other types NODATA.
-UDP only; every answer fits.
+are like them, but nobody listens at their address, and the domains `dK.slow` are those of one provider: all have the
+MX `mx.slow`. Nothing else exists: other names are NXDOMAIN, other types NODATA. UDP only; every answer fits.
 """
 
 from __future__ import annotations
@@ -22,17 +22,23 @@ _A, _SOA, _MX, _ANY = 1, 6, 15, 255
 _TTL_S = 3600
 DEAD_ADDRESS = "127.0.0.9"
 """Where no load program accepts connections."""
+SLOW_ADDRESS = "127.0.0.8"
+"""Where the hosts of the zone `slow` are."""
 _ANSWER, _NXDOMAIN, _NOT_IMPLEMENTED, _FORMAT_ERROR = 0, 3, 4, 1
 _AUTHORITATIVE = 0x8400
 _RECURSION = 0x0180  # desired (copied) and available
 _REMEMBERED = 20_000
 _TO_QUESTION = b"\xc0\x0c"
+_POINTER = 0xC000
+_QUESTION = 12  # where it begins
 
 
 class Zones:
     """What exists: the addresses of each top-level zone's hosts."""
 
-    def __init__(self, zones: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, zones: Mapping[str, Sequence[str]], shared: Sequence[str] = ()) -> None:
+        """In the zones named in `shared` one host, `mx.ZONE`, is the MX of all domains."""
+        self._shared = {zone.lower().encode("ascii") for zone in shared}
         self._zones = {zone.lower().encode("ascii"): [socket.inet_aton(address) for address in addresses]
                        for zone, addresses in zones.items()}
         self._made: dict[bytes, bytes] = {}
@@ -66,7 +72,8 @@ class Zones:
         elif address and host and kind in (_A, _ANY):
             records = struct.pack("!2sHHIH", _TO_QUESTION, _A, 1, _TTL_S, 4) + address
         elif address and not host and kind in (_MX, _ANY):
-            records = struct.pack("!2sHHIHH3s2s", _TO_QUESTION, _MX, 1, _TTL_S, 7, 10, b"\2mx", _TO_QUESTION)
+            of = _QUESTION + (1 + len(name[0]) if name[1] in self._shared else 0)
+            records = struct.pack("!2sHHIHH3sH", _TO_QUESTION, _MX, 1, _TTL_S, 7, 10, b"\2mx", _POINTER | of)
         flags = _AUTHORITATIVE | _RECURSION | code
         authority = b"" if records else self._soa
         return (query[:2] + struct.pack("!HHHHH", flags, 1, bool(records), bool(authority), 0)
@@ -75,6 +82,8 @@ class Zones:
     def _find(self, name: list[bytes]) -> tuple[bool, bytes]:
         """Whether `name` is a host's, and the address of that host; empty when the name does not exist."""
         host = name[:1] == [b"mx"]
+        if host and len(name) == 2 and name[1] in self._shared:
+            return host, self._zones[name[1]][0]
         domain = name[1:] if host else name
         addresses = self._zones.get(domain[1]) if len(domain) == 2 else None
         digits = domain[0][1:] if addresses else b""
@@ -139,7 +148,8 @@ def main() -> int:
     options = arguments().parse_args()
     raise_descriptor_limit()
     try:
-        zones = Zones({"test": consecutive(options.first, options.addresses), "dead": [DEAD_ADDRESS]})
+        zones = Zones({"test": consecutive(options.first, options.addresses), "dead": [DEAD_ADDRESS],
+                       "slow": [SLOW_ADDRESS]}, shared=["slow"])
         result = serve(options.address, zones)
     except (ValueError, OSError) as error:
         print(f"bench.nameserver: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ import sys
 import time
 from collections import deque
 
-from bench.loopback import Stop, announce, consecutive, cpu_s, raise_descriptor_limit, write_result
+from bench.loopback import Stop, announce, consecutive, cpu_s, raise_descriptor_limit, write_result, write_times
 
 GRACE_S = 0.7
 GATHER = 6
@@ -64,6 +64,8 @@ class Counts:
         self.most_open = 0
         self.bytes = 0
         self.seen: set[int] = set()
+        self.times: list[tuple[int, float]] | None = None
+        """When each recipient came, if anybody wants to know."""
 
     def message(self, recipients: list[int], now_s: float) -> None:
         """One whole message for `recipients`; -1 is an address without a number."""
@@ -72,6 +74,8 @@ class Counts:
         self.last_s = now_s
         self.messages += 1
         self.recipients += len(recipients)
+        if self.times is not None:
+            self.times += [(number, now_s) for number in recipients]
         for number in recipients:
             if number < 0:
                 self.strangers += 1
@@ -312,6 +316,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("-i", dest="idle_s", type=float, default=60, metavar="S", help="end when nothing comes for S")
     parser.add_argument("-X", dest="limit_s", type=float, default=900, metavar="S", help="end after S in any case")
     parser.add_argument("-t", dest="refuse", action="store_true", help="answer 451 to every MAIL and RCPT")
+    parser.add_argument("-c", dest="times", metavar="FILE", help="when each recipient came, as JSON")
     parser.add_argument("-o", dest="output", metavar="FILE", help="result as JSON; stdout without it")
     return parser
 
@@ -327,8 +332,11 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"bench.sink: {error}", file=sys.stderr)
         return 2
+    if options.times is not None:
+        sink.counts.times = []
     announce(f"{addresses[0]}:{options.port}, {len(addresses)} addresses")
     sink.run(options.expected, options.idle_s, options.limit_s)
+    write_times(options.times, sink.counts.times or [])
     write_result(options.output, sink.counts.result())
     return 0
 

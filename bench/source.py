@@ -2,7 +2,8 @@
 
     python -m bench.source -a IP:PORT -s SESSIONS -m MESSAGES -l BYTES -D DOMAINS -r RECIPIENTS -o out.json
 
-Recipient N of the run is `uN@dK.ZONE` with K = N modulo the number of domains. One process, one epoll loop, bytes
+Recipient N of the run is `uN@dK.ZONE` with K = N modulo the number of domains. With `-R` messages go at an even pace
+instead, as long as they are taken. One process, one epoll loop, bytes
 only; its own CPU time is in the result. A refused message is offered again after a pause, one whose session is lost
 in a new session: every message is accepted in the end or the time is over. Times are of CLOCK_MONOTONIC, which all
 processes share.
@@ -17,9 +18,10 @@ import sys
 import time
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from enum import Enum, auto
 
-from bench.loopback import Stop, announce, cpu_s, endpoint, raise_descriptor_limit, write_result
+from bench.loopback import Stop, announce, cpu_s, endpoint, raise_descriptor_limit, write_result, write_times
 
 PAUSE_S = 0.1
 MOST_ERRORS_SAID = 8
@@ -32,6 +34,8 @@ _LINE = b"It is the content of a test, seventy-six characters wide, and means no
 class Phase(Enum):
     """What a session waits for."""
 
+    TIME = auto()
+    """That of its next message, where there is a pace."""
     GREETING = auto()
     EHLO = auto()
     MAIL = auto()
@@ -70,21 +74,29 @@ class Session:
 class Content:
     """Messages of one size."""
 
-    def __init__(self, size: int, domains: int, recipients: int, zone: str) -> None:
+    def __init__(self, size: int, domains: int, recipients: int, zone: str, first: int = 0,
+                 fields: Sequence[str] = ()) -> None:
+        """`first` is the number of the first recipient; `fields` are further header fields."""
+        self._first = first
+        self._fields = "".join(f"{field}\r\n" for field in fields).encode("ascii")
         self._size = size
         self._domains = domains
         self._recipients = recipients
         self._zone = zone.encode("ascii")
         self._lines = (_LINE + b"\r\n") * (size // (len(_LINE) + 2) + 1)
 
+    def number(self, message: int) -> int:
+        """The number of the first recipient of message number `message`."""
+        return self._first + message * self._recipients
+
     def recipient(self, message: int, index: int) -> bytes:
         """Address number `index` of message number `message`."""
-        number = message * self._recipients + index
+        number = self._first + message * self._recipients + index
         return b"u%d@d%d.%b" % (number, number % self._domains, self._zone)
 
     def message(self, message: int) -> bytes:
         """Header, text in whole lines up to the size, and the final dot."""
-        header = _HEADER % (self.recipient(message, 0), message, message)
+        header = self._fields + _HEADER % (self.recipient(message, 0), message, message)
         width = len(_LINE) + 2
         room = max(self._size - len(header), 0) // width * width
         return header + self._lines[:room] + b".\r\n"
@@ -99,12 +111,18 @@ class Source:
         self._recipients: int = options.recipients
         self._pipelining: bool = options.pipelining
         self._per_session: int = options.per_session
-        self._content = Content(options.size, options.domains, options.recipients, options.zone)
+        self._rate: float = options.rate
+        self._content = Content(options.size, options.domains, options.recipients, options.zone, options.first,
+                                options.fields)
         self._sessions = [Session() for _ in range(min(options.sessions, options.messages))]
         self._poll = select.epoll()
         self._stop = Stop(self._poll)
         self._open: dict[int, Session] = {}
         self._paused: deque[tuple[float, Session]] = deque()
+        self._early: deque[tuple[float, Session]] = deque()
+        """Sessions whose message has its time later; in the order of time, as the messages are."""
+        self.times: list[tuple[int, float]] = []
+        """When each message was accepted, by the number of its first recipient."""
         self._next = 0
         self._working = len(self._sessions)
         self.started_s = 0.0
@@ -128,7 +146,14 @@ class Source:
                 return False
             while self._paused and self._paused[0][0] <= now_s:
                 self._resume(self._paused.popleft()[1])
-            for fd, mask in self._poll.poll(PAUSE_S if self._paused else 1.0):
+            while self._early and self._early[0][0] <= now_s:
+                session = self._early.popleft()[1]
+                if session.phase is Phase.TIME:
+                    self._offer(session)
+            wait_s = PAUSE_S if self._paused else 1.0
+            if self._early:
+                wait_s = min(wait_s, self._early[0][0] - now_s)
+            for fd, mask in self._poll.poll(wait_s):
                 ready = self._open.get(fd)
                 if ready is None:
                     continue
@@ -230,6 +255,15 @@ class Source:
         if session.number < 0 and self._next < self._messages:
             session.number = self._next
             self._next += 1
+            due_s = self.started_s + session.number / self._rate if self._rate else 0.0
+            if due_s > time.monotonic():
+                session.phase = Phase.TIME
+                self._early.append((due_s, session))
+                return
+        self._offer(session)
+
+    def _offer(self, session: Session) -> None:
+        """The message in hand, or QUIT."""
         if session.number < 0 or (self._per_session and session.sent >= self._per_session):
             session.phase = Phase.QUIT
             self._write(session, b"QUIT\r\n")
@@ -297,6 +331,8 @@ class Source:
         if not self.whole_s:
             self.first_s = now_s
         self.last_s = now_s
+        if self._rate:
+            self.times.append((self._content.number(session.number), now_s))
         self.whole_s.append(now_s - session.began_s)
         self.final_s.append(now_s - session.dot_s)
         session.sent += 1
@@ -334,6 +370,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("-r", dest="recipients", type=int, default=1, metavar="N",
                         help="recipients of one message (%(default)s)")
     parser.add_argument("-z", dest="zone", default="test", help="their top-level domain (%(default)s)")
+    parser.add_argument("-R", dest="rate", type=float, default=0, metavar="N", help="messages a second, 0: all it can")
+    parser.add_argument("-N", dest="first", type=int, default=0, metavar="N", help="number of the first recipient")
+    parser.add_argument("-H", dest="fields", action="append", default=[], metavar="FIELD", help="one more header field")
+    parser.add_argument("-c", dest="times", metavar="FILE", help="with -R: when each was accepted, as JSON")
     parser.add_argument("-P", dest="pipelining", action="store_true", help="MAIL, RCPT and DATA in one write")
     parser.add_argument("-q", dest="per_session", type=int, default=0, metavar="N",
                         help="messages per connection, 0: all (%(default)s)")
@@ -352,6 +392,7 @@ def main() -> int:
     source = Source(options)
     announce("sending")
     finished = source.run(options.limit_s)
+    write_times(options.times, source.times)
     write_result(options.output, source.result())
     if not finished:
         print(f"bench.source: not finished in {options.limit_s:g} s", file=sys.stderr)
