@@ -75,6 +75,7 @@ class Connection:
         self.target: Target | None = None
         self.peer = Peer(events.Remote(path.name))
         self.opened_s = self.turn_s = engine.monotonic()  # the latter is when its turn among the workers began
+        self.opening_s = 0.0  # how long it took until the session was open
         self.messages = 0  # transactions begun
         self.recipients = 0  # in these
         self.completed = 0  # of those, the ones that came to a verdict
@@ -104,6 +105,7 @@ class Connection:
                 self.engine.keeper.connection_failed(self, failure)
                 return
             self.established = True
+            self.opening_s = self.engine.monotonic() - self.opened_s
             self.engine.connecting.established(self)
             self._converse()
         except ShortageError as shortage:
@@ -301,6 +303,8 @@ class Connection:
         """Give the machine what it can take, and the wire what the machine has to say."""
         client, dispatch, path = self.client, self.engine.dispatch, self.path
         while client.can_send and (self.lane.turns.count or path.claims or len(path.lanes) > 1):
+            if self.jobs and not path.prompt:
+                break
             job = dispatch.next_job(self)
             if job is None:
                 break

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mta.delivery.engine import Engine
 
 PUT_OFF_S = 300.0
+SLOW_S = 0.5  # a message that takes so long does not need the next one right behind it
 CLAIMS = 100  # deliveries kept for one path that other sources came upon
 
 log = logging.getLogger(__name__)
@@ -241,9 +242,12 @@ class Dispatch:
         if reply is not None and transaction.recipients is delivery.recipients:
             connection.completed += 1
             path.succeeded(now_s)
+            took_s = now_s - job.started_s
+            if took_s >= SLOW_S or not path.prompt:
+                _look_how_prompt(connection, took_s)
             self._engine.adapting.taken(path, job.started_s, now_s)
             self.conclude(job.queue, delivery, partial(
-                settler.deliver, delivery, reply, connection.peer, now_s - job.started_s))
+                settler.deliver, delivery, reply, connection.peer, took_s))
             return
         outcome = judge(transaction, connection.completed > 0, delivery.losses,
                         self._engine.reactions.judge_of(path))
@@ -297,3 +301,18 @@ class Dispatch:
         if error is None:
             for delivery in deliveries:
                 self._engine.scheduler.add(shard, delivery)
+
+
+def _look_how_prompt(connection: Connection, took_s: float) -> None:
+    """Whether the next message is to be sent ahead over this path, while the receiver thinks about the one before.
+
+    That saves a round trip for each. Where a receiver thinks for long it saves next to nothing, and what has been sent
+    ahead cannot be overtaken any more: transactional mail would wait for one message more. How long a session took to
+    open, some four round trips, tells a receiver that is slow from one that is far away. Half of the bound on the way
+    back, as a message that was sent ahead counts from then.
+    """
+    path = connection.path
+    if path.prompt:
+        path.prompt = took_s < 2 * connection.opening_s
+    elif took_s < SLOW_S / 2:
+        path.prompt = True

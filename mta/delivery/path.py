@@ -35,7 +35,7 @@ class Path:
     __slots__ = ("allowed", "begun_s", "blocked", "claims", "connection_rates", "connections", "contended", "doubted",
                  "failures", "good_until_s", "hold_s", "hold_until_s", "idle", "is_held", "lanes", "learns", "lease",
                  "leases", "message_rates", "most", "name", "not_before_s", "open_not_before_s", "opening", "outcomes",
-                 "own_rates", "paced", "provider", "reason", "route", "shaping", "since_us", "source",
+                 "own_rates", "paced", "prompt", "provider", "reason", "route", "shaping", "since_us", "source",
                  "suspended_by", "suspended_until_us", "taken", "taken_since_s", "tell_s", "waiting_for")
 
     def __init__(self, name: str, source: Source, shaping: Shaping) -> None:
@@ -65,6 +65,7 @@ class Path:
         self.connection_rates: Sequence[Bucket] = ()  # and a connection
         self.not_before_s = 0.0  # no message goes before this, for the rates; monotonic
         self.open_not_before_s = 0.0  # and no connection is opened
+        self.prompt = True  # its messages are answered soon: the next one may be on the connection before
         self.contended = False  # another worker wants connections of this limit
         self.doubted = False  # of the connections that are being opened together, one has failed and none succeeded
         self.failures = 0  # in a row, of the site as such

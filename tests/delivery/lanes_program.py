@@ -22,7 +22,7 @@ from mta.config.schema import Delivery as DeliverySettings
 from mta.config.schema import ShapingRules, Source, Tenant
 from mta.config.shaping import Adaptive, ProviderLayer
 from mta.config.units import Duration, parse_proxy, parse_rate
-from mta.delivery import pathkeeping, sources
+from mta.delivery import dispatch, pathkeeping, sources
 from mta.delivery.limits import Limits
 from mta.queue.index import QueueTotals
 from mta.queue.records import Delivery, Message, Recipient, queue_name
@@ -195,6 +195,40 @@ def many_queues_are_parked_in_pieces() -> None:
     world.engine.scheduler.repark(lambda name, until_us: world.clock_us())
     world.until(world.over)
     assert len(world.taken) == 1000
+
+
+def transactional_mail_waits_for_one_message_of_a_slow_receiver() -> None:
+    """Where content is answered late none is sent ahead: what may overtake waits for the one under way alone. Where it
+    is not, the next one is on the connection already; and so it is when the receiver is fast again."""
+    dispatch.SLOW_S = 0.3
+
+    class Thinking(Sited):
+        thinks_s = 0.0
+
+        def took(self, sock: Any, sender: bytes) -> None:
+            super().took(sock, sender)
+            gevent.sleep(self.thinks_s)
+
+    def overtaken_by(thinks_s: float) -> int:
+        """How many messages come before a transactional one that is given in while another is under way."""
+        world = Thinking(shaping=quick(connections=1))
+        world.answers[b"EHLO"] = b"250-mx.d.test\r\n250 PIPELINING"
+        world.thinks_s = thinks_s
+        for _ in range(20):
+            world.make_for()
+        world.until(lambda: len(world.taken) > 3)
+        had = len(world.taken)
+        world.make_for(priority="transactional", sender="now@x.test")
+        [path] = world.engine.paths.values()
+        assert path.prompt == (thinks_s < dispatch.SLOW_S)
+        world.until(lambda: any(b"now@" in sender for sender in world.taken))
+        world.thinks_s = 0.0
+        world.until(lambda: path.prompt)
+        world.until(world.over)
+        return next(place for place, sender in enumerate(world.taken) if b"now@" in sender) - had
+
+    assert overtaken_by(0.35) == 0
+    assert overtaken_by(0.03) == 1
 
 
 def a_retry_goes_by_the_same_source() -> None:
