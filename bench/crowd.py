@@ -199,8 +199,10 @@ def _load(options: argparse.Namespace, found: Crowd, mta: Ours, processes: Accou
         for worker in json.loads(mta.command("status", "--json"))["workers"]:
             found.lag_p99_ms = max(found.lag_p99_ms, worker["loop_lag_p99_ms"])
             found.lag_max_ms = max(found.lag_max_ms, worker["loop_lag_max_ms"])
-        found.deleted = sum(int(json.loads(line).get("deliveries", 0))
-                            for line in mta.command("orders", "--json").splitlines()) if found.sweep else 0
+        if found.sweep:
+            left = sum(int(json.loads(line)["deliveries"])
+                       for line in mta.command("queue", "list", "bulk@d?.slow", "--json").splitlines())
+            found.deleted = found.queued // 2 - left
         _await_arrival(found, mta)
         used_s = processes.cpu_s() - before_s
         found.others = others.cores(used_s + sum(source.cpu_s for source in sources))

@@ -1,15 +1,17 @@
 """What an operator ordered done to all mail that matches: retry, expire, delete, and the release of what was held.
 
 One sweep at a time in each shard, in the order in which they were given, over the index in small pieces with a rest
-after each, so that other mail goes on. What is done is committed piece by piece, together with how far the sweep has
-come: a mark in the store, from which it goes on after a restart. While it lasts, mail that matches and whose turn comes
-is ended before it is tried (`Controls.stops`); what was in flight is found by another pass. A sweep is about the
-messages that were accepted before the shard knew of it; the largest id of those is in the mark, too.
+after each, a long one while the worker is busy, so that other mail goes on. What is done is committed piece by piece,
+together with how far the sweep has come: a mark in the store, from which it goes on after a restart. While it lasts,
+mail that matches and whose turn comes is ended before it is tried (`Controls.stops`); what was in flight is found by
+another pass. A sweep is about the messages that were accepted before the shard knew of it; the largest id of those is
+in the mark, too.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 NAMES: Final = 500  # queues looked at in one piece
 PIECE: Final = 100  # deliveries
 REST_S: Final = 0.005  # after a piece at least; else as long as it took
+BUSY: Final = 0.3  # share of a rest that the loop works for others: with more, the next one is twice as long,
+RESTS: Final = 8  # up to so many times as long as the piece took
 AGAIN_S: Final = (0.1, 5.0)  # before another pass, for what was in flight: the first time, at most
 ROUTES: Final = 50  # looked up at the same time, for filters that ask for the provider
 TROUBLE_S: Final = 60.0  # before a sweep that met a bug is tried again
@@ -84,6 +88,7 @@ class Sweeps:
         self._meant: dict[int, Meant] = {}
         self._running: set[int] = set()  # shards
         self._unsettled = False  # due times may have become sooner: nothing that was passed is sure
+        self._rests: float = 1  # how long a rest is, in times of the piece before
         self.quick = False  # without rests, for tests that count and do not measure
 
     # -- what is to be done --------------------------------------------------------------------------------------
@@ -208,8 +213,18 @@ class Sweeps:
             pick = partial(self._pick, shard, meant, facts, progress)
             taken, start = ask(partial(_picked, self._engine.stores[shard].sweep_queue, pick), key, start, PIECE)
             self._settle(shard, meant, progress, taken)
-            self._engine.hub.sleep(0 if self.quick else max(self._engine.hub.monotonic() - began_s, REST_S))
+            if not self.quick:
+                self._rest(max(self._engine.hub.monotonic() - began_s, REST_S))
         return True
+
+    def _rest(self, took_s: float) -> None:
+        """Let others have their turn: as long as the last piece took, longer while the loop is busy. There is no hurry:
+        none of the mail is tried, whatever the sweep has come to."""
+        rest_s = took_s * self._rests
+        used_s = time.thread_time()
+        self._engine.hub.sleep(rest_s)
+        busy = time.thread_time() - used_s > BUSY * rest_s
+        self._rests = min(self._rests * 2, RESTS) if busy else max(self._rests / 2, 1)
 
     def _one_message(self, shard: int, meant: Meant, progress: Progress) -> None:
         pick = partial(self._pick, shard, meant, None, progress)
