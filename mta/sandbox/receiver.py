@@ -14,6 +14,7 @@ from mta.sandbox.certificate import server_context
 from mta.sandbox.connection import Connection
 from mta.sandbox.internet import Host, Internet
 from mta.sandbox.ledger import Ledger
+from mta.sandbox.quota import Quotas
 from mta.sandbox.session import Session
 from mta.sandbox.settings import HOME, HOME_IPV6, Settings
 
@@ -38,7 +39,8 @@ class Receiver:
         self.sessions: set[Session] = set()
         self._listeners: dict[str, Listener] = {}
         self._greylist: dict[tuple[str, bytes, bytes], float] = {}
-        self._buckets: dict[tuple[str, str], tuple[float, float]] = {}
+        self._messages = Quotas()
+        self._connections = Quotas()
 
     def start(self) -> None:
         """Find the port if any will do, and open the home host. Raises OSError when the port is taken."""
@@ -85,21 +87,22 @@ class Receiver:
         return now < self._greylist.setdefault(triplet, now) + wait_s
 
     def within_rate(self, host: Host, client: str) -> bool:
-        """Whether one more message of a client is within the site's rate; takes it from the bucket if so."""
-        rate = host.conduct.behaviour.rate
-        if rate is None:
-            return True
-        now = time.monotonic()
-        level, then = self._buckets.get((host.site, client), (float(rate.count), now))
-        level = min(float(rate.count), level + (now - then) * rate.per_second)
-        within = level >= 1.0
-        self._buckets[host.site, client] = (level - 1.0 if within else level, now)
-        return within
+        """Whether one more message of a client is within the site's rate; it is counted if so."""
+        behaviour = host.conduct.behaviour
+        return behaviour.rate is None or self._messages.takes(
+            host.site, client, behaviour.rate, behaviour.rate_window, time.monotonic())
+
+    def within_connection_rate(self, host: Host, client: str) -> bool:
+        """The same for one more connection."""
+        behaviour = host.conduct.behaviour
+        return behaviour.connection_rate is None or self._connections.takes(
+            host.site, client, behaviour.connection_rate, behaviour.rate_window, time.monotonic())
 
     def forget(self) -> None:
         """Forget greylisted triplets and spent rates."""
         self._greylist.clear()
-        self._buckets.clear()
+        self._messages.clear()
+        self._connections.clear()
 
 
 class Listener:

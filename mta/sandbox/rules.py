@@ -62,6 +62,7 @@ class Conduct:
     connections_reply: Reply | None
     messages_reply: Reply | None
     recipients_reply: Reply
+    connection_rate_reply: Reply
     rate_reply: Reply
     greylist_reply: Reply
 
@@ -77,6 +78,7 @@ class Conduct:
             Reply.parse(behaviour.connections_reply) if behaviour.connections_reply else None,
             Reply.parse(behaviour.messages_reply) if behaviour.messages_reply else None,
             Reply.parse(behaviour.recipients_reply),
+            Reply.parse(behaviour.connection_rate_reply),
             Reply.parse(behaviour.rate_reply),
             Reply.parse(behaviour.greylist_reply),
         )

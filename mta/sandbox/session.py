@@ -109,6 +109,10 @@ class Session:
             if host.conduct.connections_reply is not None:
                 wire.say(host.conduct.connections_reply)
             wire.finish()
+        if not self.receiver.within_connection_rate(host, self.client):
+            host.counts.refused += 1
+            wire.say(host.conduct.connection_rate_reply)
+            wire.finish()
         wire.enter(host.counts.presence)
         wire.enter(host.counts.client(self.client))
         if host.domain is not None:

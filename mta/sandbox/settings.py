@@ -15,6 +15,7 @@ from typing import Final, Literal, NamedTuple
 
 from mta.config.option import option
 from mta.config.units import Duration, Endpoint, Rate, Size
+from mta.sandbox.quota import Window
 from mta.sandbox.replies import Reply
 
 HOME: Final = "127.0.0.1"  # the host that is always there: for fixed relays, and for hosts beyond `Settings.hosts`
@@ -160,7 +161,17 @@ class Behaviour:
         "without a word once the last one is answered.", check=_reply_or_nothing)
     recipients: int | None = option(None, "Recipients of one transaction; `off`: any.", min=1)
     recipients_reply: str = option("452 4.5.3 Too many recipients", "Reply to each above that.", check=Reply.parse)
-    rate: Rate | None = option(None, "Messages from one address to one site; `off`: any.")
+    connection_rate: Rate | None = option(
+        None, "New connections from one address to one site in a time; `off`: any.")
+    connection_rate_reply: str = option(
+        "421 4.7.0 Error: connection rate limit exceeded", "Greeting above that.", check=Reply.parse)
+    rate: Rate | None = option(
+        None, "Messages from one address to one site; `off`: any. With a burst, as in `\"200/min, burst 20\"`, a "
+        "bucket holds that.")
+    rate_window: Window = option(
+        "bucket", "How both rates are counted: with a `bucket` that fills evenly and holds what one period brings; "
+        "`fixed`: in periods, of which the first begins with the first message; `sliding`: in any time as long as "
+        "the period.")
     rate_reply: str = option(
         "421 4.7.28 Unusual rate of mail from your address, try again later", "Reply above that.", check=Reply.parse)
 

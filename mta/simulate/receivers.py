@@ -17,6 +17,7 @@ from mta.sandbox import replies as sandbox_replies
 from mta.sandbox.internet import Host, Internet
 from mta.sandbox.ledger import Ledger
 from mta.sandbox.nameserver import NameServer
+from mta.sandbox.quota import Quotas
 from mta.sandbox.rules import Conduct, ReadyRule
 from mta.sandbox.settings import Settings
 from mta.simulate.kernel import VirtualHub
@@ -84,7 +85,8 @@ class Receivers:
         self.sites: dict[str, SiteBook] = {}
         self._sessions: dict[str, dict[Session, None]] = {}  # by name of the host
         self._greylist: dict[tuple[str, str], float] = {}
-        self._levels: dict[tuple[str, str], tuple[float, float]] = {}
+        self._message_quotas = Quotas()
+        self._connection_quotas = Quotas()
         self._parsed: dict[sandbox_replies.Reply, Reply] = {}
         self._call_at_change()
 
@@ -118,15 +120,15 @@ class Receivers:
 
     def within_rate(self, host: Host, client: str) -> bool:
         """As `mta.sandbox.receiver.Receiver.within_rate`."""
-        rate = host.conduct.behaviour.rate
-        if rate is None:
-            return True
-        now = self.hub.now
-        level, then = self._levels.get((host.site, client), (float(rate.count), now))
-        level = min(float(rate.count), level + (now - then) * rate.per_second)
-        within = level >= 1.0
-        self._levels[host.site, client] = (level - 1.0 if within else level, now)
-        return within
+        behaviour = host.conduct.behaviour
+        return behaviour.rate is None or self._message_quotas.takes(
+            host.site, client, behaviour.rate, behaviour.rate_window, self.hub.now)
+
+    def within_connection_rate(self, host: Host, client: str) -> bool:
+        """As `mta.sandbox.receiver.Receiver.within_connection_rate`."""
+        behaviour = host.conduct.behaviour
+        return behaviour.connection_rate is None or self._connection_quotas.takes(
+            host.site, client, behaviour.connection_rate, behaviour.rate_window, self.hub.now)
 
     def greylists(self, client: str, recipient: str, wait_s: float) -> bool:
         """Whether this one is to come again later. One that may pass is forgotten: it does not come again."""
@@ -209,6 +211,9 @@ class Session:
             if conduct.connections_reply is None:
                 raise Lost("connection closed by the host while waiting for the greeting")
             return self.receivers.reply(conduct.connections_reply)
+        if not self.receivers.within_connection_rate(self.host, self.client):
+            book.refused_connections += 1
+            return self.receivers.reply(conduct.connection_rate_reply)
         self._counted = True
         self.receivers.enter(self)
         book.open[self.client] += 1
