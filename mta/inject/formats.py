@@ -3,9 +3,12 @@
 A file is a message (RFC 5322) in one of two forms; a name that ends in `.bsmtp` is a batch (`mta.inject.batch`).
 
 * *Envelope first.* The first header lines are `X-Sender: ADDRESS` and one `X-Receiver: ADDRESS` per recipient, in any
-  order and case, with or without angle brackets, and perhaps `X-Envid: TEXT` (ENVID of RFC 3461). They are removed.
-  The usual label fields (`X-Virtual-MTA`, `X-Job`, ...) may stand among them; intake reads and removes those.
-  The null sender is `<>`. This is the form of PowerMTA's and IIS's pickup directories.
+  order and case, with or without angle brackets. The null sender is `<>`. Among them may stand `X-Sender-Override:
+  ADDRESS`, which wins over X-Sender, and what RFC 3461 knows: `X-Envid: TEXT`, `X-Ret: FULL` or `HDRS`, and `X-Notify:
+  NEVER` or a list of `SUCCESS, FAILURE, DELAY`, for all receivers. Behind an address in brackets may stand what MAIL
+  and RCPT take: `X-Receiver: <a@b.example> NOTIFY=NEVER ORCPT=rfc822;c@d.example`. They are removed. The usual label
+  fields (`X-Virtual-MTA`, `X-Job`, ...) may stand among them; intake reads and removes those. This is the form of
+  the pickup directories of PowerMTA, IIS and Exchange.
 * *Envelope from the header.* Sender is the address in Return-Path, else in Sender, else the only one in From;
   recipients are the addresses in To, Cc and Bcc. Return-Path and Bcc are removed. A message with Resent- fields is
   refused: it has two sets of recipients, and which is meant nobody can tell.
@@ -20,7 +23,7 @@ Nothing here guesses: whatever is not clear raises FormatError with the line and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mta.config.schema import SmtpIn
@@ -29,11 +32,17 @@ from mta.message import headers
 from mta.message.headers import Field
 from mta.queue.records import Recipient
 from mta.smtp import xtext
-from mta.smtp.address import AddressError, domain_to_ascii, parse_address
-from mta.smtp.envelope import ENVID_LIMIT, Envelope
+from mta.smtp.address import Address, AddressError, domain_to_ascii, parse_address, parse_path
+from mta.smtp.envelope import (
+    ENVID_LIMIT,
+    Envelope,
+    ParameterError,
+    read_mail_parameters,
+    read_rcpt_parameters,
+)
 
 _BARE_CR = re.compile(rb"\r(?!\n)")
-_ENVELOPE_FIELDS = frozenset((b"x-sender", b"x-receiver", b"x-envid"))
+_ENVELOPE_FIELDS = frozenset((b"x-sender", b"x-sender-override", b"x-receiver", b"x-envid", b"x-ret", b"x-notify"))
 _LABEL_FIELDS = frozenset(
     (b"x-virtual-mta", b"x-job", b"x-pool", b"x-tenant", b"x-campaign", b"x-priority-class"))
 
@@ -123,11 +132,12 @@ class _HeaderReader:
         self.first_line = first_line
         self.fields: list[Field] = list(headers.fields(content, end))
         self.envelope = Envelope()
+        self.seen: dict[bytes, str] = {}  # fields of the envelope that stand there once
+        self.notify = 0  # for all recipients that say nothing themselves
 
     def explicit_envelope(self) -> Submission:
         """The envelope in the lines before the message."""
         envelope = self.envelope
-        sender: str | None = None
         body_start = self.end
         labels: list[bytes] = []
         for field in self.fields:
@@ -139,28 +149,79 @@ class _HeaderReader:
                 body_start = min(body_start, field.start)
                 continue
             if field.start > body_start:
-                raise self.error(field, f"{_name(field)} must come before all other header lines")
-            text = self.text(field).strip()
+                raise self.misplaced(field)
             if field.name == b"x-receiver":
-                envelope.recipients.append(Recipient(self.address(field, 0, _unbracketed(text))))
-            elif field.name == b"x-sender":
-                if sender is not None:
-                    raise self.error(field, "a second X-Sender")
-                sender = "" if text == "<>" else self.address(field, 0, _unbracketed(text))
+                envelope.recipients.append(self.receiver(field))
+            elif field.name in self.seen:
+                raise self.error(field, f"a second {_name(field)}")
             else:
-                envelope.envid = self.envid(field, text)
-        if sender is None:
+                self.seen[field.name] = self.once(field)
+        override, sender = self.seen.get(b"x-sender-override"), self.seen.get(b"x-sender")
+        if sender is None and override is None:
             raise FormatError(self.first_line, "X-Sender is missing; the null sender is `X-Sender: <>`")
         if not envelope.recipients:
             raise FormatError(self.first_line, "X-Receiver is missing")
-        envelope.sender = sender
+        envelope.sender = override if override is not None else sender or ""
+        for recipient in envelope.recipients:
+            recipient.notify = recipient.notify or self.notify
         return Submission(envelope, b"".join(labels) + self.content[body_start:])
+
+    def once(self, field: Field) -> str:
+        """Read a field of the envelope that is there once; a sender's address is returned."""
+        if field.name in (b"x-sender", b"x-sender-override"):
+            return self.mailbox(field, lambda text: read_mail_parameters(self.envelope, text))
+        text = self.text(field).replace("\r\n", "").strip()
+        if field.name == b"x-envid":
+            self.envelope.envid = self.envid(field, text)
+        elif field.name == b"x-ret":
+            if text.upper() not in ("FULL", "HDRS"):
+                raise self.error(field, f"X-Ret must be FULL or HDRS, not {text[:40]!r}")
+            self.envelope.ret = text.upper()
+        else:
+            wishes = Recipient("")
+            try:
+                read_rcpt_parameters(wishes, b" NOTIFY=" + text.replace(" ", "").encode(), utf8=True)
+            except ParameterError:
+                expected = "NEVER or a list of SUCCESS, FAILURE and DELAY"
+                raise self.error(field, f"X-Notify must be {expected}, not {text[:40]!r}") from None
+            self.notify = wishes.notify
+        return ""
+
+    def receiver(self, field: Field) -> Recipient:
+        """The recipient in an X-Receiver field."""
+        recipient = Recipient("")
+        recipient.address = self.mailbox(field, lambda text: read_rcpt_parameters(recipient, text, utf8=True))
+        if not recipient.address:
+            raise self.error(field, "X-Receiver: the null path takes no mail")
+        if recipient.orcpt and not recipient.orcpt.isascii():
+            self.envelope.smtputf8 = True
+        return recipient
+
+    def mailbox(self, field: Field, read: Callable[[bytes], None]) -> str:
+        """The address in an envelope field, in brackets or without. `read` is given what stands behind the brackets."""
+        text = self.text(field).strip()
+        if not text.startswith("<"):
+            return self.address(field, 0, text)
+        raw = text.replace("\r\n", "").replace("\t", " ").encode()
+        try:
+            address, end = parse_path(raw)
+            result = "" if end == 2 else self.canonical(address)
+        except AddressError as error:
+            raise self.error(field, f"{_name(field)}: {text[:80]!r}: {error}") from None
+        if end < len(raw):
+            try:
+                read(raw[end:])
+            except ParameterError as error:
+                raise self.error(field, f"{_name(field)}: {error}") from None
+        return result
 
     def envelope_from_header(self) -> Submission:
         """The envelope from the addresses of sender and recipients in the header."""
         for field in self.fields:
             if field.name.startswith(b"resent-"):
                 raise self.error(field, f"{_name(field)}: say the recipients of a resent message with X-Receiver")
+            if field.name == b"x-receiver":
+                raise self.misplaced(field)
         self.envelope.sender = self.sender()
         for field in self.fields:
             if field.name in (b"to", b"cc", b"bcc"):
@@ -199,20 +260,21 @@ class _HeaderReader:
     def address(self, field: Field, line: int, text: str) -> str:
         """An address in its canonical form; `line` is counted from the first line of the field."""
         try:
-            address = parse_address(text)
-            if not address.domain:
-                raise AddressError("the domain is missing")
-            if not address.local.isascii():
-                self.envelope.smtputf8 = True
-            elif not address.domain.isascii():
-                address.domain = domain_to_ascii(address.domain)
+            return self.canonical(parse_address(text))
         except AddressError as error:
             raise FormatError(self.line(field) + line, f"{_name(field)}: {text[:80]!r}: {error}") from None
+
+    def canonical(self, address: Address) -> str:
+        """An address as it goes into the envelope, which learns what it needs. Raises AddressError."""
+        if not address.domain:
+            raise AddressError("the domain is missing")
+        if not address.local.isascii():
+            self.envelope.smtputf8 = True
+        elif not address.domain.isascii():
+            address.domain = domain_to_ascii(address.domain)
         return address.text
 
     def envid(self, field: Field, text: str) -> str:
-        if self.envelope.envid is not None:
-            raise self.error(field, "a second X-Envid")
         if not (text and text.isascii() and text.isprintable() and len(xtext.encode(text)) <= ENVID_LIMIT):
             raise self.error(field, f"X-Envid must be 1 to {ENVID_LIMIT} printable ASCII characters")
         return xtext.encode(text)
@@ -228,15 +290,12 @@ class _HeaderReader:
     def line(self, field: Field) -> int:
         return line_at(self.content, field.start, self.first_line)
 
+    def misplaced(self, field: Field) -> FormatError:
+        return self.error(field, f"{_name(field)} must come before all other header lines")
+
     def error(self, field: Field, what: str) -> FormatError:
         return FormatError(self.line(field), what)
 
 
 def _name(field: Field) -> str:
     return field.name.decode().title()
-
-
-def _unbracketed(text: str) -> str:
-    return text[1:-1] if text.startswith("<") and text.endswith(">") else text
-
-

@@ -12,6 +12,7 @@ from mta.config.schema import SmtpIn
 from mta.config.units import Size
 from mta.inject.formats import FormatError, Submission, parse_message
 from mta.message.headers import HEADER_LIMIT
+from mta.queue.records import NOTIFY_FAILURE, NOTIFY_NEVER, NOTIFY_SUCCESS, Recipient
 
 LIMITS = SmtpIn()
 
@@ -61,6 +62,28 @@ def test_the_null_sender_is_empty_brackets() -> None:
 def test_an_envelope_id_is_kept_in_xtext() -> None:
     """X-Envid is the ENVID of RFC 3461."""
     assert parse(b"X-Sender: <>\nX-Receiver: b@b.example\nX-Envid: QQ =1\n\n").envelope.envid == "QQ+20+3D1"
+
+
+def test_wishes_for_notifications() -> None:
+    """X-Ret, and X-Notify for all receivers but those that say it themselves, in the words of RCPT (RFC 3461)."""
+    found = parse(
+        b"x-sender: <a@a.example> RET=FULL BODY=8BITMIME\nx-receiver: <b@b.example>\n"
+        b"x-notify: success, Failure\nx-receiver: <c@c.example> NOTIFY=NEVER\n\tORCPT=rfc822;d@d.example\n"
+        b"x-ret: hdrs\nx-job: j1\nx-virtual-mta: v\nSubject: x\n\n"
+    )
+    assert (found.envelope.sender, found.envelope.ret) == ("a@a.example", "HDRS")
+    assert found.envelope.recipients == [
+        Recipient("b@b.example", NOTIFY_SUCCESS | NOTIFY_FAILURE),
+        Recipient("c@c.example", NOTIFY_NEVER, "rfc822;d@d.example"),
+    ]
+    assert found.content == b"x-job: j1\r\nx-virtual-mta: v\r\nSubject: x\r\n\r\n"
+
+
+def test_an_override_of_the_sender_wins() -> None:
+    """X-Sender-Override, wherever it stands among them, and without an X-Sender, too."""
+    assert envelope(b"X-Sender-Override: o@o.example\nX-Sender: a@a.example\nX-Receiver: b@b.example\n\n")[0] == (
+        "o@o.example")
+    assert envelope(b"X-Sender-Override: <>\nX-Receiver: b@b.example\n\n")[0] == ""
 
 
 def test_x_sender_elsewhere_is_an_ordinary_header() -> None:
@@ -130,6 +153,15 @@ def test_where_the_sender_comes_from(header: bytes, sender: str) -> None:
         (b"X-Sender: a@a.example\nX-Receiver: b@b.example\nX: y\nX-Receiver: c@c.example\n\n", 4, "before all other"),
         (b"X-Sender: a@a.example\nX-Receiver: b@b.example\nX-Envid: \n\n", 3, "X-Envid"),
         (b"X-Sender: a@a.example\nX-Receiver: b@b.example\nX-Envid: a\nX-Envid: b\n\n", 4, "a second X-Envid"),
+        (b"X-Sender: <a@a.example> ENVID=\nX-Receiver: b@b.example\n\n", 1, "Bad value of ENVID"),
+        (b"X-Sender: <a@a.example>x\nX-Receiver: b@b.example\n\n", 1, "Text behind the address"),
+        (b"X-Sender: a@a.example\nX-Receiver: <b@b.example> NOTIFY=OFTEN\n\n", 2, "Bad value of NOTIFY"),
+        (b"X-Sender: a@a.example\nX-Receiver: <b@b.example> WISH=1\n\n", 2, "Parameter WISH is not known"),
+        (b"X-Sender: a@a.example\nX-Notify: never, failure\nX-Receiver: b@b.example\n\n", 2, "X-Notify must be NEVER"),
+        (b"X-Sender: a@a.example\nX-Notify:\nX-Receiver: b@b.example\n\n", 2, "X-Notify must be NEVER"),
+        (b"X-Sender: a@a.example\nX-Ret: body\nX-Receiver: b@b.example\n\n", 2, "X-Ret must be FULL or HDRS"),
+        (b"X-Sender: a@a.example\nX-Ret: FULL\nX-RET: FULL\nX-Receiver: b@b.example\n\n", 3, "a second X-Ret"),
+        (b"From: a@a.example\nTo: b@b.example\nX-Receiver: c@c.example\n\n", 3, "before all other"),
         (b"From: a@a.example\nTo: b@b.example\n\none\rtwo\n", 4, "carriage return"),
         (b"From: a@a.example\r\nTo: b@b.example\r\n\r\none\r\r\n", 4, "carriage return"),
         (b"From: a@a.example\nTo: b@b.example\n\none\n\x00", 5, "NUL"),
@@ -193,7 +225,8 @@ def test_an_internationalized_domain_alone_needs_no_smtputf8() -> None:
 pieces = st.sampled_from(
     [b"X-Sender: ", b"X-Receiver:", b"To: ", b"From: ", b"Bcc:", b"Return-Path: ", b"a@b.example", b"<c@d.example>",
      b", ", b"\n", b"\r\n", b"\r", b"\n ", b"\n\n", b"(", b'"', b"\xff", "ü".encode(), b"\0", b"Subject", b":",
-     b"From x", b"<>", b";", b"x" * 500]
+     b"From x", b"<>", b";", b"x" * 500, b"X-Notify: ", b"X-Ret: ", b"X-Envid: ", b" NOTIFY=NEVER",
+     b"X-Sender-Override: "]
 )  # fmt: skip
 
 
