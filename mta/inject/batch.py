@@ -21,6 +21,7 @@ Memory is bounded by one message (`smtp.message_size`), whatever the length of t
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import BinaryIO, Final, NamedTuple
 
@@ -53,13 +54,7 @@ class BatchReader:
         """Begin at `position`, which an earlier reader of this file had."""
         self._file = file
         self._limits = limits
-        self._settings = ServerSettings(
-            hostname,
-            message_size=limits.message_size,
-            recipients=limits.recipients,
-            line_length=limits.line_length,
-            command_length=limits.command_length,
-        )
+        self._settings = _settings(hostname, limits)
         self._buffer = bytearray()
         self._used = 0  # octets of the buffer that were read, the line end before them included
         self._at_end = False
@@ -196,6 +191,17 @@ class BatchReader:
             self._at_end = not chunk
             self._buffer += chunk
         return not self._at_end
+
+
+@functools.lru_cache(maxsize=4)
+def _settings(hostname: str, limits: SmtpIn) -> ServerSettings:
+    return ServerSettings(
+        hostname,
+        message_size=limits.message_size,
+        recipients=limits.recipients,
+        line_length=limits.line_length,
+        command_length=limits.command_length,
+    )
 
 
 def _shown(command: bytes) -> str:

@@ -11,7 +11,8 @@ new name is its identity from then on: the key of its mark in the store (`mta.in
 What stands in the directory is not trusted. Only regular files with a single link are read, opened without following
 links and without blocking; symbolic links, pipes, devices and sockets go to `failed/` unopened. Directories, names
 that begin with a dot, `tmp` and `failed` are left alone. A file that changes while it is read was not renamed in: it
-is refused rather than sent in half.
+is refused rather than sent in half. Whose file it was is passed on: the kernel lets nobody but root give a file away,
+so that is who wrote it, whatever the message says.
 
 Every method blocks on the disk: call them in a thread.
 """
@@ -62,6 +63,13 @@ class Claim(NamedTuple):
     def is_batch(self) -> bool:
         """Whether it is batch SMTP."""
         return self.name.lower().endswith(".bsmtp")
+
+
+class Content(NamedTuple):
+    """What a file holds, and the user whose file it is."""
+
+    data: bytes
+    uid: int
 
 
 class SpoolDirectory:
@@ -173,7 +181,7 @@ class SpoolDirectory:
             os.close(descriptor)
             raise
 
-    def read(self, claim: Claim, limit: int) -> bytes:
+    def read(self, claim: Claim, limit: int) -> Content:
         """The whole of a file of at most `limit` octets. Raises as `open_file`, and MemoryError."""
         with self.open_file(claim) as file:
             before = os.fstat(file.fileno())
@@ -186,7 +194,7 @@ class SpoolDirectory:
                 raise FileError(f"it cannot be read: {error.strerror}") from None
         if len(data) != before.st_size or before.st_mtime_ns != after.st_mtime_ns:
             raise FileError("it changed while it was read; write it in tmp/ and rename it into the directory")
-        return data
+        return Content(data, before.st_uid)
 
     # -- being done -------------------------------------------------------------------------------------------------
 
@@ -280,4 +288,4 @@ def _sync(directory: str) -> None:
         os.close(descriptor)
 
 
-__all__ = ["BEGIN", "Claim", "DirectoryError", "FileError", "SpoolDirectory", "shown"]
+__all__ = ["BEGIN", "Claim", "Content", "DirectoryError", "FileError", "SpoolDirectory", "shown"]

@@ -50,6 +50,7 @@ class Source(NamedTuple):
     tls: bool = False
     labels: LabelValues | None = None  # of all that comes in there
     label_headers: bool = True  # whether header fields may give labels
+    comment: str = ""  # in `Received`, for mail that came in no session
 
     @classmethod
     def smtp(cls, address: str, port: int, helo: str, hostname: str = "", tls: bool = False,
@@ -58,9 +59,9 @@ class Source(NamedTuple):
         return cls(f"smtp {address}:{port} {helo[:255]}", address, hostname, tls, labels, label_headers)
 
     @classmethod
-    def pickup(cls, path: str, labels: LabelValues | None = None) -> Source:
-        """A file of a spool directory."""
-        return cls(f"pickup {path}", labels=labels)
+    def pickup(cls, path: str, uid: int, labels: LabelValues | None = None) -> Source:
+        """A file of a spool directory, which the user `uid` wrote."""
+        return cls(f"pickup {path} uid {uid}", labels=labels, comment=f"(spool directory, userid {uid})")
 
 
 @dataclass(slots=True)
@@ -150,7 +151,7 @@ class Intake:
             clause = trace.from_clause(envelope.helo, source.address)
             added = trace.received(clause, hostname, f"with {protocol}", queue_id, only, now_us)
         else:
-            added = trace.received("", hostname, "(spool directory)", queue_id, only, now_us)
+            added = trace.received("", hostname, source.comment, queue_id, only, now_us)
         message_id = scan.message_id
         if not message_id:
             message_id = trace.message_id(queue_id, hostname)

@@ -26,7 +26,8 @@ finds both, whatever the number of workers is then. Two things are out of reach:
 claims were left (their marks went with it), and a file system that loses what it has synced.
 
 A batch is taken in portions. A transaction that is refused ends it: those before are accepted and stay so, the rest
-goes to `failed/`. Portions of a batch and other files take turns, so that a huge batch does not keep others waiting.
+goes to `failed/`. Portions of a batch and other files take turns, so that a huge batch does not keep others waiting;
+small batches share a commit, as files do.
 
 There is no gevent here and no clock: `run` carries a blocking function to a thread, `pause` waits, the store is a
 `PickupStore`. Memory is bounded by BATCH names and PORTION_BYTES, or one message if that is larger.
@@ -34,28 +35,23 @@ There is no gevent here and no clock: `run` carries a blocking function to a thr
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
 
 from mta.config.schema import Config
-from mta.inject.batch import BEGIN, BatchReader, Position
+from mta.inject.batch import BEGIN, Position
 from mta.inject.claims import Claim, FileError, SpoolDirectory, shown
-from mta.inject.formats import FormatError, Submission, parse_message
+from mta.inject.formats import FormatError, Submission
 from mta.inject.intake import Accepted, Intake, Source
+from mta.inject.reading import Batch, File, Portion, read_files, read_portions
 from mta.queue.errors import StoreError
-from mta.queue.shortage import SHORTAGE
 from mta.smtp.reply import Reply
 
 BATCH: Final = 64
 """Files claimed at once, transactions of a batch accepted at once, and batches under way."""
-
-PORTION_BYTES: Final = 4_000_000
-"""Content accepted in one commit, when there is more than one message in it."""
 
 ROOM_S: Final = 1.0
 """How often to ask again whether there is room. A full disk announces nothing when it is full no more."""
@@ -106,36 +102,6 @@ class Statistics:
     waiting: str = ""  # why files are not taken now
 
 
-@dataclass(slots=True)
-class _Batch:
-    """A batch that is being taken."""
-
-    claim: Claim
-    position: Position = BEGIN  # behind the last transaction that was accepted
-    reader: BatchReader | None = None
-
-    def close(self) -> None:
-        """Close the file."""
-        if self.reader is not None:
-            self.reader.close()
-            self.reader = None
-
-
-class _Transaction(NamedTuple):
-    submission: Submission
-    line: int
-    end: Position
-
-
-@dataclass(slots=True)
-class _Portion:
-    """Some transactions of a batch, and what came behind them."""
-
-    transactions: list[_Transaction] = field(default_factory=list)
-    failure: FormatError | FileError | None = None
-    ended: bool = False
-
-
 class Pickup:
     """Takes the files of one directory into one shard."""
 
@@ -158,7 +124,7 @@ class Pickup:
         self._run = run
         self._pause = pause
         self._takes_new = takes_new
-        self._batches: deque[_Batch] = deque()
+        self._batches: deque[Batch] = deque()
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -192,7 +158,7 @@ class Pickup:
             if position is None:
                 finished.append(claim)
             elif claim.is_batch:
-                self._batches.append(_Batch(claim, position))
+                self._batches.append(Batch(claim, position))
             else:
                 fresh.append(claim)
         if finished:
@@ -212,18 +178,10 @@ class Pickup:
         if self._takes_new and len(self._batches) < BATCH:
             claims = self._run(self.directory.claim, BATCH)
             found = bool(claims)
-            self._batches.extend(_Batch(claim) for claim in claims if claim.is_batch)
+            self._batches.extend(Batch(claim) for claim in claims if claim.is_batch)
             self._take([claim for claim in claims if not claim.is_batch])
         if self._batches:
-            batch = self._batches[0]
-            try:
-                more = self._take_portion(batch)
-            except BaseException:
-                batch.close()  # it has read ahead of what was accepted
-                raise
-            self._batches.popleft()
-            if more:
-                self._batches.append(batch)
+            self._take_portions()
             found = True
         return found
 
@@ -231,45 +189,18 @@ class Pickup:
 
     def _take(self, claims: list[Claim]) -> None:
         while claims:
-            count, read = self._run(self._read, claims)
+            count, read = self._run(read_files, self.directory, claims, self._limits)
             claims = claims[count:]
             failures = [(claim, found) for claim, found in read if isinstance(found, str)]
-            messages = [(claim, found) for claim, found in read if isinstance(found, Submission)]
+            messages = [(claim, found) for claim, found in read if isinstance(found, File)]
             taken = self._accept_files(messages, failures)
             self._run(self._settle, taken, failures)
             self.statistics.files += len(taken)
             if taken:
                 self._store.forget([_key(claim) for claim in taken])
 
-    def _read(self, claims: list[Claim]) -> tuple[int, list[tuple[Claim, Submission | str]]]:
-        """In a thread: how many files were read, and the message in each or what is wrong with it."""
-        found: list[tuple[Claim, Submission | str]] = []
-        size = 0
-        for count, claim in enumerate(claims):
-            if size > PORTION_BYTES:
-                return count, found
-            try:
-                submission = parse_message(self.directory.read(claim, self._limits.message_size), self._limits)
-            except FileNotFoundError:
-                continue
-            except (FormatError, FileError) as error:
-                found.append((claim, str(error)))
-            except MemoryError:
-                raise _no_memory(claim) from None
-            except OSError as error:
-                if error.errno in SHORTAGE:  # the file is as good as it was
-                    raise
-                found.append((claim, f"it cannot be read: {error.strerror}"))
-            except Exception:
-                log.exception("bug: %s could not be read", shown(claim.name))
-                found.append((claim, "internal error; the log has more"))
-            else:
-                size += len(submission.content)
-                found.append((claim, submission))
-        return len(claims), found
-
     def _accept_files(
-        self, messages: list[tuple[Claim, Submission]], failures: list[tuple[Claim, str]]
+        self, messages: list[tuple[Claim, File]], failures: list[tuple[Claim, str]]
     ) -> list[Claim]:
         """Commit the messages; those that are refused become failures. Returns the claims that were accepted."""
         value = f"{_DONE} 0 {shown(self.directory.directory)}".encode()
@@ -278,8 +209,8 @@ class Pickup:
             accepted: list[Accepted] = []
             claims: list[Claim] = []
             refused: list[tuple[Claim, str]] = []
-            for claim, submission in messages:
-                prepared = self._prepare(claim, submission)
+            for claim, file in messages:
+                prepared = self._prepare(claim, file.submission, file.uid)
                 if isinstance(prepared, Reply):
                     refused.append((claim, str(prepared)))
                 else:
@@ -302,89 +233,84 @@ class Pickup:
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
-    def _take_portion(self, batch: _Batch) -> bool:
-        """Accept the next transactions of a batch. Whether there are more."""
+    def _take_portions(self) -> None:
+        """Accept the next transactions of the batches whose turn it is, in one commit."""
         try:
-            portion = self._run(self._read_portion, batch)
-        except FileNotFoundError:
-            return False
-        while True:
-            refusal: FormatError | FileError | None = None
-            accepted: list[Accepted] = []
-            position = batch.position
-            for transaction in portion.transactions:
-                prepared = self._prepare(batch.claim, transaction.submission)
-                if isinstance(prepared, Reply):
-                    refusal = FormatError(transaction.line, str(prepared))
-                    break
-                accepted.append(prepared)
-                position = transaction.end
-            value = f"{position.offset} {position.line} {shown(self.directory.directory)}".encode()
-            if not accepted or self._committed(accepted, [(_key(batch.claim), value)]):
-                batch.position = position
-                break
-        failure = refusal or portion.failure
-        if failure is None and portion.ended and batch.position == BEGIN:
-            failure = FileError("there is no transaction in it")
-        if failure is None and not portion.ended:
-            return True
-        self._run(self._settle_batch, batch, failure)
-        if batch.position != BEGIN:
-            self._store.forget([_key(batch.claim)])
-        return False
-
-    def _read_portion(self, batch: _Batch) -> _Portion:
-        """In a thread: the next transactions of a batch."""
-        portion = _Portion()
-        try:
-            if batch.reader is None:
-                file = self.directory.open_file(batch.claim)
-                batch.reader = BatchReader(file, self._limits, self._hostname, batch.position)
-            size = 0
-            while len(portion.transactions) < BATCH and size < PORTION_BYTES:
-                submission = batch.reader.next()
-                if submission is None:
-                    portion.ended = True
-                    break
-                size += len(submission.content)
-                portion.transactions.append(_Transaction(submission, batch.reader.begin, batch.reader.position))
-        except (FormatError, FileError) as error:
-            portion.failure = error
-        except FileNotFoundError:
+            portions = self._run(read_portions, self.directory, self._batches, BATCH, self._limits, self._hostname)
+            ended = self._accept_portions(portions)
+        except BaseException:
+            for batch in self._batches:
+                batch.close()  # it has read ahead of what was accepted
             raise
-        except MemoryError:
-            raise _no_memory(batch.claim) from None
-        except OSError as error:
-            if error.errno in SHORTAGE:
-                raise
-            portion.failure = FileError(f"it cannot be read: {error.strerror}")
-        except Exception:
-            log.exception("bug: %s could not be read", shown(batch.claim.name))
-            portion.failure = FileError("internal error; the log has more")
-        return portion
+        marked: list[bytes] = []
+        for portion in portions:
+            batch = self._batches.popleft()
+            if portion.gone or batch.claim in ended:
+                if batch.position != BEGIN:
+                    marked.append(_key(batch.claim))
+            else:
+                self._batches.append(batch)
+        if marked:
+            self._store.forget(marked)
 
-    def _settle_batch(self, batch: _Batch, failure: FormatError | FileError | None) -> None:
-        """In a thread: a batch is done; what could not be taken of it is put aside."""
-        batch.close()
-        claim = batch.claim
-        if failure is None:
-            self.statistics.files += 1
-        elif batch.position == BEGIN:
-            reason = str(failure)
-            self._failed(claim, self.directory.fail(claim, reason), reason)
-            return
-        else:
-            line = batch.position.line
-            reason = f"{failure}; what stood before line {line} was accepted, this file has the rest"
-            if isinstance(failure, FormatError):
-                reason = f"{reason} (line {failure.line} is its line {failure.line - line + 1})"
-            self._failed(claim, self.directory.fail_rest(claim, batch.position, reason), reason)
-        self.directory.remove([claim])
+    def _accept_portions(self, portions: list[Portion]) -> set[Claim]:
+        """Commit the transactions. Returns the batches that are done; on disk they are settled."""
+        while True:
+            accepted: list[Accepted] = []
+            marks: list[tuple[bytes, bytes]] = []
+            results: list[tuple[Portion, Position, FormatError | FileError | None]] = []
+            for portion in portions:
+                batch, position, failure = portion.batch, portion.batch.position, portion.failure
+                for transaction in portion.transactions:
+                    prepared = self._prepare(batch.claim, transaction.submission, batch.uid)
+                    if isinstance(prepared, Reply):
+                        failure = FormatError(transaction.line, str(prepared))
+                        break
+                    accepted.append(prepared)
+                    position = transaction.end
+                if position != batch.position:
+                    value = f"{position.offset} {position.line} {shown(self.directory.directory)}".encode()
+                    marks.append((_key(batch.claim), value))
+                if failure is None and portion.ended and position == BEGIN:
+                    failure = FileError("there is no transaction in it")
+                results.append((portion, position, failure))
+            if not accepted or self._committed(accepted, marks):
+                break
+        ended: list[tuple[Batch, FormatError | FileError | None]] = []
+        for portion, position, failure in results:
+            portion.batch.position = position
+            if not portion.gone and (portion.ended or failure is not None):
+                ended.append((portion.batch, failure))
+        if ended:
+            self._run(self._settle_batches, ended)
+        return {batch.claim for batch, _ in ended}
+
+    def _settle_batches(self, ended: list[tuple[Batch, FormatError | FileError | None]]) -> None:
+        """In a thread: these batches are done; what could not be taken of them is put aside."""
+        done: list[Claim] = []
+        for batch, failure in ended:
+            batch.close()
+            claim = batch.claim
+            if failure is None:
+                self.statistics.files += 1
+            elif batch.position == BEGIN:
+                reason = str(failure)
+                self._failed(claim, self.directory.fail(claim, reason), reason)
+                continue
+            else:
+                line = batch.position.line
+                reason = f"{failure}; what stood before line {line} was accepted, this file has the rest"
+                if isinstance(failure, FormatError):
+                    reason = f"{reason} (line {failure.line} is its line {failure.line - line + 1})"
+                self._failed(claim, self.directory.fail_rest(claim, batch.position, reason), reason)
+            done.append(claim)
+        if done:
+            self.directory.remove(done)
 
     # -- both -------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, claim: Claim, submission: Submission) -> Accepted | Reply:
-        source = Source.pickup(shown(f"{self.directory.directory}/{claim.name}"), self._labels)
+    def _prepare(self, claim: Claim, submission: Submission, uid: int) -> Accepted | Reply:
+        source = Source.pickup(shown(f"{self.directory.directory}/{claim.name}"), uid, self._labels)
         return self._intake.prepare(submission.envelope, submission.content, source)
 
     def _committed(self, accepted: list[Accepted], marks: list[tuple[bytes, bytes]]) -> bool:
@@ -431,10 +357,6 @@ class Pickup:
             if len(ours) < _MARKS_AT_ONCE:
                 return
             after = ours[-1][0]
-
-
-def _no_memory(claim: Claim) -> OSError:
-    return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), claim.name)
 
 
 _PREFIX: Final = b"pickup:"

@@ -64,7 +64,7 @@ class Message:
     flags: int = 0
     ret: str = ""  # "FULL", "HDRS" or not given
     envid: str | None = None  # as received, in xtext
-    origin: str = ""  # "smtp 192.0.2.9:4711 helo.name", "pickup /dir/file", "dsn"
+    origin: str = ""  # "smtp 192.0.2.9:4711 helo.name", "pickup /dir/file uid 1000", "dsn"
     tenant: str = ""
     campaign: str = ""
     pool: str = ""

@@ -139,8 +139,8 @@ def test_received_tells_the_protocol() -> None:
     assert b" with SMTP id " in stored(WHOLE, plain)
     assert b" with ESMTPS id " in stored(WHOLE, source=SOURCE._replace(tls=True))
     assert b" with UTF8SMTP id " in stored(WHOLE, envelope(smtputf8=True))
-    assert stored(WHOLE, source=Source.pickup("/p/x")).startswith(
-        b"Received: by mta.example (spool directory) id 0kx8zzg800001\r\n\tfor <bob@example.org>;"
+    assert stored(WHOLE, source=Source.pickup("/p/x", 1000)).startswith(
+        b"Received: by mta.example (spool directory, userid 1000) id 0kx8zzg800001\r\n\tfor <bob@example.org>;"
     )
 
 

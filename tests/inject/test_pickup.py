@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mta.config.schema import Config, SmtpIn
-from mta.inject import claims
+from mta.inject import claims, reading
 from mta.inject import pickup as pickup_module
 from mta.inject.claims import DirectoryError, SpoolDirectory
 from mta.inject.formats import Submission, parse_message
@@ -47,9 +47,9 @@ def test_the_message_says_where_it_came_from(tmp_path: Path) -> None:
     store = MemoryStore()
     finish(make(tmp_path, store))
     (accepted,) = store.accepted
-    assert accepted.message.origin == f"pickup {tmp_path}/odd\\x0a\\xffname"
+    assert accepted.message.origin == f"pickup {tmp_path}/odd\\x0a\\xffname uid {os.getuid()}"
     assert accepted.message.content is not None
-    assert b"by mta.example (spool directory) id " in accepted.message.content
+    assert f"by mta.example (spool directory, userid {os.getuid()}) id ".encode() in accepted.message.content
 
 
 def test_hidden_names_and_directories_are_left_alone(tmp_path: Path) -> None:
@@ -552,6 +552,29 @@ def test_a_huge_batch_does_not_keep_others_waiting(tmp_path: Path) -> None:
     assert len(store.accepted) == 5 * BATCH + 1
 
 
+def test_small_batches_share_a_commit(tmp_path: Path) -> None:
+    """Many short batches cost what many files cost; each has a mark of its own, and a bad one spoils only itself."""
+    for number in range(20):
+        drop(tmp_path, f"{number}.bsmtp", transactions(f"{number:02}@x.example", f"{number:02}@y.example"))
+    drop(tmp_path, "bad.bsmtp", transactions("98@x.example", "bad", "99@x.example"))
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    assert len(store.recipients()) == 41
+    assert store.commits == 1
+    assert store.kept_marks == {}
+    assert [name.partition(".")[0] for name in left(tmp_path)] == ["failed/bad"] * 2
+
+
+def test_small_batches_are_taken_once_wherever_the_process_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several batches in one commit: each goes on by its own mark."""
+    monkeypatch.setattr(pickup_module, "BATCH", 3)
+    files = {f"{n}.bsmtp": transactions(f"{n}@x.example", f"{n}@y.example") for n in range(4)}
+    accepted = sorted(f"{n}@{domain}.example" for n in range(4) for domain in "xy")
+    assert all(names == [] for names in crash_everywhere(tmp_path, monkeypatch, files, accepted))
+
+
 def test_long_names_are_shortened_at_the_front(tmp_path: Path) -> None:
     """A name of 255 octets can be claimed and put aside; its suffix still says what it is."""
     drop(tmp_path, "x" * 249 + ".bsmtp", transactions("1@x.example") + transactions("bad"))
@@ -572,7 +595,7 @@ def test_a_bug_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             raise KeyError("bug")
         return parse_message(data, limits)
 
-    monkeypatch.setattr(pickup_module, "parse_message", breaking)
+    monkeypatch.setattr(reading, "parse_message", breaking)
     store = MemoryStore()
     finish(make(tmp_path, store))
     assert store.recipients() == ["2@x.example"]
