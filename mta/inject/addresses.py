@@ -5,6 +5,9 @@ is an error with its place, never a guess (the CVE-2023-27043 class of mistakes)
 display name, groups, comments, quoted strings, folding, UTF-8 (RFC 6532), empty list elements, and dots in display
 names, which RFC 5322 4 allows to be read. Not read are source routes and white space inside a local part or domain.
 
+What `sendmail -t` and its command line may say beside that is an address without a domain, `root`: it is read only
+where a domain for it is given.
+
 Time is linear in the length of the text.
 """
 
@@ -37,14 +40,18 @@ class Mailbox(NamedTuple):
     position: int
 
 
-def parse_list(text: str) -> list[Mailbox]:
-    """All mailboxes of an address list, those of groups included. Raises AddressError."""
-    return _Parser(text).address_list()
+def parse_list(text: str, domain: str = "") -> list[Mailbox]:
+    """All mailboxes of an address list, those of groups included. Raises AddressError.
+
+    With a `domain`, a local part alone is an address in that domain.
+    """
+    return _Parser(text, domain).address_list()
 
 
 class _Parser:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, domain: str = "") -> None:
         self.text = text
+        self.domain = domain
         self.position = 0
         self.found: list[Mailbox] = []
 
@@ -100,6 +107,8 @@ class _Parser:
                 raise self.error("a group inside a group" if in_group else "a group needs a name")
             self.position += 1
             return True
+        if self.domain and char in ("", ",", ";") and self.alone(start, end):
+            return False
         if char == '"':
             raise self.error("this quoted string has no end, or a control character in it")
         if words:
@@ -116,13 +125,22 @@ class _Parser:
             raise self.error("source routes are not read" if self.peek() == "@" else "expected an address after `<`")
         self.position = match.end()
         self.skip()
-        if self.peek() != "@":
+        if self.peek() == "@":
+            self.mailbox(start, match.end())
+        elif not (self.domain and self.peek() == ">" and self.alone(start, match.end())):
             raise self.error("expected `@`")
-        self.mailbox(start, match.end())
         self.skip()
         if self.peek() != ">":
             raise self.error("expected `>`")
         self.position += 1
+
+    def alone(self, start: int, end: int) -> bool:
+        """Whether `text[start:end]` is a local part; then it is an address in our domain."""
+        local = self.text[start:end]
+        if not (_DOT_ATOM.fullmatch(local) or _QUOTED.fullmatch(local)):
+            return False
+        self.found.append(Mailbox(f"{local.replace(chr(13) + chr(10), '')}@{self.domain}", start))
+        return True
 
     def mailbox(self, start: int, end: int) -> None:
         """The local part is `text[start:end]` and an `@` is next."""

@@ -4,6 +4,7 @@
     DIRECTORY/tmp/          for writing them: on the same file system, so that the rename is atomic
     DIRECTORY/failed/       files that were refused, each with a `.error` file beside it
     DIRECTORY/.claimed/003/ files taken by the owner of shard 003, as TOKEN-NAME
+    DIRECTORY/.settings     what programs that write files may want to know, such as the limits (JSON)
 
 A file is *claimed* by renaming it, so of several workers one gets it and the others do not. The random token in its
 new name is its identity from then on: the key of its mark in the store (`mta.inject.pickup`).
@@ -108,6 +109,16 @@ class SpoolDirectory:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def publish(self, settings: str) -> None:
+        """Write `.settings`, for everybody to read. Whoever can write into the directory may also remove it, not change
+        it: a reader believes only what belongs to the owner of the directory."""
+        path = os.path.join(self.directory, ".settings")
+        new = os.path.join(self.claimed, ".settings")
+        with open(new, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(settings)
+        os.rename(new, path)
 
     # -- claiming ---------------------------------------------------------------------------------------------------
 

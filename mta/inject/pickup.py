@@ -35,6 +35,7 @@ There is no gevent here and no clock: `run` carries a blocking function to a thr
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -124,6 +125,7 @@ class Pickup:
         self._run = run
         self._pause = pause
         self._takes_new = takes_new
+        self._published = ""
         self._batches: deque[Batch] = deque()
         self.configure(config)
 
@@ -135,6 +137,13 @@ class Pickup:
         self._intake.configure(config)
         self._limits = config.smtp
         self._hostname = config.hostname
+        self._settings = json.dumps({
+            "hostname": config.hostname,
+            "message_size": config.smtp.message_size,
+            "recipients": config.smtp.recipients,
+            "line_length": config.smtp.line_length,
+            "command_length": config.smtp.command_length,
+        })
         self._labels = next((one.labels for one in config.pickup if one.directory == self.directory.directory), None)
 
     def close(self) -> None:
@@ -147,6 +156,7 @@ class Pickup:
     def adopt(self) -> None:
         """Finish what was begun and not done: by an earlier process, or by this one when the disk failed. Call it
         first. Raises as `step`."""
+        self._published = ""  # the directory may be a new one
         busy = {batch.claim.token for batch in self._batches}
         claims = [claim for claim in self._run(self.directory.leftovers) if claim.token not in busy]
         self._forget_orphaned_marks(busy | {claim.token for claim in claims})
@@ -174,6 +184,8 @@ class Pickup:
         Raises Stopping, and OSError when the directory itself is out of order.
         """
         self._wait_for_room()
+        if self._takes_new and self._published != self._settings:
+            self._publish()
         found = False
         if self._takes_new and len(self._batches) < BATCH:
             claims = self._run(self.directory.claim, BATCH)
@@ -184,6 +196,13 @@ class Pickup:
             self._take_portions()
             found = True
         return found
+
+    def _publish(self) -> None:
+        self._published = self._settings
+        try:
+            self._run(self.directory.publish, self._settings)
+        except OSError as error:  # mail goes on without it
+            log.warning("%s/.settings: %s", shown(self.directory.directory), error.strerror)
 
     # -- message files ----------------------------------------------------------------------------------------------
 

@@ -157,6 +157,7 @@ def transactions(*recipients: str) -> str:
 
 def left(directory: Path) -> list[str]:
     """Files that are in the directory, failed or claimed."""
+    ours = (".lock", ".settings")
     return sorted(
-        str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir() and path.name != ".lock"
+        str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir() and path.name not in ours
     )

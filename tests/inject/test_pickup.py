@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -550,6 +551,26 @@ def test_a_huge_batch_does_not_keep_others_waiting(tmp_path: Path) -> None:
     while one.step():
         pass
     assert len(store.accepted) == 5 * BATCH + 1
+
+
+def test_what_writers_want_to_know_is_published(tmp_path: Path) -> None:
+    """Name and limits, for everybody to read; again after a reload; in the way of no mail when it cannot be written."""
+    one = make(tmp_path, MemoryStore())
+    finish(one)
+    path = tmp_path / ".settings"
+    assert json.loads(path.read_text())["hostname"] == "mta.example"
+    assert path.stat().st_mode & 0o777 == 0o644
+    one.configure(Config(hostname="new.example", smtp=SmtpIn(recipients=7)))
+    path.unlink()
+    path.mkdir()
+    drop(tmp_path, "a", message("1@x.example"))
+    finish(one)
+    assert left(tmp_path) == []
+    path.rmdir()
+    one.adopt()
+    finish(one)
+    found = json.loads(path.read_text())
+    assert (found["hostname"], found["recipients"], found["message_size"]) == ("new.example", 7, SmtpIn().message_size)
 
 
 def test_small_batches_share_a_commit(tmp_path: Path) -> None:
