@@ -25,6 +25,7 @@ ALLOWED = {
     "sandbox": {"config", "control.exits"},
     "simulate": {"config", "smtp", "queue", "delivery", "sandbox"},
     "demo": {"config", "queue", "control", "sandbox", "cli.text", "cli.eventreader"},
+    "sendmail": {"smtp", "message", "queue.records", "inject.addresses", "control.exits", "cli"},
     "cli": {"config", "queue", "delivery", "control", "sandbox", "demo", "simulate"},
 }
 WITHOUT_GEVENT = ("config", "smtp", "message", "queue")

@@ -18,6 +18,7 @@ UNAVAILABLE: Final = 69  # the MTA is not running, does not answer, or a port is
 SOFTWARE: Final = 70  # a bug of ours; the traceback is on stderr
 OS_ERROR: Final = 71  # the system refused something that should work: no processes, no memory
 CANNOT_CREATE: Final = 73  # spool or runtime directory cannot be made or written
+IO_ERROR: Final = 74  # standard input or output failed
 TEMPORARY: Final = 75  # try again later: another instance holds the spool, a message was refused for now
 NO_PERMISSION: Final = 77  # not allowed: a port below 1024, a socket, a change of user
 CONFIG: Final = 78  # the configuration has errors; they were all printed

@@ -1,0 +1,5 @@
+"""The sendmail-compatible command."""
+
+from mta.sendmail.command import main
+
+__all__ = ["main"]

@@ -1,0 +1,7 @@
+"""`python -m mta.sendmail`."""
+
+import sys
+
+from mta.sendmail.command import main
+
+sys.exit(main())
