@@ -114,6 +114,7 @@ class BatchReader:
                 self._server.answer(_TAKEN)
                 self._server.output()
                 self.position = Position(self._offset, self._line)
+                event.envelope.dotless = len(content) == len(raw)  # the machine saw no content
                 event.envelope.eight_bit = event.envelope.eight_bit or not content.isascii()
                 return Submission(event.envelope, content)
         raise FormatError(line, _said(self._server))

@@ -77,6 +77,15 @@ def test_content_is_unstuffed() -> None:
     assert contents == [b".a\r\nb\r\n..\r\n", b"", b"\r\n"]
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_content_with_dots_is_known_to_have_them(newline: str) -> None:
+    """What is marked as dotless is sent without stuffing: a dot alone would end it there, and the rest be commands."""
+    data = transaction(1, "one\n..\nMAIL FROM:<x@x.example>") + transaction(2) + transaction(3, "..begins")
+    found = read_all(data.replace("\n", newline).encode())
+    assert [one.envelope.dotless for one in found] == [False, True, False]
+    assert b"\r\n.\r\nMAIL" in found[0].content
+
+
 def test_rset_noop_quit_and_empty_lines_pass() -> None:
     """RSET forgets a transaction; the others change nothing."""
     found = read_all(b"\nNOOP\nMAIL FROM:<x@x.example>\nRSET\n\nQUIT\n" + TWO.encode() + b"\n")
