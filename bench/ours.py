@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -54,6 +55,11 @@ class Ours(Candidate):
         if done.returncode:
             raise CandidateError(f"mta {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
         return done.stdout
+
+    def reload(self) -> None:
+        """Have it read its configuration again."""
+        assert self._daemon is not None
+        self._daemon.process.send_signal(signal.SIGHUP)
 
     def kill(self) -> None:
         """Kill all its processes at once, as a power cut would, but for what the kernel still writes."""

@@ -2,7 +2,8 @@
 
 Runs in the control process, so that no message waits for it: the table of limits is read in pieces, and the disk is
 waited for in a thread. The supervisor reads the file at the next start (`mta.delivery.learnt`). When the instance is
-killed, what was learnt since the last time is lost, and will be learnt again.
+killed it first writes it from the table that was left; when the machine goes down, what was learnt since the last time
+is lost, and will be learnt again.
 """
 
 from __future__ import annotations

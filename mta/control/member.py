@@ -41,6 +41,7 @@ class MemberProcess:
     started_us: int = 0
     heard: float = 0.0  # when something came over the line
     restart_at: float = 0.0
+    clear_at: float | None = None  # when what it held of limits is given back, after it has died
     kill_at: float | None = None  # SIGKILL then
     failure: tuple[int, str] | None = None  # what the child reported by "failed"
     quick_ends: int = 0  # in a row, soon after the start

@@ -52,10 +52,18 @@ def prepare(config: Config, environment: MutableMapping[str, str]) -> Resources:
     spool.check_writable(config.spool, "spool")
     spool.check_writable(config.run, "runtime directory")
     spool.check_version(config.spool)
+    _rescue(config)
     spool.clean_run(config.run)
     shards = spool.assign_shards(config.spool, worker_count(config))
     _remember(config)
     return Resources(locks, list(enumerate(sockets)), shards)
+
+
+def _rescue(config: Config) -> None:
+    """What an earlier instance learnt, and could not write down because it was killed."""
+    from mta.delivery import learnt
+
+    learnt.rescue(config.run, config.spool, time.time_ns() // 1000)
 
 
 def _remember(config: Config) -> None:

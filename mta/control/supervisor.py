@@ -56,6 +56,7 @@ class Timing:
     abort_grace: float = 5.0  # from SIGABRT to SIGKILL
     restart_first: float = 0.2  # back-off: doubled by each quick end, up to the cap, with jitter of a half
     restart_cap: float = 30.0
+    linger: float = 0.25  # until the leases of a dead worker are given back: a receiver hears of its end after us
     stable: float = 60.0  # a child that lived so long ends the back-off
     stop_margin: float = 5.0  # beyond `shutdown`, before SIGKILL
     quick: float = 3.0  # to stop at once, before SIGKILL
@@ -265,10 +266,7 @@ class Supervisor:
         """The process of `member` is no more, or could not be started."""
         self._family_changed = True
         if member.role == "worker" and self._phase is Phase.RUNNING:
-            try:
-                self._clear(self._config.run, member.number)
-            except Exception:
-                _log.exception("limits held by %s are not given back", member.name)
+            member.clear_at = now + self._timing.linger
         if self._phase is Phase.STOPPING:
             member.state = "ended"
             self._when_workers_ended()
@@ -282,7 +280,7 @@ class Supervisor:
         else:
             lived_s = now - member.started
             member.quick_ends = 1 if lived_s >= self._timing.stable else member.quick_ends + 1
-            delay_s = restart_delay(member.quick_ends, self._timing)
+            delay_s = max(restart_delay(member.quick_ends, self._timing), self._timing.linger)
             member.state = "waiting"
             member.restart_at = now + delay_s
             _log.error(
@@ -297,6 +295,8 @@ class Supervisor:
         now = time.monotonic()
         limits = self._timing
         for member in self._members:
+            if member.clear_at is not None and now >= member.clear_at:
+                self._clear_limits(member)
             if member.state == "waiting" and self._phase is Phase.RUNNING and now >= member.restart_at:
                 member.restarts += 1
                 self._start(member)
@@ -320,6 +320,14 @@ class Supervisor:
             self._family_changed = False
             self._tell_family(now)
 
+    def _clear_limits(self, member: MemberProcess) -> None:
+        """Give back what a dead worker held. Before it is started again, as its leases are by its number."""
+        member.clear_at = None
+        try:
+            self._clear(self._config.run, member.number)
+        except Exception:
+            _log.exception("limits held by %s are not given back", member.name)
+
     def _silence(self, member: MemberProcess, now: float) -> str:
         """What is wrong with a child that should have been heard of."""
         if member.state == "starting" and now - member.started >= self._timing.boot_limit:
@@ -332,6 +340,8 @@ class Supervisor:
         """Until something is due, at most; None when nothing ever is."""
         times: list[float] = []
         for member in self._members:
+            if member.clear_at is not None:
+                times.append(member.clear_at)
             if member.state == "waiting" and self._phase is Phase.RUNNING:
                 times.append(member.restart_at)
             elif member.kill_at is not None and member.process is not None:

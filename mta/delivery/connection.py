@@ -144,6 +144,8 @@ class Connection:
         assert path.route is not None
         for target in targets(path.name, path.route, path.shaping, engine.router.addresses, path.source.serves,
                               engine.reachability, engine.monotonic()):
+            if best is None:
+                engine.pacing.await_opening(path, self.opened_s)
             try:
                 self._open_one(target)
                 engine.reachability.served(path.name, target)

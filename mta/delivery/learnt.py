@@ -39,7 +39,7 @@ from mta.delivery.tally import Tally, decode_outcomes
 
 NAME: Final = "learnt"
 MAGIC: Final = b"mta learnt 1\n"
-SLOW_S: Final = 10.0  # buckets that are at rest sooner are not worth keeping
+SLOW_S: Final = 0.5  # buckets that are at rest sooner are so before anything is sent after a restart
 TALLIES: Final = 20_000  # of rules, and paths of which outcomes were told
 OPERATOR: Final = "operator"
 _CRC: Final = struct.Struct("<I")
@@ -177,6 +177,21 @@ def write(spool: str, data: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def rescue(run: str, spool: str, now_us: int) -> None:
+    """Write the file from the table that an earlier instance left, which knows what came after the file was last
+    written if that instance was killed. Before the table is removed; whatever is wrong with it is logged."""
+    if not limit_table.is_of_this_boot(Path(run, "limits")):
+        return
+    try:
+        limits = Limits(run, None)
+        try:
+            write(spool, gather(limits, now_us).encode(now_us))
+        finally:
+            limits.close()
+    except (OSError, lmdb.Error, ValueError, TypeError) as error:
+        log.warning("%s: %s; what was learnt is as old as the file", Path(run, "limits"), error)
 
 
 def restore(run: str, spool: str, now_us: int) -> None:

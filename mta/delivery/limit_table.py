@@ -40,6 +40,8 @@ STATE: Final = b"S"
 TALLY: Final = b"M"
 OUTCOMES: Final = b"O"
 
+BOOT_FILE: Final = "boot"  # beside the table: whether that may be opened at all (`is_of_this_boot`)
+
 _LIMIT: Final = b"L"
 _NUDGE: Final = b"N"
 _WORKER: Final = b"W"
@@ -64,6 +66,8 @@ def open_table(directory: Path) -> Any:
         env.close()
         env = _open(directory, SIZE_MOST, False)
     boot = boot_id()
+    if not (directory / BOOT_FILE).exists():
+        (directory / BOOT_FILE).write_bytes(boot)
     with env.begin(write=True) as txn:
         if txn.get(_BOOT) != boot:
             txn.drop(env.open_db(txn=txn), delete=False)
@@ -99,6 +103,15 @@ def boot_id() -> bytes:
         return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
     except OSError:
         return b""
+
+
+def is_of_this_boot(directory: Path) -> bool:
+    """Whether there is a table that was written since the machine started. One that was not may be damaged, as nothing
+    in it is synced, and has nothing to say."""
+    try:
+        return (directory / BOOT_FILE).read_bytes() == boot_id() != b""
+    except OSError:
+        return False
 
 
 def key_of(name: str) -> bytes:

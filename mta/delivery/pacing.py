@@ -110,6 +110,15 @@ class Pacing:
         self._call(path, max(at_s - self._engine.monotonic(), 0.0))
         return False
 
+    def await_opening(self, path: Path, granted_s: float) -> None:
+        """A new connection is about to be opened, by the right taken at `granted_s`. If that was so long ago, because
+        of DNS or a busy event loop, that it would come on top of others, it is taken once more and waited for."""
+        rates = path.connection_rates
+        while rates and self._engine.monotonic() - granted_s > min(bucket.fresh for bucket in rates):
+            while at_s := self._engine.limits.reserve(rates):
+                self._engine.hub.sleep(max(at_s - self._engine.monotonic(), 0.0) + EARLY_S)
+            granted_s = self._engine.monotonic()
+
     def _call(self, path: Path, wait_s: float) -> None:
         self._engine.hub.later(wait_s + EARLY_S, self._called, path)
 

@@ -17,7 +17,7 @@ ones, and a busy source does not send it back to the end each time.
 **In any period no more than the rate.** Messages are spaced by a little more than the period divided by the rate: `N`
 spacings are the period and `MARGIN` of it. The margin is for a worker that comes a little late (its message does not
 move those behind it), for messages that a worker keeps in hand for some milliseconds (`keep`), and for the way to the
-receiver. It costs 2.4 percent of a rate per second, 1.6 of one per minute, nothing of one per day. By the same
+receiver. It costs 3 percent of a rate per second, 1.6 of one per minute, nothing of one per day. By the same
 tolerance some 10 ms of a high rate may go at once after a rest. A burst that the operator asks for is on top.
 """
 
@@ -29,12 +29,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-MARGIN: Final = 0.025  # of the period
+MARGIN: Final = 0.03  # of the period
 MARGIN_CAP_S: Final = 1.0
 LATE: Final = 0.4  # of the margin; what this and KEEP leave is for the way to the receiver
 LATE_S: Final = 0.01  # late is at most this, or a quarter of the spacing where that is more
 KEEP: Final = 0.3
 KEEP_CAP_S: Final = 0.1
+FRESH: Final = 0.5
 BATCH: Final = 8
 
 _RECORD: Final = struct.Struct("<dddd")
@@ -56,6 +57,7 @@ class Bucket:
     ahead: float = field(init=False)  # seconds by which one may come before its time: what burst and lateness allow
     most: int = field(init=False)  # how many may go at once
     keep: float = field(init=False)  # seconds that a worker may keep what it took
+    fresh: float = field(init=False)  # seconds after which what was taken is too late to be used
     batch: int = field(init=False)  # how many a worker may take to keep
 
     def __post_init__(self) -> None:
@@ -67,7 +69,8 @@ class Bucket:
         late = min(margin * LATE, max(LATE_S, spacing / 4))
         ahead = late + (self.burst - 1) * spacing
         for name, value in (("spacing", spacing), ("ahead", ahead), ("most", int(ahead / spacing) + 1),
-                            ("keep", min(margin * KEEP, KEEP_CAP_S)), ("batch", min(int(late / spacing) + 1, BATCH))):
+                            ("keep", min(margin * KEEP, KEEP_CAP_S)), ("fresh", margin * FRESH),
+                            ("batch", min(int(late / spacing) + 1, BATCH))):
             object.__setattr__(self, name, value)
 
 

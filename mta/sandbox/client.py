@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
+from mta.sandbox.ledger import Arrival, Visit
+
 START_S: Final = 20.0
 ANSWER_S: Final = 60.0  # beyond what is asked to take time
 LOOK_S: Final = 0.5  # for conditions on what is no transaction: connections, DNS
@@ -187,6 +189,14 @@ class Sandbox:
     def log(self) -> list[dict[str, Any]]:
         """The last transactions, the oldest first, with the whole envelope and all replies."""
         return list(self.control.listing("log"))
+
+    def arrivals(self) -> list[Arrival]:
+        """When messages came, the oldest first; as many as the setting `times` says."""
+        return [Arrival(*item) for item in self.control.listing("arrivals")]
+
+    def visits(self) -> list[Visit]:
+        """When connections came and went, likewise."""
+        return [Visit(*item) for item in self.control.listing("visits")]
 
     def questions(self) -> dict[str, int]:
         """How often each DNS question was asked, by `name type`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
+import time
 from typing import Any, Final, NoReturn
 
 import gevent
@@ -21,6 +22,9 @@ MAX_LINE: Final = 65_536
 LINGER_S: Final = 2.0  # wait for the client's end after ours, so that a reset does not eat the last reply
 SLOW_BUFFER: Final = 8192  # receive buffer of a host that reads slowly
 
+_TIMESTAMPNS: Final = 35  # SO_TIMESTAMPNS, socket(7)
+_ACK_AT: Final = 8 + 12 * 4  # offset of tcpi_last_ack_recv in struct tcp_info
+
 _LEFT: Final = (7, 8, 9, 11)  # TCP_CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING: the client's end has arrived
 _IDLE: Final = Reply(421, b"421 4.4.2 Idle for too long\r\n")
 _TOO_LONG: Final = Reply(421, b"421 5.5.2 Line too long\r\n")
@@ -33,7 +37,8 @@ class Ended(Exception):  # noqa: N818 -- the way out of a session
 class Connection:
     """One accepted socket. Methods raise Ended when they end it, EOFError and OSError when the client does."""
 
-    def __init__(self, accepted: socket.socket, host: Host) -> None:
+    def __init__(self, accepted: socket.socket, host: Host, timed: bool = False) -> None:
+        """`timed`: note when what is read had arrived."""
         self.host = host
         self.buffer = b""
         self.position = 0  # of what is not read yet, in `buffer`
@@ -42,6 +47,10 @@ class Connection:
         self.tls = ""  # version of the protocol
         self._socket: Any = accepted
         self._present: list[Presence] = []
+        self.read_at = 0.0  # when the last octets that were read reached the kernel; seconds since the epoch
+        self._timed = timed
+        if timed:
+            accepted.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
 
     # --- being counted ---------------------------------------------------------------------------------------------
 
@@ -125,13 +134,31 @@ class Connection:
         if idle is not None:
             self._socket.settimeout(idle)
         try:
-            data: bytes = self._socket.recv(limit)
+            data: bytes = self._receive_timed(limit) if self._timed else self._socket.recv(limit)
         except TimeoutError:
             self.say(_IDLE)
             raise
         if not data:
             raise EOFError
         return data
+
+    def _receive_timed(self, limit: int) -> bytes:
+        """As `recv`, with the time at which the last of the octets came."""
+        data: bytes
+        if self.tls:
+            data = self._socket.recv(limit)
+            self.read_at = time.time()
+            return data
+        data, notes, _, _ = self._socket.recvmsg(limit, 64)
+        if notes:
+            seconds, nanoseconds = struct.unpack("qq", notes[0][2])
+            self.read_at = seconds + nanoseconds / 1e9
+        return data
+
+    def opened_at(self) -> float:
+        """When the handshake of TCP was complete, to be asked before anything was read; seconds since the epoch."""
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACK_AT + 4)
+        return time.time() - float(struct.unpack_from("I", info, _ACK_AT)[0]) / 1000
 
     def look(self) -> bool:
         """Receive what has arrived without waiting; gives `has_input`."""

@@ -45,6 +45,8 @@ class Control:
             "sites": lambda request: self._sites(),
             "received": lambda request: self.ledger.received(),
             "log": lambda request: _portions(map(dataclasses.asdict, list(self.ledger.log))),
+            "arrivals": lambda request: _portions(iter(list(self.ledger.arrivals))),
+            "visits": lambda request: _portions(map(dataclasses.astuple, list(self.ledger.visits))),
             "questions": lambda request: _portions(iter(list(self.ledger.questions.items()))),
             "host": lambda request: self._host(str(request["name"])),
             "wait": self._wait,

@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 MAX_DOMAINS: Final = 100_000
 OTHER_DOMAINS: Final = "(other)"
@@ -140,6 +140,28 @@ class Transaction:
     content: str | None = None  # as much as `log_content` says, in latin-1
 
 
+class Arrival(NamedTuple):
+    """When a message came. Times are seconds since the epoch; without TLS they are the kernel's."""
+
+    mail_at: float  # MAIL
+    dot_at: float  # the end of the content
+    domain: str  # of the first recipient
+    recipient: str
+    connection: int
+    client: str
+
+
+@dataclass(slots=True)
+class Visit:
+    """When a connection came and went."""
+
+    number: int
+    opened_at: float
+    closed_at: float  # when its end was read; 0: it has not
+    site: str
+    client: str
+
+
 @dataclass(slots=True)
 class Violation:
     """One kind of thing that clients should not do, and the last example."""
@@ -177,7 +199,8 @@ class Totals:
 class Ledger:
     """All counts of one sandbox."""
 
-    def __init__(self, remember: int, log: int) -> None:
+    def __init__(self, remember: int, log: int, times: int = 0) -> None:
+        self._times = times
         self._generation = max(1, remember // 2)
         self._log_size = log
         self.domains: dict[str, DomainCounts] = {}
@@ -196,6 +219,8 @@ class Ledger:
         self.dns_answers: Counter[str] = Counter()
         self.questions: Counter[str] = Counter()
         self.log: deque[Transaction] = deque(maxlen=self._log_size)
+        self.arrivals: deque[Arrival] = deque(maxlen=self._times)
+        self.visits: deque[Visit] = deque(maxlen=self._times)
         for domain in self.domains.values():
             domain.reset()
         for site in self.sites.values():

@@ -34,6 +34,7 @@ class Receiver:
         self.logs = settings.log > 0
         self.log_content = settings.log_content
         self.checks = settings.check
+        self.times = settings.times > 0
         self.capture = Capture(settings.capture) if settings.capture is not None else None
         self.tls_context = server_context()
         self.sessions: set[Session] = set()
@@ -72,7 +73,8 @@ class Receiver:
     def serve(self, host: Host, accepted: socket.socket, client: tuple[str, int]) -> None:
         """Begin a session."""
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        session = Session(self, host, Connection(accepted, host), client, self.ledger.totals.connections + 1)
+        session = Session(self, host, Connection(accepted, host, self.times), client,
+                          self.ledger.totals.connections + 1)
         self.sessions.add(session)
         gevent.spawn(session.run)
 

@@ -32,7 +32,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         """Raises OSError when the directory for captured messages cannot be made."""
         self._settings = settings
-        self._receiver = Receiver(settings, Ledger(settings.remember, settings.log))
+        self._receiver = Receiver(settings, Ledger(settings.remember, settings.log, settings.times))
         self.control = Control(settings, self._receiver, self.stop)
         self.bugs = 0  # greenlets that failed; the traceback of each is on stderr
         self._stopped = Event()

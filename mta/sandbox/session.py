@@ -17,7 +17,7 @@ from mta.sandbox import content as contents
 from mta.sandbox.connection import READ, Connection, Ended
 from mta.sandbox.content import text
 from mta.sandbox.internet import Domain, Host
-from mta.sandbox.ledger import DomainCounts, Transaction
+from mta.sandbox.ledger import Arrival, DomainCounts, Transaction, Visit
 from mta.sandbox.replies import Reply
 from mta.sandbox.rules import Conduct, ReadyRule
 
@@ -69,6 +69,10 @@ class Session:
         self._messages = 0
         self._answered_body = -1  # `wire.writes` when a body was answered: what is read before the next is pipelined
         self._refused_across = -1  # the same, when an envelope was refused for that
+        self._visit: Visit | None = None
+        if receiver.times:
+            self._visit = Visit(number, wire.opened_at(), 0.0, host.site, self.client)
+            self.ledger.visits.append(self._visit)
         self._clear()
 
     def _clear(self) -> None:
@@ -82,6 +86,7 @@ class Session:
         self._name = ""  # of the domain of the latest recipient asked for
         self._pipelined = self._across = False
         self._data_reply = ""
+        self._mail_at = 0.0
 
     # --- the whole session -----------------------------------------------------------------------------------------
 
@@ -95,6 +100,8 @@ class Session:
         except (OSError, EOFError):  # the client is gone
             self._end("abandoned")
         finally:
+            if self._visit is not None:
+                self._visit.closed_at = time.time()
             self.wire.close()
             self.receiver.sessions.discard(self)
 
@@ -279,6 +286,7 @@ class Session:
         if space:
             self._blame("space_after_colon", line)
         self._sender, self._across = sender, across
+        self._mail_at = wire.read_at
         if parameters:
             self._parameters = contents.parameters(parameters)
             if contents.not_offered(self._parameters, behaviour if self._esmtp else None):
@@ -470,6 +478,9 @@ class Session:
         content = contents.unstuffed(content)
         key = contents.message_key(content)
         ledger.accept(key, self._accepted, len(content))
+        if self._visit is not None and self._domain is not None:
+            ledger.arrivals.append(Arrival(self._mail_at, self.wire.read_at, self._domain.name, self._first,
+                                           self.number, self.client))
         if self.receiver.checks:
             for fault in contents.faults(content, "BODY" in self._parameters or "SMTPUTF8" in self._parameters):
                 self._blame(fault, key)

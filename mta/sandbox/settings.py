@@ -238,6 +238,10 @@ class Settings:
         400, "MX hosts with an address and a listening socket of their own; hosts named later share `127.0.0.1`.",
         min=1, max=10_000)
     log: int = option(1000, "Transactions kept with their whole envelope.", min=0, max=1_000_000)
+    times: int = option(
+        0, "Messages, and connections, kept with the times at which they came (`arrivals`, `visits`). Times are those "
+        "at which octets reached the kernel, so they do not depend on when the sandbox is given a processor.",
+        min=0, max=10_000_000)
     log_content: Size = option(Size(0), "How much of each message's content is kept with them.")
     remember: int = option(
         1_000_000, "Pairs of message and recipient kept to find duplicates and for `received`; above it the oldest are "
