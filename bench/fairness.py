@@ -49,7 +49,7 @@ CASES: dict[str, list[Sender]] = {
     "1:1:1": [Sender(name, 1, 1500) for name in ("a", "b", "c")],
     "1:2:4": [Sender("a", 1, 800), Sender("b", 2, 1200), Sender("c", 4, 2000)],
     "one has ten times as much": [Sender("a", 1, 10_000), Sender("b", 1, 1000), Sender("c", 1, 1000)],
-    "each tenant in one worker": [Sender(name, 1, 1500, one_session=True) for name in ("a", "b")],
+    "all mail in one worker": [Sender(name, 1, 1500, one_session=True) for name in ("a", "b")],
     "transactional and bulk": [Sender("t", 1, 1500, "transactional"), Sender("b", 1, 1500, "bulk")],
 }
 

@@ -16,7 +16,7 @@ from typing import Any
 
 PATIENCE_S = 30.0  # only a failing test waits so long
 ROOT = Path(__file__).resolve().parents[2]
-FAST = {"abort_grace": 0.3, "restart_first": 0.05, "stop_margin": 0.3, "quick": 0.3, "echo": 0.0}
+FAST = {"abort_grace": 0.3, "restart_first": 0.05, "stop_margin": 0.3, "quick": 0.3, "echo": 0.0, "linger": 0.0}
 
 
 class Fixture:
