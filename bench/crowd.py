@@ -52,7 +52,7 @@ ADDRESSES = 50
 BACKLOG_DOMAINS = 20
 SLOW_MS = 1000
 CONNECTIONS = 20
-LOAD_S = 30.0
+LOAD_S = 30
 TRANSACTIONAL_S = 30.0
 """Messages a second to the domains of the fresh mail."""
 TO_SLOW_S = 3.0
@@ -173,10 +173,10 @@ def _measure(options: argparse.Namespace, found: Crowd, processes: Account, plac
 def _load(options: argparse.Namespace, found: Crowd, mta: Ours, processes: Account, address: str,
           place: Path) -> None:
     """The load, with an operator's commands meanwhile; returns when all of it has been delivered, or never will be."""
-    loads = {"fresh": (options.domains, "test", ["X-Tenant: news"], options.domains / LOAD_S),
+    loads = {"fresh": (options.domains, "test", ["X-Tenant: news"], options.domains / options.seconds),
              "transactional": (ADDRESSES, "test", _SHOP, TRANSACTIONAL_S),
              "to the slow": (BACKLOG_DOMAINS, "slow", _SHOP, TO_SLOW_S)}
-    found.classes = [Class(name, int(rate * LOAD_S)) for name, (_, _, _, rate) in loads.items()]
+    found.classes = [Class(name, round(rate * options.seconds)) for name, (_, _, _, rate) in loads.items()]
     if found.sweep:
         mta.command("delete", "domain=d?.slow", "--yes")
     others, before_s = Others(), processes.cpu_s()
@@ -324,6 +324,7 @@ def arguments() -> argparse.ArgumentParser:
                         help="domains that fresh mail goes to (%(default)s)")
     parser.add_argument("--connections", type=positive, default=CONNECTIONS, metavar="N",
                         help="connections to the slow provider (%(default)s)")
+    parser.add_argument("--seconds", type=positive, default=LOAD_S, metavar="S", help="for so long (%(default)s)")
     parser.add_argument("--only", action="append", choices=KINDS, help="this run alone; may be repeated")
     add_common(parser)
     return parser
