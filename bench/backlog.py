@@ -28,7 +28,7 @@ from bench.candidate import CandidateError, Setup, runtime_directory
 from bench.fill import FillError, fill
 from bench.loopback import consecutive
 from bench.machine import describe, file_system
-from bench.measure import Plan, Run, evaluate, left, start_nameserver, start_sink, through
+from bench.measure import Plan, Run, evaluate, start_nameserver, start_sink, through
 from bench.ours import NAME, Ours, version, workers
 from bench.processes import Account, MemoryWatch, account, wait_until_quiet
 from bench.programs import LoadPrograms, ProgramError, free_port
@@ -139,7 +139,7 @@ class Backlog:
         finally:
             if sink is not None:
                 sink.stop()
-        run.queued = left(mta, before + (0 if scenario.receivers_up else scenario.expected)) - before
+        run.queued = mta.queued() - before
         evaluate(scenario, run, source, sink)
         return run
 

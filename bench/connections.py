@@ -26,7 +26,7 @@ from pathlib import Path
 from bench.candidate import CandidateError, Setup, runtime_directory
 from bench.loopback import consecutive
 from bench.machine import describe, file_system
-from bench.measure import Plan, Run, evaluate, left, start_nameserver
+from bench.measure import Plan, Run, evaluate, start_nameserver
 from bench.ours import NAME, Ours, version
 from bench.processes import Account, account, find, memory, wait_until_quiet
 from bench.programs import LoadPrograms, Program, ProgramError, free_port
@@ -151,7 +151,7 @@ def _measure(plan: Plan, scenario: Scenario, found: Connections, hold_s: int, di
         source.wait(_SETTLE_S)
     run.cpu_s = processes.cpu_s() - before_s
     wait_until_quiet(processes, _SETTLE_S)
-    run.queued = left(mta, 0)
+    run.queued = mta.queued()
     deadline = time.monotonic() + REST_S
     while time.monotonic() < deadline and memory(worker)[1] > 2 * found.resting_bytes:
         time.sleep(_LOOK_S)

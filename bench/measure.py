@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import ours, slowdisk
-from bench.candidate import Candidate, CandidateError, Setup, runtime_directory
+from bench.candidate import CandidateError, Setup, runtime_directory
 from bench.candidates import CANDIDATES, DIRECT
 from bench.loopback import consecutive
 from bench.namespace import DNS_ADDRESS
@@ -29,8 +28,6 @@ from bench.syncs import NotMeasuredError, SyncCounter
 _QUIET_BEFORE_S = 10.0
 _QUIET_AFTER_S = 60.0
 _SINK_IDLE_S = 30.0
-_LEAVE_S = 10.0
-_LOOK_S = 0.5
 _OTHERS_MOST = 0.3
 
 
@@ -150,24 +147,12 @@ def _measure(plan: Plan, scenario: Scenario, run: Run, processes: Account, direc
 
     source = through(plan, scenario, run, processes, address, sink, directory)
 
-    run.queued = left(mta, 0 if scenario.receivers_up else scenario.expected)
+    run.queued = mta.queued()
     nameserver.stop()
     evaluate(scenario, run, source, sink)
     run.dns_queries = int(nameserver.result()["queries"])
     if run.arrived or run.queued:
         run.dns_cpu_ms = nameserver.cpu_s * 1000 / (run.arrived or run.queued)
-
-
-def left(mta: Candidate, expected: int) -> int:
-    """What is in the queue in the end, looked at until it is as expected, but not for long.
-
-    What was delivered counts until the next checkpoint, and where others take the processors an MTA that waits for one
-    looks as quiet as an MTA that is done.
-    """
-    deadline = time.monotonic() + _LEAVE_S
-    while (queued := mta.queued()) != expected and time.monotonic() < deadline:
-        time.sleep(_LOOK_S)
-    return queued
 
 
 def start_nameserver(scenario: Scenario, directory: Path,
