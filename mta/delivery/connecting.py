@@ -158,6 +158,7 @@ class Connecting:
         path, limits = connection.path, self._engine.limits
         path.took()
         now_s = self._engine.monotonic()
+        connection.opening_s = now_s - connection.opened_s
         if now_s >= path.tell_s or limits.learned(path.lease):
             path.tell_s = now_s + TELL_S
             limits.served(path.lease)

@@ -105,7 +105,6 @@ class Connection:
                 self.engine.keeper.connection_failed(self, failure)
                 return
             self.established = True
-            self.opening_s = self.engine.monotonic() - self.opened_s
             self.engine.connecting.established(self)
             self._converse()
         except ShortageError as shortage:

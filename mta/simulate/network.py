@@ -131,7 +131,7 @@ class SimulatedConnection(Connection):
             self._settle(job, model)
             if ended or model.was_cut:
                 return
-            warm = transaction.mail is not None and transaction.mail.code < 300
+            warm = path.prompt and transaction.mail is not None and transaction.mail.code < 300
 
     def _settle(self, job: Job, model: Session) -> None:
         transaction = job.transaction
