@@ -71,8 +71,12 @@ class Holds:
         if not changed:
             return
         now_us = engine.clock_us()
+        lifted = set()
         for name in changed:
-            state = engine.limits.state(name)
+            state, before = engine.limits.state(name), self._held.get(name)
+            had = before is not None and any(hold.what == "all" for hold in before.holds)
+            if had and state.suspension(now_us) is None:
+                lifted.add(name)
             ends = [hold.until_us for hold in state.holds if hold.until_us > now_us]
             if ends:
                 self._held[name] = state
@@ -82,11 +86,21 @@ class Holds:
             else:
                 self._held.pop(name, None)
         self.on_queues = sum(name.startswith(OF_QUEUES) for name in self._held)
+        stopped, freed = [], False
         for path in list(engine.paths.values()):
             if not changed.isdisjoint(names_of(path)):
-                self.apply(path)
+                now = self._apply(path)
+                if now == "stopped":
+                    stopped.append(path)
+                freed |= now == "freed"
             if path.name in changed:
                 engine.adapting.changed(path)
+        # All of them are in force. A source may have as many paths as there are sites.
+        engine.keeper.clear_all(stopped)
+        if freed or lifted:
+            # By name: a path may have been forgotten since its last connection ended. Its mail is parked all the same.
+            names = changed if freed else lifted
+            engine.keeper.wake(lambda lane: any(not names.isdisjoint(names_of(path)) for path in lane.paths))
         self._queues_changed({name for name in changed if name.startswith(OF_QUEUES)})
 
     def clock_was_set(self) -> None:
@@ -100,8 +114,16 @@ class Holds:
 
     def apply(self, path: Path) -> None:
         """Have `path` keep to what holds for it now."""
+        now = self._apply(path)
+        if now == "stopped":
+            self._engine.keeper.clear(path)
+        elif now == "freed":
+            self._engine.keeper.wake(lambda lane: path in lane.paths)
+
+    def _apply(self, path: Path) -> Literal["stopped", "freed", ""]:
+        """The same but for its mail: that has to be done when it was `stopped`, or `freed`."""
         if not self._held and not path.is_held:
-            return
+            return ""
         engine, now_us = self._engine, self._engine.clock_us()
         until_us, why = 0, None
         most = path.allowed
@@ -125,15 +147,15 @@ class Holds:
         if why is not None:
             if until_us > path.suspended_until_us or path.suspended_by not in ("site", "source"):
                 path.suspend(until_us, why.reason, why.by, why.since_us)
-                engine.keeper.clear(path)
+                return "stopped"
         elif path.suspended_until_us > now_us and path.suspended_by not in ("site", "source"):
             path.suspended_until_us = 0
             path.suspended_by = ""
-            lanes = set(path.lanes)
-            engine.keeper.wake(lambda lane: lane in lanes or path in lane.paths)
+            return "freed"
         else:
             path.not_before_s = 0.0  # the rates may be others
             engine.connecting.kick_path(path)
+        return ""
 
     # -- queues --------------------------------------------------------------------------------------------------
 

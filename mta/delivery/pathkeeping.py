@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 LOOK_S = 30.0  # how often it is looked whether a source that was lost is back
 LOST_S = 600.0  # how long mail that has no other source sleeps, unless that look wakes it
 PARKED_AT_ONCE = 200  # queues of a lane that stands still; a few ms, with their deliveries
+CLEARED_AT_ONCE = 20  # paths that are held together, most of which have few queues
+LOOKED_AT_ONCE = 500  # parked queues, for whose lanes they are
 PROXY_S = 10.0  # patience with a proxy in that look
 
 log = logging.getLogger(__name__)
@@ -181,15 +183,35 @@ class PathKeeper:
         self.wake(lambda lane: any(map(which, lane.paths)))
 
     def wake(self, which: Callable[[Lane], bool]) -> None:
-        """Have the parked queues of these lanes come back now. Looks at all that are parked in memory."""
+        """Have the parked queues of these lanes come back now, or soon where many are parked. Looks at all of them that
+        are in memory."""
+        names = self._engine.scheduler.parked()
+        if len(names) > LOOKED_AT_ONCE:
+            self._engine.hub.spawn(self._wake, names, which)
+        else:
+            self._wake(names, which)
+
+    def _wake(self, names: list[str], which: Callable[[Lane], bool]) -> None:
         engine = self._engine
-        now_us = engine.clock_us()
-
-        def until(name: str, until_us: int) -> int:
+        awake = set()
+        for count, name in enumerate(names, 1):
             lane = engine.ways.lane_of(domain_of(name), engine.controls.pool_of(name))
-            return now_us if lane is not None and which(lane) else until_us
+            if lane is not None and which(lane):
+                awake.add(name)
+            if count % LOOKED_AT_ONCE == 0 and count < len(names):
+                engine.hub.sleep(0)
+        if awake:
+            now_us = engine.clock_us()
+            engine.scheduler.repark(lambda name, until_us: now_us if name in awake else until_us)
 
-        engine.scheduler.repark(until)
+    def clear_all(self, paths: list[Path]) -> None:
+        """The same for paths that are held together: some now, the others in pieces."""
+        for number, path in enumerate(paths, 1):
+            if path.suspended_until_us:
+                self.clear(path)
+            if number % CLEARED_AT_ONCE == 0 and number < len(paths):
+                self._engine.hub.later(0.0, self.clear_all, paths[number:])
+                return
 
     def clear(self, path: Path) -> None:
         """`path` may not be used now: its mail goes elsewhere, or leaves memory."""

@@ -197,6 +197,38 @@ def many_queues_are_parked_in_pieces() -> None:
     assert len(world.taken) == 1000
 
 
+def a_hold_over_many_sites_is_one_look() -> None:
+    """A provider of 200 sites is suspended: no turn of the loop empties more than some of them, none of them gets
+    mail; and when that ends all of it goes, by one look at what is parked and not one for each site."""
+    world = Sited(shaping=quick(connections=1))
+    names = [f"d{number}.test" for number in range(200)]
+    world.providers = dict.fromkeys(names, "big")
+    for name in names:
+        world.make_for(domain=name)
+    world.until(world.over)
+    assert len(world.taken) == 200
+    world.slow_s = 0.3
+    for name in 2 * names:
+        world.make_for(domain=name)
+    cleared, looks = [], []
+    keeper, scheduler = world.engine.keeper, world.engine.scheduler
+    clear, repark = keeper.clear, scheduler.repark
+    keeper.clear = lambda path: (cleared.append(path.name), clear(path))  # type: ignore
+    scheduler.repark = lambda until_us: (looks.append(1), repark(until_us))  # type: ignore
+    world.until(lambda: len(world.engine.connections) == 200)
+    world.engine.holds.suspend("provider:big", 60, "operator", "a test")
+    assert 0 < len(cleared) <= pathkeeping.CLEARED_AT_ONCE
+    world.until(lambda: len(scheduler.parked()) == 200)
+    world.until(lambda: not world.engine.connections)
+    assert len(world.taken) <= 400  # those that were under way at most
+    assert not looks
+    world.slow_s = 0.0
+    world.engine.holds.lift("provider:big", "operator")
+    assert len(looks) == 1
+    world.until(world.over)
+    assert len(world.taken) == 600
+
+
 def transactional_mail_waits_for_one_message_of_a_slow_receiver() -> None:
     """Where content is answered late none is sent ahead: what may overtake waits for the one under way alone. Where it
     is not, the next one is on the connection already; and so it is when the receiver is fast again."""

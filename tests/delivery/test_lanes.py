@@ -13,7 +13,8 @@ import pytest
 SCENARIOS = (
     "connections_leave_by_weight", "pools_have_lanes_of_their_own", "a_lost_source_is_made_up_for",
     "a_source_that_vanishes_while_it_runs", "a_suspended_path_leaves_its_mail_to_the_others",
-    "many_queues_are_parked_in_pieces", "transactional_mail_waits_for_one_message_of_a_slow_receiver",
+    "many_queues_are_parked_in_pieces", "a_hold_over_many_sites_is_one_look",
+    "transactional_mail_waits_for_one_message_of_a_slow_receiver",
     "a_retry_goes_by_the_same_source", "a_pool_that_is_gone", "a_pool_that_is_gone_may_fall_back",
     "a_pool_that_changes_moves_waiting_mail", "leases_are_of_the_path", "mail_goes_through_a_proxy",
     "a_path_with_a_rate", "a_rate_of_connections", "a_rate_over_a_provider", "tenants_share_by_weight",
