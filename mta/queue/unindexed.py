@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mta.queue.checkpoint import Touched
 from mta.queue.effects import DeliveryState, Effects, Key, NewMessage
 from mta.queue.encoding import read_delivery, read_message
-from mta.queue.index import Index
+from mta.queue.index import DELIVERY_KEY, Index
 from mta.queue.records import Delivery, Message
 
 Ages = Sequence[Effects | None]
@@ -26,6 +26,7 @@ class Unread(NamedTuple):
 
     state: DeliveryState
     message: NewMessage | None  # None: the index has it
+    is_there: bool  # else only the index knows whether it had not ended before
 
 
 class Unindexed:
@@ -64,19 +65,31 @@ class Unindexed:
         """What is due of `queue`, the soonest first, as it is now; but for what is in one of `without`."""
         found = []
         for key in self._keys.get(queue, ()):
-            state = newest(key, ages)
+            state, is_there = _find(key, ages)
             if (state is not None and state.queue == queue and state.due_us <= before_us
                     and not any(key in some for some in without)):
-                found.append(Unread(state, _message(key[0], ages)))
+                found.append(Unread(state, _message(key[0], ages), is_there))
         return sorted(found, key=lambda one: (one.state.due_us, one.state.key))
 
 
 def newest(key: Key, ages: Ages) -> DeliveryState | None:
     """The delivery as it is now; None when the effects do not have it, or when it was removed."""
+    return _find(key, ages)[0]
+
+
+def _find(key: Key, ages: Ages) -> tuple[DeliveryState | None, bool]:
+    """The same, and whether the effects themselves say that it is there: an update does not bring back what was removed
+    (`mta.queue.effects`), be it in the effects before or in the index."""
+    found: DeliveryState | None = None
     for effects in ages:
         if effects is not None and key in effects.deliveries:
-            return effects.deliveries[key]
-    return None
+            state = effects.deliveries[key]
+            if state is None:
+                return None, False
+            found = found or state
+            if state.born:
+                return found, True
+    return found, False
 
 
 def _message(message_id: int, ages: Ages) -> NewMessage | None:
@@ -91,8 +104,10 @@ def read(index: Index, unread: Sequence[Unread]) -> list[tuple[DeliveryState, De
     found = []
     known: dict[int, Message | None] = {}
     with index.env.begin() as txn:
-        for state, new in unread:
+        for state, new, is_there in unread:
             message_id, number = state.key
+            if not is_there and txn.get(DELIVERY_KEY.pack(*state.key), db=index.db["messages"]) is None:
+                continue
             if new is not None and message_id not in known:
                 known[message_id] = read_message(new.record, message_id, new.body)
             message = index.message_in(txn, message_id, known)

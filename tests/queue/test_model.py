@@ -71,6 +71,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.durable = State({}, {})
         self.indexed = State({}, {})
         self.touched: set[Key] = set()  # since the index was written
+        self.noted: dict[Key, str] = {}  # what a checkpoint that failed would have written, and its queues
         self.submitted: list[tuple[Transaction, list[object]]] = []
         self.known: list[Delivery] = []
         self.events = b""
@@ -168,6 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.bench = self.bench.crash(files=self.files)
         self.indexed = self.durable.copy()
         self.touched.clear()
+        self.noted = {}
 
     @rule()
     def crash_unheard(self) -> None:
@@ -187,6 +189,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.bench = Bench(self.root / "000", files=self.files)
         self.indexed = self.durable.copy()
         self.touched.clear()
+        self.noted = {}
 
     @rule()
     def full_disk(self) -> None:
@@ -211,6 +214,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.bench.checkpoint()
         self.files.names, self.files.error = {"pwritev"}, 0
         self.bench.store._checkpoint_not_before = 1e300  # it is for `checkpoint` to try again
+        self.noted = {key: delivery.queue for key, delivery in self.durable.deliveries.items()
+                      if key in self.touched or key not in self.indexed.deliveries}
 
     # -- looks -----
 
@@ -222,6 +227,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.bench.checkpoint()
         self.indexed = self.durable.copy()
         self.touched.clear()
+        self.noted = {}
         queue = self.durable.deliveries
         assert shown(self.bench.queue()) == shown(sorted(queue.values(), key=lambda d: d.key))
         assert self.bench.counts() == self.durable.counts()
@@ -240,7 +246,8 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(queue=st.sampled_from([*QUEUES, "s.test", "none.test"]), before=TIMES, limit=st.integers(0, 5),
           data=st.data())
     def load(self, queue: str, before: int, limit: int, data: st.DataObject) -> None:
-        """A load finds what is in the index, due, not excluded and not touched since."""
+        """A load finds what is in the index, due, not excluded and not touched since; and what the index would have if
+        the last checkpoint had not failed, as it is now."""
         exclude = set(data.draw(st.lists(st.sampled_from([d.key for d in self.known]), max_size=4)))
         pending = {d.key for tx, told in self.submitted if not told for d in (*tx.updates, *tx.removes)}
         found, next_us = self.bench.answer(self.bench.store.load_due, queue, START_US + before, limit, exclude)
@@ -250,7 +257,13 @@ class StoreMachine(RuleBasedStateMachine):
                            key=lambda d: (d.due_us, d.key))
             due = [d for d in there if d.due_us <= START_US + before][:limit]
             rest = there[len(due):]
-            return shown(d for d in due if d.key not in pending), rest[0].due_us if rest else None
+            found = sorted([*(d for d in due if d.key not in pending), *late[:limit + 1]], key=lambda d: d.due_us)
+            following = [d.due_us for d in (*rest[:1], *found[limit:limit + 1])]
+            return shown(found[:limit]), min(following, default=None)
+
+        late = sorted((d for key, d in self.durable.deliveries.items()
+                       if self.noted.get(key) == d.queue == queue and d.due_us <= START_US + before
+                       and key not in exclude | pending), key=lambda d: (d.due_us, d.key))
 
         # What is on its way to the disk is never in the result, but may have taken a place in it.
         outcomes = [expected(exclude | self.touched), expected((exclude | self.touched) - (pending - exclude))]
