@@ -305,6 +305,27 @@ def test_mail_is_found_although_the_index_cannot_be_written(tmp_path: Path) -> N
     bench.close()
 
 
+def test_what_has_ended_is_not_found_while_the_index_cannot_be_written(tmp_path: Path) -> None:
+    """A late update does not bring back what the index knows to be gone, nor what was removed since."""
+    files = Failing("commit")
+    bench = Bench(tmp_path / "000", files=files)
+    gone, stays = bench.accept("a.test", "b.test")
+    ending, _ = bench.accept("a.test", "b.test")
+    bench.commit(removal([gone]))
+    bench.checkpoint()
+    files.error = NO_SPACE
+    bench.commit(removal([ending]))
+    bench.commit(Transaction(updates=[outcome(gone, attempts=1), outcome(ending, attempts=1)]))
+    bench.checkpoint()
+    assert bench.checkpoints[-1] == [("a.test", START_US)]  # only the index could know
+    assert bench.load("a.test") == []
+    files.error = 0
+    bench.until(lambda: bench.store.trouble() is None)
+    assert bench.queued()[0] == stays.key
+    assert len(bench.queued()) == 2
+    bench.close()
+
+
 def test_a_failing_index_is_tried_again_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at every turn: with each attempt the work of it grows."""
     monkeypatch.setattr("mta.queue.store.RETRY_S", 3600)
