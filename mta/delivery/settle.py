@@ -25,7 +25,8 @@ from mta.queue.store import Transaction as Commit
 from mta.smtp.reply import Reply
 
 HISTORY = 8  # failed attempts kept with a delivery
-EARLY = 4  # attempts after which a rule may ask for the next one sooner than the schedule does, or elsewhere
+EARLY = 4  # attempts that may go elsewhere at once
+SOONER = 2  # attempts after which a rule may ask for the next one sooner than the schedule does
 ELSEWHERE_S = 1.0  # before another way is tried
 SOON_US = 5_000_000  # a failed attempt warns that much ahead: the sweep does not see what was changed just now
 
@@ -198,8 +199,10 @@ class Settler:
             if not wait_s:
                 return scheduled_us
             waits.append(wait_s)
-        wanted_us = self.retry.after_us(retry, min(waits), now_us)
-        return wanted_us if attempt <= EARLY else max(wanted_us, scheduled_us)
+        soonest_s = min(waits)
+        wanted_us = self.retry.after_us(retry, soonest_s, now_us)
+        early = EARLY if soonest_s == ELSEWHERE_S else SOONER
+        return wanted_us if attempt <= early else max(wanted_us, scheduled_us)
 
     def fail(self, delivery: Delivery, reply: Reply) -> Verdict:
         """Give up all recipients of `delivery`: no route will ever lead to them."""

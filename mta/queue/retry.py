@@ -30,7 +30,8 @@ class RetryClock:
         return now_us + int(self.wait_s(retry, attempts) * 1_000_000)
 
     def after_us(self, retry: Retry, wait_s: float, now_us: int) -> int:
-        """When it is due if it is to wait for `wait_s`, with the same jitter; never later than the schedule can say."""
+        """When it is due if it is to wait for `wait_s`: that long at least, as who comes a moment too early is refused
+        again, and up to the jitter longer; never later than the schedule can say."""
         longest_s = float(max(retry.schedule) if retry.schedule else retry.cap)
-        wait_s = min(wait_s, longest_s) * (1.0 + retry.jitter * self._random.uniform(-0.5, 0.5))
+        wait_s = min(wait_s, longest_s) * (1.0 + retry.jitter * self._random.random())
         return now_us + int(wait_s * 1_000_000)

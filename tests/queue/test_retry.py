@@ -41,3 +41,12 @@ def test_due_time_counts_from_now() -> None:
     retry = Retry(first=Duration(2), jitter=0.0)
 
     assert CLOCK.next_us(retry, 1, 5_000_000) == 7_000_000
+
+
+def test_a_wait_that_a_rule_asks_for_is_not_cut_short() -> None:
+    """A greylist of five minutes refuses who comes a second earlier; jitter only adds."""
+    retry = Retry(first=Duration(300), cap=Duration(1000), jitter=0.2)
+    waits = [RetryClock(random.Random(seed)).after_us(retry, 310.0, 0) / 1e6 for seed in range(200)]
+
+    assert all(310 <= wait <= 372 for wait in waits)
+    assert max(waits) - min(waits) > 40
