@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WRITE_S: Final = 0.25  # how often what was taken is written down
 FOR_LESS: Final = frozenset(("rate", "connections", "reputation"))  # classes of replies that ask for less
+FOR_LESS_AT_ONCE: Final = frozenset(("rate", "connections"))  # those that say how, also at the greeting
 BLOCKED: Final = -1.0  # as a rate in the shared state: nothing but probes
 
 
@@ -74,6 +75,18 @@ class Adapting:
         is_rate = "rate" in kinds
         self._learn(path, refused_s=begun_s if is_rate else None, burdened=not is_rate)
         return is_rate
+
+    def to_refusal(self, path: Path, kind: str, begun_s: float) -> bool:
+        """The receiver, which serves no other connection of ours, refused one that was begun at `begun_s`, with a reply
+        of that class. Whether the path gives it less because of that, so that nothing else need be done to it."""
+        if not path.shaping.adaptive.enabled or kind not in FOR_LESS_AT_ONCE:
+            return False
+        if kind == "rate":  # of messages, as a rule; the next connection is the probe
+            self._learn(path, refused_s=begun_s)
+        else:
+            self._learn(path, burdened=True)
+            path.hold(self._engine.monotonic())
+        return True
 
     def changed(self, path: Path) -> None:
         """Another worker has learnt something about `path`."""
@@ -170,6 +183,8 @@ class Adapting:
             self._engine.pacing.wait(path, self._decoded(state).pace.probe_at)
         elif was_blocked:
             path.not_before_s = 0.0
+            if paced and kick:
+                engine.limits.reserve(paced)  # the probe is the first of the new pace
         if (allowed, paced, path.blocked) == (path.allowed, path.paced, was_blocked):
             return
         path.allowed, path.paced = allowed, paced

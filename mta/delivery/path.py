@@ -103,6 +103,10 @@ class Path:
             return False
         if self.doubted and self.opening:
             return False  # or there would always be another one to wait for, and the site never be given a rest
+        if self.blocked and have:
+            return False  # one is enough to ask
+        if self.message_rates and self.opening >= max(min(one.count / one.period_s for one in self.message_rates), 1):
+            return False  # as many as would have something to send by the time they are open
         return not have or (not self.failures and have < self.most)
 
     def unheld(self) -> None:
@@ -142,9 +146,13 @@ class Path:
         if refusal is Refusal.ALONE:
             return True
         if refusal is not Refusal.BEYOND:
-            self.hold_s = min(max(self.hold_s * 2, HOLD_FIRST_S), HOLD_CAP_S)
-            self.hold_until_s = now_s + self.hold_s
+            self.hold(now_s)
         return refusal is Refusal.UNCLEAR and self.hold_s > UNCLEAR_CAP_S
+
+    def hold(self, now_s: float) -> None:
+        """No new connection for a while, each time for longer until one is taken."""
+        self.hold_s = min(max(self.hold_s * 2, HOLD_FIRST_S), HOLD_CAP_S)
+        self.hold_until_s = now_s + self.hold_s
 
     def broken(self, reason: str, now_s: float) -> bool:
         """The site ended a session before it served. Whether the path has to stand still.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import gevent.socket
 
 from mta.delivery.connection import Connection
+from mta.delivery.leases import Refusal
 from mta.delivery.path import Path
 from mta.queue import events
 from mta.queue.scheduler import domain_of
@@ -47,11 +48,16 @@ class PathKeeper:
     def connection_failed(self, connection: Connection, reply: Reply) -> None:
         """No address of the site gave a session."""
         if not self._engine.stopping and not connection.path.source.lost:
-            self.site_failed(connection.path, str(reply), connection)
+            judge = self._engine.reactions.judge_of(connection.path)
+            kind = "" if reply.local else judge("greeting", reply).kind
+            self.site_failed(connection.path, str(reply), connection, kind)
             self._engine.reactions.to_refusal(connection.path, reply)
 
-    def site_failed(self, path: Path, reason: str, refused: Connection | None = None) -> None:
-        """The site broke a session before it served, or `refused` a connection."""
+    def site_failed(self, path: Path, reason: str, refused: Connection | None = None, kind: str = "") -> None:
+        """The site broke a session before it served, or `refused` a connection, with a reply of that class.
+
+        When that reply asks for less, no fault of the site's is found: adaptation sees to it that it gets less.
+        """
         engine = self._engine
         if path.suspended_until_us > engine.clock_us():
             return  # one outage, however many connections it ends
@@ -61,6 +67,8 @@ class PathKeeper:
         else:
             refusal = engine.limits.refused(path.lease, refused.opened_s, path.established > 0)
             stand_still = path.refused(reason, now_s, refusal)
+            if refusal in (Refusal.ALONE, Refusal.UNCLEAR) and engine.adapting.to_refusal(path, kind, refused.opened_s):
+                stand_still = False
         if stand_still:
             self.pause(path)
 

@@ -49,7 +49,10 @@ def send(phases: list[tuple[int, Receiver]], pace: Pace | None = None) -> list[M
         while under_way and under_way[0][0] <= now:
             ended, begun, taken = heapq.heappop(under_way)
             if taken:
+                was_blocked = pace.is_blocked
                 pace.taken(1, ended, begun)
+                if was_blocked and not pace.is_blocked:
+                    next_slot = ended + 1 / pace.rate  # the probe is the first of the new pace
                 minutes[minute].taken += 1
             else:
                 pace.refused(ended, begun)

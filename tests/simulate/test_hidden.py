@@ -1,0 +1,145 @@
+"""Receivers with limits that nobody tells: the engine finds them, uses them, and notices when they are gone.
+
+The scaled-down bench.hidden: the real engine with the shipped rules, on the virtual clock.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from mta.simulate.simulation import Simulation
+from tests.simulate.helpers import simulation
+
+SLOW = "latency: 1s"
+SITE = "d.test"
+
+
+class Course(NamedTuple):
+    """What happened in a time, in messages and connections."""
+
+    taken: int
+    refused: int
+    most_open: int
+
+
+def begun(*phases: tuple[int, str], messages: int = 20_000) -> Simulation:
+    """A receiver with these behaviours, each for so many minutes, and more mail for it than it takes."""
+    texts, minute = [], 0
+    for minutes, behaviour in phases:
+        texts.append(f"{{since: {minute}m, until: {minute + minutes}m, {behaviour}}}")
+        minute += minutes
+    return simulation("shaping: {default: {connections: 100}}",
+                      f"domains: {{d.test: {{phases: [{', '.join(texts)}]}}}}",
+                      f"parts: [{{messages: {messages}, domains: {{d.test: 1}}}}]")
+
+
+def until(sim: Simulation, minute: float) -> Course:
+    """What happens from now on."""
+    before = sim.receivers.site(SITE)
+    taken, refused = before.taken, before.throttled + before.refused_connections
+    before.most_open = 0
+    sim.run(minute / 60)
+    site = sim.receivers.site(SITE)
+    return Course(site.taken - taken, site.throttled + site.refused_connections - refused, site.most_open)
+
+
+def test_a_limit_on_connections_then_rates_are_tracked() -> None:
+    """20 connections, then 200 messages a minute, then 5: each is found within two minutes; from then on at least 85 %
+    of it is used and less than 2 % is refused."""
+    sim = begun((5, f"{SLOW}, connections: 20"), (8, "latency: 20ms, rate: 200/min"),
+                (30, "latency: 20ms, rate: 5/min"))
+    until(sim, 2)
+    connections = until(sim, 5)
+    until(sim, 7)
+    fast = until(sim, 13)
+    until(sim, 15)
+    slow = until(sim, 43)
+    assert connections.most_open == 20
+    assert connections.taken >= 0.85 * 20 * 180
+    assert fast.taken >= 0.85 * 200 * 6
+    assert slow.taken >= 0.85 * 5 * 28
+    for course in (connections, fast, slow):
+        assert course.refused < 0.02 * (course.taken + course.refused)
+
+
+@pytest.mark.parametrize(("rate", "per_minute"), [
+    ("rate: 200/min", 200), ('rate: "200/min, burst 20"', 200), ("rate: 200/min, rate_window: fixed", 200),
+    ("rate: 200/min, rate_window: sliding", 200), ("rate: 60/min, rate_window: fixed", 60),
+    ("rate: 5/min", 5), ("rate: 5/min, rate_window: fixed", 5), ("rate: 5/min, rate_window: sliding", 5),
+])
+def test_every_way_of_counting_is_found(rate: str, per_minute: int) -> None:
+    """Buckets, minutes by the clock and any minute: the same bounds, over half an hour."""
+    sim = begun((32, f"latency: 20ms, {rate}"))
+    until(sim, 2)
+    steady = until(sim, 32)
+    assert steady.taken >= 0.85 * per_minute * 30
+    assert steady.refused < 0.02 * (steady.taken + steady.refused)
+
+
+def test_an_hourly_limit_is_spread_over_the_hour() -> None:
+    """The first hour's messages go at once, then it refuses; later hours are used evenly, with a few refusals."""
+    sim = begun((600, "latency: 20ms, rate: 600/h, rate_window: fixed"))
+    assert until(sim, 60).taken >= 0.95 * 600
+    until(sim, 180)
+    later = until(sim, 600)
+    assert later.taken >= 0.85 * 600 * 7
+    assert later.refused < 0.02 * (later.taken + later.refused)
+
+
+@pytest.mark.parametrize("before", ["200/min", "5/min"])
+def test_a_receiver_that_opens_is_found_out(before: str) -> None:
+    """Of 200 and of 5 a minute more is tried every 60 messages, or 120: within the time that these take, and eight
+    minutes, the rate is twenty times as high."""
+    sim = begun((10, f"latency: 20ms, rate: {before}"), (60, SLOW), messages=40_000)
+    until(sim, 10)
+    per_minute = int(before.partition("/")[0])
+    courses = []
+    while not courses or courses[-1].taken < 20 * min(per_minute, 100):
+        courses.append(until(sim, 11 + len(courses)))
+        assert len(courses) <= 120 / per_minute + 8
+    assert sum(course.refused for course in courses) == 0
+
+
+def test_a_paced_receiver_has_few_connections() -> None:
+    """What a rate holds back needs no connections: not one for each that might have been used."""
+    sim = begun((20, "latency: 20ms, rate: 60/min"))
+    until(sim, 2)
+    assert until(sim, 20).most_open <= 4
+
+
+@pytest.mark.parametrize("reply", [
+    "421 4.7.0 Too many messages from 192.0.2.25, slow down", "421 4.7.0 Error: too many connections from 192.0.2.25"])
+def test_a_limit_told_at_the_greeting_is_no_fault_of_the_site(reply: str) -> None:
+    """A receiver that refuses all connections for some minutes, for rate or number: it is asked now and then, by one
+    connection; no breaker trips; when it opens the mail goes on."""
+    sim = begun((2, f"{SLOW}, connections: 20"), (12, f'{SLOW}, rules: [{{at: connect, reply: "{reply}"}}]'),
+                (60, f"{SLOW}, connections: 20"))
+    until(sim, 10)  # those that were open have come to their end
+    site = sim.receivers.site(SITE)
+    before = site.connections
+    for minute in (11, 12, 13, 14):
+        until(sim, minute)
+        (path,) = sim.engine.paths.values()
+        assert path.suspended_until_us == path.failures == 0
+    assert 1 <= site.connections - before <= 10
+    assert until(sim, 16).taken > 0
+
+
+def test_a_rate_of_connections_costs_few_refusals() -> None:
+    """Ten connections a minute of one message each are used, with fewer refusals than messages."""
+    sim = begun((60, "latency: 50ms, messages: 1, connection_rate: 10/min, rate_window: fixed"))
+    until(sim, 2)
+    steady = until(sim, 60)
+    assert steady.taken >= 0.85 * 10 * 58
+    assert steady.refused < steady.taken
+
+
+@pytest.mark.parametrize(("greylist", "deferrals"), [("1m", 1), ("5m", 1), ("10m", 2), ("25m", 3)])
+def test_greylisting_is_met_by_the_shipped_rule(greylist: str, deferrals: int) -> None:
+    """As few attempts as can be at the usual lengths of a greylist, five minutes to the second included."""
+    sim = simulation("", f"domains: {{g.test: {{greylist: {greylist}}}}}",
+                     "parts: [{messages: 500, domains: {g.test: 1}, over: 5m}]")
+    result = sim.run(3)
+    assert (result.delivered, result.deferred) == (500, 500 * deferrals)
