@@ -46,6 +46,10 @@ smtpd_recipient_restrictions = permit_mynetworks, reject
 smtpd_tls_security_level = none
 smtp_tls_security_level = none
 smtp_tcp_port = {port}
+import_environment = MAIL_CONFIG TZ LANG=C {environment}
+export_environment = TZ MAIL_CONFIG LANG {environment}
+"""
+_TUNED = """\
 in_flow_delay = 0
 default_process_limit = 200
 default_destination_concurrency_limit = {concurrency}
@@ -54,8 +58,6 @@ smtp_destination_recipient_limit = 50
 smtp_connection_cache_on_demand = yes
 qmgr_message_active_limit = 40000
 qmgr_message_recipient_limit = 40000
-import_environment = MAIL_CONFIG TZ LANG=C {environment}
-export_environment = TZ MAIL_CONFIG LANG {environment}
 """
 _MASTER = """\
 127.0.0.1:{port} inet n - n - - smtpd
@@ -81,10 +83,11 @@ postlog   unix-dgram n - n - 1 postlogd
 
 
 class Postfix(Candidate):
-    """A private instance."""
+    """A private instance. Not `tuned`: what concerns speed and delivery is as Postfix comes."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, tuned: bool = True) -> None:
         self._setup = setup
+        self._main = _MAIN + (_TUNED if tuned else "")
         self._queue = setup.directory / "queue"
         self._daemon: Daemon | None = None
 
@@ -132,7 +135,7 @@ class Postfix(Candidate):
             (self._queue / name).chmod(mode)
         (self._queue / "pid").chmod(0o755)
         concurrency = self._setup.connections
-        (directory / "etc" / "main.cf").write_text(_MAIN.format(
+        (directory / "etc" / "main.cf").write_text(self._main.format(
             directory=directory, port=self._setup.sink_port,
             concurrency=100 if concurrency is None else concurrency,
             initial=20 if concurrency is None else concurrency,
