@@ -73,6 +73,8 @@ class GeventHub:
 
     def later(self, seconds: float, run: Callable[..., object], *args: Any) -> Timer:
         """See `Hub`."""
+        # The loop reckons from the beginning of its turn, which may be long ago on a busy machine: it would be early.
+        gevent.get_hub().loop.update_now()
         timer: Timer = _Later.spawn_later(seconds, run, *args)
         return timer
 

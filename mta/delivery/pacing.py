@@ -93,7 +93,7 @@ class Pacing:
         """No message goes over `path` before that; then it is looked at again."""
         if path.not_before_s != until_s:
             path.not_before_s = until_s
-            self._call(path, max(until_s - self._engine.monotonic(), 0.0))
+            self._call(path, until_s)
 
     def send_back(self, path: Path) -> None:
         """What `may_send` took was not used."""
@@ -107,7 +107,7 @@ class Pacing:
         if not at_s:
             return True
         path.open_not_before_s = at_s
-        self._call(path, max(at_s - self._engine.monotonic(), 0.0))
+        self._call(path, at_s)
         return False
 
     def await_opening(self, path: Path, granted_s: float) -> None:
@@ -119,11 +119,14 @@ class Pacing:
                 self._engine.hub.sleep(max(at_s - self._engine.monotonic(), 0.0) + EARLY_S)
             granted_s = self._engine.monotonic()
 
-    def _call(self, path: Path, wait_s: float) -> None:
-        self._engine.hub.later(wait_s + EARLY_S, self._called, path)
+    def _call(self, path: Path, until_s: float) -> None:
+        wait_s = max(until_s - self._engine.monotonic(), 0.0)
+        self._engine.hub.later(wait_s + EARLY_S, self._called, path, until_s)
 
-    def _called(self, path: Path) -> None:
-        if not self._engine.stopping:
+    def _called(self, path: Path, until_s: float) -> None:
+        if until_s > self._engine.monotonic():
+            self._call(path, until_s)  # who asks too early gets no answer, and nobody would call again
+        elif not self._engine.stopping:
             self._engine.connecting.kick_path(path)
 
     # -- tenants -------------------------------------------------------------------------------------------------

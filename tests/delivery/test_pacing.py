@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,3 +33,45 @@ def test_a_place_whose_time_has_come_is_no_permission() -> None:
     assert [pacing.may_open(path), pacing.may_open(path)] == [False, True]
     assert len(timers) == 2
     assert min(timers) >= 0
+
+
+def test_a_timer_that_comes_too_early_is_set_again() -> None:
+    """A path that waits for its rate is called when it may send, however early a busy loop lets a timer fire: who asks
+    before gets no answer, and nobody else would call."""
+    now, timers, kicked = [100.0], list[tuple[Any, ...]](), list[object]()
+    engine: Any = SimpleNamespace(
+        monotonic=lambda: now[0], stopping=False, connecting=SimpleNamespace(kick_path=kicked.append),
+        hub=SimpleNamespace(later=lambda *call: timers.append(call)))
+    path: Any = SimpleNamespace(not_before_s=0.0)
+    Pacing(engine).wait(path, 110.0)
+    now[0] = 109.9
+    seconds, call, *arguments = timers.pop()
+    assert seconds > 10
+    call(*arguments)
+    assert not kicked
+    now[0] = 110.001
+    (seconds, call, *arguments), = timers
+    assert 0.1 <= seconds < 0.2
+    call(*arguments)
+    assert kicked == [path]
+
+
+EARLY_PROGRAM = """
+import gevent, time
+from mta.delivery.hub import GeventHub
+hub, fired = GeventHub(), []
+gevent.sleep(0.01)
+end = time.monotonic() + 0.2
+while time.monotonic() < end:  # a turn of the loop that takes long
+    pass
+begun = time.monotonic()
+hub.later(0.05, lambda: fired.append(time.monotonic() - begun))
+gevent.sleep(0.2)
+assert fired[0] >= 0.049, fired
+"""
+
+
+def test_the_hubs_timers_are_not_early_after_a_long_turn() -> None:
+    """gevent reckons a timer from the beginning of the loop's turn; ours from when it is set."""
+    done = subprocess.run([sys.executable, "-c", EARLY_PROGRAM], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
