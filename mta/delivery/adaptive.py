@@ -162,9 +162,13 @@ class Pace:
 
     def _resume(self, now: float) -> None:
         """A probe was taken: now it is known how long the receiver needed for what it took."""
+        counted = self.before + self.slot - 1  # the probe itself belongs to what comes
+        if not counted and not self.rate:  # nothing was taken before: that says nothing about a rate
+            self.blocked_at = self.asked_at = self.probe_at = 0.0
+            return
         opened = (self.refused_at + now) / 2  # somewhen in between
         lasted = max(opened - (self.before_at or self.slot_at), PROBE_FIRST_S / 2)
-        messages = max(self.before + self.slot - 1, 1)  # the probe itself belongs to what comes
+        messages = max(counted, 1)
         unseen = (now - self.refused_at) / 2 / lasted
         rate = messages / lasted
         if self.rate:
@@ -243,6 +247,8 @@ class Adaptive:
     def refused(self, now: float, begun: float) -> None:
         """It refused a message, begun at `begun`, because there are too many in too short a time."""
         self.seen_at = now
+        if not self.pace.slot_at:
+            self.window.cut(now)  # nothing was taken yet from which a pace could be reckoned
         self.pace.refused(now, begun)
 
     def burdened(self, now: float) -> None:
