@@ -43,6 +43,8 @@ BACK = 0.8
 BACK_OVER_S = 30.0
 AHEAD = 5000
 """Messages that wait for each receiver: more than it takes for long, but no million."""
+ALWAYS = 5.0
+"""Messages a second that come for each besides: who has put off all that waits has new ones."""
 CONTENT = b"Subject: hidden\r\n\r\n" + b"x" * 500 + b"\r\n"
 ONE = ("20:4", "200/min:4", "5/min:12", "200/min:18")
 FIVE = (
@@ -184,18 +186,19 @@ def reached(readings: Sequence[Reading], phase: Phase, begun_s: float, ended_s: 
 
 
 def feed(address: str, receivers: Sequence[Receiver], stop: threading.Event) -> None:
-    """More mail than they take: so many messages beyond what each has taken, in turn."""
+    """More mail than they take: so many messages beyond what each has taken, and always some more."""
     host, _, port = address.rpartition(":")
-    number = 0
+    begun_s, number = time.monotonic(), 0
     while not stop.is_set():
         with smtplib.SMTP(host, int(port)) as client:
             for _ in range(500):  # of one session
-                hungry = [one for one in receivers if one.fed - one.taken < AHEAD]
+                more = ALWAYS * (time.monotonic() - begun_s)
+                hungry = [one for one in receivers if one.fed - one.taken < AHEAD or one.fed < AHEAD + more]
                 for one in hungry:
                     client.sendmail("a@sender.test", [f"u{number}@{one.name}"], CONTENT)
                     one.fed += 1
                 number += 1
-                if stop.wait(0.002 if hungry and number < 1000 else 0.02):
+                if stop.wait(0.002 if hungry and number < AHEAD else 0.05):
                     break
 
 
