@@ -34,7 +34,7 @@ def name_of(result: Result) -> str:
 
 def table(results: Sequence[Result]) -> str:
     """A line for each phase of each receiver."""
-    head = ["", "it takes", "80 % of it after", "refused until 2 min", "then sent, of what was possible", "refused"]
+    head = ["", "it takes", "refused until 2 min", "then sent, of what was possible", "refused"]
     lines = [head, ["---"] * len(head)]
     for result in results:
         lines += [[name_of(result), phase["phase"], *_cells(phase)] for phase in result["phases"]]
@@ -43,12 +43,10 @@ def table(results: Sequence[Result]) -> str:
 
 def _cells(phase: Mapping[str, Any]) -> list[str]:
     if "taken" not in phase:
-        return ["-"] * 4
-    possible = Phase.parse(phase["phase"]).possible
-    reached = f"{phase['reached_s']:.0f} s" if "reached_s" in phase else "not reached" if possible else "-"
+        return ["-"] * 3
     used = f"{100 * phase['used']:.1f} %" if "used" in phase else f"{phase['taken']:,} messages"
     refused = f"{100 * phase['refused_share']:.1f} % ({phase['refused']:,} of {phase['taken'] + phase['refused']:,})"
-    return [reached, f"{phase['learning_refused']:,}", used, refused]
+    return [f"{phase['learning_refused']:,}", used, refused]
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
