@@ -8,10 +8,12 @@ import json
 import sys
 import time
 
+from mta.cli.causes import is_filter, run_over
 from mta.cli.options import add_instance, add_json, add_parser, connect
 from mta.cli.queue import tell_missing
 from mta.cli.text import age, count, printable, stamp, until
 from mta.control import exits
+from mta.control.exits import OperatorError
 from mta.control.explanation import Explained, subject_of
 from mta.delivery.reason import Reason
 
@@ -20,7 +22,12 @@ Say in plain sentences why mail waits: which limit, suspension, rule, reply, DNS
 when, until when, what would change that, and how the last attempts ended.
 
 WHAT is a message, a queue, a path or a domain, told apart by their form; or `provider=NAME`, `source=NAME`,
-`tenant=NAME`, and `domain=`, `queue=`, `path=`, `message=` where the form would mislead."""
+`tenant=NAME`, and `domain=`, `queue=`, `path=`, `message=` where the form would mislead.
+
+With `--all`, or an expression as `mta pause` takes it (`tenant=acme and age>2h`), the causes are counted over all that
+mail: what holds how many deliveries of how many queues, the most first; with --json one line for each delivery. A
+delivery counts for one cause: where its whole queue is held up, for that. A queue that several workers have counts in
+each."""
 
 _EXAMPLES = """\
   mta explain example.org             its queues, their first deliveries, and its paths
@@ -28,6 +35,9 @@ _EXAMPLES = """\
   mta explain news:acme@example.org   one queue
   mta explain 'out1>mx.example.org'   one path
   mta explain provider=gmail          what holds for a provider, and all its paths
+  mta explain --all                   why mail waits: causes with counts
+  mta explain 'tenant=acme and age>2h' --json
+  mta explain --all --summary --json  the causes as JSON
   mta explain tenant=acme --json | jq -r '.reasons[].kind'"""
 
 _STATES = {
@@ -40,15 +50,22 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     """Add the command."""
     parser = add_parser(commands, "explain", "say why mail waits, and what would change it", _DESCRIPTION, _EXAMPLES)
     add_instance(parser)
-    parser.add_argument("what", metavar="WHAT", help="DOMAIN, QUEUE, PATH, MESSAGE, provider=NAME, source=NAME, "
-                        "tenant=NAME")
+    parser.add_argument("what", metavar="WHAT", nargs="*", help="DOMAIN, QUEUE, PATH, MESSAGE, provider=NAME, "
+                        "source=NAME, tenant=NAME, or an expression")
+    parser.add_argument("--all", action="store_true", help="all mail")
+    parser.add_argument("--summary", action="store_true", help="the causes with counts, also with --json")
     add_json(parser, "one JSON object per line, for each thing that is explained")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Explain it."""
-    kind, name = subject_of(options.what)
+    text = " ".join(options.what)
+    if options.all or options.summary or is_filter(text):
+        return run_over(options, "" if options.all and not text else text)
+    if not text:
+        raise OperatorError(exits.USAGE, "what? DOMAIN, QUEUE, PATH, MESSAGE, an expression, or --all")
+    kind, name = subject_of(text)
     with connect(options) as client:
         found = client.explain(kind, name)
     now_us = time.time_ns() // 1000
@@ -63,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     code = tell_missing(found.missing)
     if not found.rows and not found.missing:
         more = f": see `mta events --message {printable(name)}`" if kind == "message" else ", and no path of this name"
-        print(f"mta: nothing of {printable(options.what)!r} is in the queue{more}", file=sys.stderr)
+        print(f"mta: nothing of {printable(text)!r} is in the queue{more}", file=sys.stderr)
         return exits.NO_INPUT
     return code
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 
 from mta.cli.options import add_instance, add_json, add_parser, connect
 from mta.cli.ordering import describe, end, no_such
@@ -43,8 +44,14 @@ def run(options: argparse.Namespace) -> int:
     """List, or cancel."""
     if options.words:
         return _cancel(options)
+    return show(options)
+
+
+def show(options: argparse.Namespace, kinds: Sequence[str] = ()) -> int:
+    """List the orders in force, all or of these kinds. The exit code."""
     with connect(options) as client:
         found = client.orders()
+    found.orders = [one for one in found.orders if not kinds or one.kind in kinds]
     if options.json:
         for one in found.orders:
             print(json.dumps(dataclasses.asdict(one)))
@@ -52,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         now_us = time.time_ns() // 1000
         print_table(_COLUMNS, (_cells(one, now_us) for one in found.orders))
     else:
-        print("no orders are in force")
+        print(f"no {' or '.join(kinds)} is in force" if kinds else "no orders are in force")
     return tell_missing(found.missing)
 
 

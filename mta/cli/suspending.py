@@ -7,15 +7,13 @@ from typing import Any
 
 from mta.cli.options import add_instance, add_json, add_parser, connect
 from mta.cli.ordering import add_giving, end, end_of, give, no_such, target_of, until_of
+from mta.cli.orders import show
 from mta.config.units import parse_rate
 from mta.control import exits
 from mta.control.exits import OperatorError
 
 _TARGET = """\
 TARGET is the name of a path as in `mta queue`, or source=NAME, provider=NAME, domain=NAME or tenant=NAME."""
-
-_LIMITED = """\
-TARGET is the name of a path as in `mta queue`, or source=NAME or provider=NAME."""
 
 _SUSPEND = f"""\
 Open no connection and send nothing over a path, from a source, to a provider or a domain, or for a tenant. Mail of a
@@ -35,12 +33,18 @@ _UNSUSPEND_EXAMPLES = """\
 
 _LIMIT = f"""\
 Lower limits for a while: connections=N, rate=N/TIME (messages), or both, and `for TIME`; `off` ends it. A configured
-limit that is lower stays in force. {_LIMITED}"""
+limit that is lower stays in force. Without TARGET the limits in force are listed.
+
+{_TARGET} Connections are counted for each path; of a domain for all its paths together, and it gets connections of its
+own meanwhile; of a tenant it is messages in flight. All limits hold over all workers."""
 
 _LIMIT_EXAMPLES = """\
   mta limit provider=google connections=2 rate=10/min for 1h
   mta limit mx.example.org connections=1
-  mta limit provider=google off"""
+  mta limit domain=example.org connections=1 --reason 'ticket 17'
+  mta limit tenant=acme rate=1000/h
+  mta limit provider=google off
+  mta limit                               what is limited now"""
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -56,8 +60,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_instance(unsuspend)
     unsuspend.set_defaults(run=run_unsuspend)
     limit = add_parser(commands, "limit", "lower limits for a while", _LIMIT, _LIMIT_EXAMPLES)
-    limit.add_argument("target", metavar="TARGET", help="what, see above")
-    limit.add_argument("words", metavar="connections=N|rate=N/TIME|for TIME|off", nargs="+", help="to what")
+    limit.add_argument("target", metavar="TARGET", nargs="?", help="what, see above")
+    limit.add_argument("words", metavar="connections=N|rate=N/TIME|for TIME|off", nargs="*", help="to what")
     add_giving(limit, lasting=True)
     limit.set_defaults(run=run_limit)
 
@@ -82,7 +86,9 @@ def run_unsuspend(options: argparse.Namespace) -> int:
 
 
 def run_limit(options: argparse.Namespace) -> int:
-    """Limit, or stop that."""
+    """Limit, or stop that, or list what is limited."""
+    if options.target is None:
+        return show(options, ("limit",))
     target = target_of(options.target)
     if options.words != ["off"]:
         fields = limits_of(options.words)

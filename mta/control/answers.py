@@ -13,6 +13,7 @@ import gevent.event
 
 from mta.control import protocol
 from mta.control.explaining import Explaining
+from mta.control.paging import Paging
 from mta.control.protocol import RequestError
 from mta.delivery.explain import held_by, standing, why_not_now
 from mta.queue.filter import Filter
@@ -65,6 +66,10 @@ class Answers:
                     return self._touched(str(arguments["filter"]))
                 case "explain":
                     return Explaining(self._worker).answer(str(arguments["kind"]), str(arguments["name"]))
+                case "page":
+                    return Paging(self._worker).answer(
+                        Filter.parse(str(arguments["filter"])) if arguments["filter"] else None,
+                        str(arguments["after"]), bool(arguments["causes"]))
                 case "obey":
                     return self._obey(int(arguments["serial"]))
                 case "sweeps":

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
 from mta.control import protocol
+from mta.control.causes import Page
 from mta.control.channel import REPLY_LIMIT, Channel, FrameError
 from mta.control.exits import NO_PERMISSION, SOFTWARE, TEMPORARY, UNAVAILABLE, OperatorError
 from mta.control.explanation import Explanation
@@ -88,6 +89,16 @@ class ControlClient:
     def explain(self, kind: str, name: str) -> Explanation:
         """Why what is called so does not move; `kind` as in `mta.control.explanation.subject_of`."""
         return self._typed(Explanation, "explain", {"kind": kind, "name": name})
+
+    def pages(self, expression: str, causes: bool) -> Iterator[Page]:
+        """Why the mail that a filter means ("": all) waits, page by page: its causes, or a line for each delivery."""
+        after = ""
+        while True:
+            page = self._typed(Page, "page", {"filter": expression, "after": after, "causes": causes})
+            yield page
+            after = page.after
+            if not after:
+                return
 
     def touched(self, expression: str) -> TouchList:
         """What an order with this filter would touch."""

@@ -21,6 +21,7 @@ from mta.queue.store import QueueInfo
 
 if TYPE_CHECKING:
     from mta.control.worker import Worker
+    from mta.delivery.engine import Engine
 
 DELIVERIES = 5  # of a queue, those that are due first
 
@@ -41,7 +42,9 @@ class Explaining:
             case "queue":
                 rows = self._queues(glob.escape(name), lambda queue: True, with_deliveries=True)
             case "domain" | "name":
-                rows = self._queues(f"*{glob.escape(name)}*", lambda queue: domain_of(queue) == name, True)
+                held = self._held(f"domain:{name}")
+                rows = [held] if held.reasons else []
+                rows += self._queues(f"*{glob.escape(name)}*", lambda queue: domain_of(queue) == name, True)
                 paths = self._paths(lambda path: _is_called(path, name)) if kind == "name" else []
                 rows += paths
             case "path":
@@ -67,14 +70,7 @@ class Explaining:
         return [self._delivery(one) for one in found[1]]
 
     def _delivery(self, one: Delivery) -> Explained:
-        state, reasons = explain.of_delivery(self._engine, one)
-        message = one.message
-        expires_us = message.arrival_us + int(self._engine.settler.expires_s(one.domain) * 1_000_000)
-        return Explained(
-            "delivery", one.queue, state, reasons, f"{format_id(message.id)}/{one.index}",
-            [recipient.address for recipient in one.recipients], 1, int(state == "active"),
-            next_due_us=due_of(one.due_us), arrival_us=message.arrival_us, expires_us=expires_us, attempts=one.attempts,
-            history=[AttemptRow(attempt.time_us, attempt.remote, attempt.reply) for attempt in one.history])
+        return delivery_row(self._engine, one, *explain.of_delivery(self._engine, one))
 
     def _queues(self, pattern: str, is_meant: Callable[[str], bool], with_deliveries: bool) -> list[Explained]:
         rows, deliveries = [], []
@@ -131,11 +127,22 @@ class Explaining:
 
     def _tenant(self, name: str) -> Explained:
         row = self._held(f"tenant:{name}")
-        limited = self._engine.pacing.why(name)
+        limited = explain.of_tenant(self._engine, name)
         if limited is not None:
             row.reasons.append(limited)
             row.state = "ready" if row.state == "idle" else row.state
         return row
+
+
+def delivery_row(engine: Engine, one: Delivery, state: str, reasons: list[Reason]) -> Explained:
+    """A delivery that stands so, for the answer."""
+    message = one.message
+    expires_us = message.arrival_us + int(engine.settler.expires_s(one.domain) * 1_000_000)
+    return Explained(
+        "delivery", one.queue, state, reasons, f"{format_id(message.id)}/{one.index}",
+        [recipient.address for recipient in one.recipients], 1, int(state == "active"),
+        next_due_us=due_of(one.due_us), arrival_us=message.arrival_us, expires_us=expires_us, attempts=one.attempts,
+        history=[AttemptRow(attempt.time_us, attempt.remote, attempt.reply) for attempt in one.history])
 
 
 def _is_called(path: Path, name: str) -> bool:

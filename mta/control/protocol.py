@@ -12,6 +12,7 @@ control process answers on `RUN/control.sock` for all of them, merged:
 | `message` | `id` (text form)                      | `MessageDetail` or nil | `MessageDetail` or nil |
 | `body`    | `id`, `offset`, `length`              | bytes or nil           | bytes or nil           |
 | `explain` | `kind`, `name`                        | `Explanation`          | `Explanation`          |
+| `page`    | `filter`, `after`, `causes`           | `Page`                 | `Page`                 |
 | `touched` | `filter`                              | `TouchList`            | `TouchList`            |
 | `order`   | `kind`, `filter`, ... as in `Order`   |                        | `OrderAnswer`          |
 | `end`     | `numbers`                             |                        | `OrderAnswer`          |

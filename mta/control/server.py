@@ -14,6 +14,7 @@ if __name__ == "__main__":
     gevent.monkey.patch_all()
 
 import pwd
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import gevent.socket
 
 from mta import __version__
 from mta.control import protocol
+from mta.control.causes import Page
 from mta.control.channel import REPLY_LIMIT, Channel, FrameError
 from mta.control.child import Child, run_child
 from mta.control.exits import CANNOT_CREATE, StartError
@@ -55,6 +57,7 @@ from mta.queue.filter import Filter, FilterError
 from mta.queue.ids import parse_id, shard_of
 
 ASK_TIMEOUT_S: Final = 5.0
+_PLACE: Final = re.compile(r"(?:(\d{1,5})/((?:\d+:[0-9a-f]*:[0-9a-f]*)?))?")  # worker, and where it goes on
 SOCKET_MODE: Final = 0o660  # the group of the MTA's user are its operators
 
 T = TypeVar("T")
@@ -89,6 +92,8 @@ class ControlServer:
                 return self._ask_owner("body", arguments)
             case "explain":
                 return self._explain(arguments)
+            case "page":
+                return self._page(arguments)
             case "touched":
                 return self._touched(arguments)
             case "order":
@@ -150,14 +155,35 @@ class ControlServer:
             return Explanation() if answer is None else from_wire(Explanation, answer)
         return merged(*self._ask_all("explain", {"kind": kind, "name": name}, Explanation))
 
+    def _page(self, arguments: dict[str, Any]) -> Page:
+        """The next page of `mta explain` over much mail: one worker after the other."""
+        expression, after = str(arguments.get("filter", "")), str(arguments.get("after", ""))
+        if expression:
+            _check_filter(expression)
+        place = _PLACE.fullmatch(after)
+        if place is None:
+            raise RequestError("no such place")
+        number = int(place[1] or -1)
+        members = sorted((one for one in self._family().members if one.role == "worker" and one.number >= number),
+                         key=lambda one: one.number)
+        if not members:
+            return Page()
+        asked = {"filter": expression, "after": place[2] if members[0].number == number else "",
+                 "causes": bool(arguments.get("causes"))}
+        page = self._ask_for(members[0], "page", asked, Page)
+        if isinstance(page, Missing):
+            page = Page(missing=[page])
+        if page.after:
+            page.after = f"{members[0].number}/{page.after}"
+        elif len(members) > 1:
+            page.after = f"{members[1].number}/"
+        return page
+
     # -- orders --------------------------------------------------------------------------------------------------
 
     def _touched(self, arguments: dict[str, Any]) -> TouchList:
-        expression = arguments.get("filter")
-        try:
-            Filter.parse(str(expression))
-        except FilterError as error:
-            raise RequestError(f"filter: {error}") from error
+        expression = str(arguments.get("filter"))
+        _check_filter(expression)
         answers, missing = self._ask_all("touched", {"filter": expression}, TouchList)
         rows: dict[str, TouchRow] = {}
         for row in [row for answer in answers for row in answer.rows]:
@@ -266,6 +292,13 @@ class ControlServer:
                     raise RequestError(text)
             raise NoAnswerError("gives an answer that is not understood")
         raise NoAnswerError(f"does not answer within {ASK_TIMEOUT_S:.0f} s")
+
+
+def _check_filter(expression: str) -> None:
+    try:
+        Filter.parse(expression)
+    except FilterError as error:
+        raise RequestError(f"filter: {error}") from error
 
 
 def _limit(arguments: dict[str, Any]) -> int:

@@ -63,19 +63,52 @@ def brief(engine: Engine, reasons: list[Reason]) -> str:
 def of_delivery(engine: Engine, delivery: Delivery) -> tuple[str, list[Reason]]:
     """How a delivery stands, and why it is not delivered now; what holds it longest first where more than one thing
     does."""
-    shard, name = shard_of(delivery.message.id), delivery.queue
-    queue = engine.scheduler.queues.get((shard, name))
-    if queue is not None and delivery.key in queue.in_flight:
-        return "active", [_in_flight(len(queue.in_flight))]
-    order = engine.controls.held(name, delivery)
-    if order is not None:
-        return "paused", [_ordered(order)]
-    now_us = engine.clock_us()
-    if due_of(delivery.due_us) > now_us:
-        state, reasons = of_queue(engine, shard, name, now_us)
-        further = reasons if state in ("paused", "suspended") else []
-        return "waiting", [retry_of(delivery), *further]
-    return of_due(engine, shard, name)
+    return Look(engine, shard_of(delivery.message.id), delivery.queue).of(delivery)
+
+
+class Look:
+    """A look at one queue: what all of its deliveries have in common is found out once. Good for a moment."""
+
+    def __init__(self, engine: Engine, shard: int, name: str) -> None:
+        self._engine = engine
+        self._shard = shard
+        self._name = name
+        self._queue = engine.scheduler.queues.get((shard, name))
+        self._due: tuple[str, list[Reason]] | None = None  # of a delivery that is due
+        self._whole: tuple[str, list[Reason]] | None = None  # of the queue
+        self.in_flight = len(self._queue.in_flight) if self._queue is not None else 0
+
+    def whole(self) -> tuple[str, list[Reason]]:
+        """How the queue stands, something of which is due or comes to be."""
+        if self._whole is None:
+            self._whole = of_queue(self._engine, self._shard, self._name, self._engine.clock_us())
+        return self._whole
+
+    def due(self) -> tuple[str, list[Reason]]:
+        """How what is due of it stands."""
+        if self._due is None:
+            self._due = of_due(self._engine, self._shard, self._name)
+        return self._due
+
+    def of(self, delivery: Delivery) -> tuple[str, list[Reason]]:
+        """As `of_delivery`."""
+        if self._queue is not None and delivery.key in self._queue.in_flight:
+            return "active", [in_flight(len(self._queue.in_flight))]
+        order = self._engine.controls.held(self._name, delivery)
+        if order is not None:
+            return "paused", [_ordered(order)]
+        if due_of(delivery.due_us) > self._engine.clock_us():
+            state, reasons = self.whole()
+            further = reasons if state in ("paused", "suspended") else []
+            return "waiting", [retry_of(delivery), *further]
+        return self.due()
+
+
+def main_of(state: str, reasons: list[Reason]) -> Reason:
+    """Of several reasons the one that a delivery counts with: what all of its queue waits for before its own retry;
+    of several paths the one that may go first."""
+    common = reasons[1:] if len(reasons) > 1 and state == "waiting" else reasons
+    return min(common, key=lambda one: (one.until_us == 0, one.until_us))
 
 
 def of_due(engine: Engine, shard: int, name: str) -> tuple[str, list[Reason]]:
@@ -85,7 +118,7 @@ def of_due(engine: Engine, shard: int, name: str) -> tuple[str, list[Reason]]:
         return state, reasons
     # Others of its queue are under way. What keeps the queue from having more of them keeps this one.
     lane = engine.ways.lane_of(domain_of(name), engine.controls.pool_of(name))
-    general = _ours(engine, shard, lane) or _tenant(engine, tenant_of(name))
+    general = _ours(engine, shard, lane) or of_tenant(engine, tenant_of(name))
     if general is not None:
         return "ready", [general]
     paths = lane.paths if lane is not None else []
@@ -124,7 +157,7 @@ def of_queue(engine: Engine, shard: int, name: str, next_due_us: int) -> tuple[s
     """How the queue `name` stands in `shard`, whose first delivery is due at `next_due_us`, and why."""
     now_us, domain, tenant = engine.clock_us(), domain_of(name), tenant_of(name)
     queue = engine.scheduler.queues.get((shard, name))
-    in_flight = len(queue.in_flight) if queue is not None else 0
+    flying = len(queue.in_flight) if queue is not None else 0
     lane = engine.ways.lane_of(domain, engine.controls.pool_of(name))
     held = engine.controls.held(name)
     if held is not None:
@@ -133,7 +166,7 @@ def of_queue(engine: Engine, shard: int, name: str, next_due_us: int) -> tuple[s
         return "paused", [Reason("order", "all that is left of it is held by orders (`mta orders`)",
                                  remedy="`mta resume`")]
     if engine.stopping:
-        return ("active", [_in_flight(in_flight)]) if in_flight else (
+        return ("active", [in_flight(flying)]) if flying else (
             "ready", [Reason("shutdown", "the MTA is stopping", remedy="it goes on when the MTA is started again")])
     if domain in engine.ways.routing:
         return "ready", [_routing(engine, domain)]
@@ -143,15 +176,15 @@ def of_queue(engine: Engine, shard: int, name: str, next_due_us: int) -> tuple[s
     if lane is not None and lane.suspended(now_us):
         return "suspended", [_standstill(engine, path) for path, weight in zip(lane.paths, lane.weights, strict=True)
                              if weight]
-    if in_flight:
-        return "active", [_in_flight(in_flight)]
+    if flying:
+        return "active", [in_flight(flying)]
     if next_due_us > now_us:
         return "waiting", [Reason("retry", "for its retry time", 0, next_due_us,
                                   "`mta retry` tries it now; `retry` in shaping sets the schedule")]
     ours = _ours(engine, shard, lane)
     if ours is not None or lane is None:
         return "ready", [ours or Reason("loading", "it is being read from disk")]
-    limited = _tenant(engine, tenant)
+    limited = of_tenant(engine, tenant)
     if limited is not None:
         return "ready", [limited]
     reasons = [one for path in lane.paths for one in of_path(engine, path, lane, queue)]
@@ -188,10 +221,33 @@ def of_name(engine: Engine, name: str) -> list[Reason]:
     return reasons
 
 
+def of_tenant(engine: Engine, name: str) -> Reason | None:
+    """A limit of the tenant that is reached, the operator's included."""
+    tenant, target = engine.pacing.tenants.get(name), f"tenant:{name}"
+    if tenant is None:
+        return None
+    most = tenant.concurrency
+    limited = engine.pacing.why(name)
+    # Between a lease that was freed and one that is taken again no lane passes it over.
+    if limited is None and most is not None and sum(engine.limits.holders(target).values()) >= most:
+        limited = Reason("tenant-concurrency", f"limit of {most} messages of tenant {name} in flight is reached",
+                         remedy=f"`tenants.{name}.concurrency`", numbers={"limit": most})
+    if limited is None:
+        return None
+    lowered = engine.holds.lowest("rate" if limited.kind == "tenant-rate" else "connections", (target,))
+    if lowered is not None and (limited.kind == "tenant-rate" or max(int(lowered[1].value), 1) == most):
+        hold = lowered[1]
+        limited.text += f"; {target} is limited: {hold.reason} (by {_author(engine, target, hold)})"
+        limited.since_us = limited.since_us or hold.since_us
+        limited.remedy = _lift(target, hold)
+    return limited
+
+
 # -- what it may be ----------------------------------------------------------------------------------------------
 
 
-def _in_flight(count: int) -> Reason:
+def in_flight(count: int) -> Reason:
+    """So many deliveries are under way."""
     return Reason("in-flight", f"being delivered: {count} under way", numbers={"in_flight": count})
 
 
@@ -225,7 +281,8 @@ def _lift(name: str, hold: Hold) -> str:
     if hold.by.startswith("rule "):
         return f"`mta rules show {hold.by[5:]}` shows the rule"
     kind, colon, rest = name.partition(":")
-    return f"`mta unsuspend {f'{kind}={rest}' if colon and '>' not in name else name}`"
+    target = f"{kind}={rest}" if colon and ">" not in name else f"'{name}'"
+    return f"`mta unsuspend {target}`" if hold.what == "all" else f"`mta limit {target} off`"
 
 
 def _standstill(engine: Engine, path: Path) -> Reason:
@@ -264,17 +321,6 @@ def _ours(engine: Engine, shard: int, lane: Lane | None) -> Reason | None:
     return None
 
 
-def _tenant(engine: Engine, name: str) -> Reason | None:
-    """A limit of the tenant. Between a lease that was freed and one that is taken again no lane passes it over."""
-    limited = engine.pacing.why(name)
-    tenant = engine.pacing.tenants.get(name)
-    most = tenant.options.concurrency if tenant is not None else None
-    if limited is not None or most is None:
-        return limited
-    if sum(engine.limits.holders(f"tenant:{name}").values()) < most:
-        return None
-    return Reason("tenant-concurrency", f"limit of {most} messages of tenant {name} in flight is reached",
-                  remedy=f"`tenants.{name}.concurrency`", numbers={"limit": most})
 
 
 def _rate(engine: Engine, path: Path) -> Reason | None:
@@ -349,6 +395,12 @@ def _limit(engine: Engine, path: Path) -> Reason | None:
                       numbers={"limit": most, **numbers})
     if limit != path.lease:
         most = dict(path.leases).get(limit, 0)
+        lower = engine.holds.lowest("connections", (limit,))
+        if lower is not None and limit not in path.totals:
+            hold = lower[1]
+            return Reason("limit", f"limit of {most} connections in all to {limit} is reached, over all workers: "
+                          f"{hold.reason} (by {_author(engine, limit, hold)})", hold.since_us, hold.until_us,
+                          _lift(limit, hold), {"limit": most, **numbers})
         return Reason("limit", f"limit of {most} connections in all to {limit} is reached, over all workers",
                       remedy="`total_connections` in shaping (`mta shaping show`)", numbers={"limit": most, **numbers})
     learned = engine.limits.learned(path.lease)

@@ -2,7 +2,9 @@
 
 A *hold* (`mta.delivery.pathstate`) is on a name: that of a path, or `source:NAME`, `provider:NAME`, `domain:NAME`,
 `tenant:NAME`. It lies in the table of limits; a change nudges all workers, who act at once. A suspended path is passed
-over by its lanes; the queues of a suspended domain or tenant leave memory, and cost nothing until it ends.
+over by its lanes; the queues of a suspended domain or tenant leave memory, and cost nothing until it ends. A domain
+with a limit gets connections of its own, as one with an entry in `shaping.domains` has; a tenant's limits are kept by
+`Pacing`.
 
 Pauses of failing sites and of lost sources are not among these: each worker finds out by itself (`PathKeeper`).
 """
@@ -35,6 +37,7 @@ class Holds:
         self._engine = engine
         self._held: dict[str, PathState] = {}  # by name, those with a hold that is not over
         self.on_queues = 0  # how many of them are of domains or tenants
+        self._limited: set[str] = set()  # domains with a limit
 
     def start(self) -> None:
         """Take over what was decided before this worker started."""
@@ -86,6 +89,7 @@ class Holds:
             else:
                 self._held.pop(name, None)
         self.on_queues = sum(name.startswith(OF_QUEUES) for name in self._held)
+        moved = self._note_limited(changed)
         stopped, freed = [], False
         for path in list(engine.paths.values()):
             if not changed.isdisjoint(names_of(path)):
@@ -101,12 +105,34 @@ class Holds:
             # By name: a path may have been forgotten since its last connection ended. Its mail is parked all the same.
             names = changed if freed else lifted
             engine.keeper.wake(lambda lane: any(not names.isdisjoint(names_of(path)) for path in lane.paths))
+        if moved:
+            engine.ways.find_again(moved)
+        for name in changed:
+            if name.startswith("tenant:"):
+                engine.pacing.held(name.removeprefix("tenant:"))
         self._queues_changed({name for name in changed if name.startswith(OF_QUEUES)})
 
     def clock_was_set(self) -> None:
         """The table moves its times along with the wall clock."""
         self._engine.limits.forget()
         self.changed(list(self._held))
+
+    def limits(self, domain: str) -> bool:
+        """Whether a limit is on this domain, be it lower than others or not."""
+        return domain in self._limited
+
+    def _note_limited(self, names: Iterable[str]) -> set[str]:
+        """Of these names the domains that have got a first limit, or lost the last one."""
+        now_us, found = self._engine.clock_us(), set()
+        for name in names:
+            kind, _, domain = name.partition(":")
+            state = self._held.get(name)
+            is_limited = state is not None and any(
+                hold.what != "all" and hold.until_us > now_us for hold in state.holds)
+            if kind == "domain" and is_limited != (domain in self._limited):
+                found.add(domain)
+        self._limited ^= found
+        return found
 
     def _ended(self, name: str, version: int) -> None:
         if name in self._held and self._engine.limits.state(name).version == version:
@@ -128,21 +154,25 @@ class Holds:
         until_us, why = 0, None
         most = path.allowed
         rates: list[Bucket] = []
+        totals: dict[str, int] = {}
         for name in names_of(path):
             state = self._held.get(name)
             if state is None:
                 continue
-            suspension = state.suspension(now_us)
+            is_domain = name.startswith("domain:")
+            suspension = state.suspension(now_us) if not is_domain else None  # of a domain: its queues leave memory
             if suspension is not None and suspension.until_us > until_us:
                 until_us, why = suspension.until_us, suspension
             connections = state.lowest("connections", now_us)
-            if connections is not None:
+            if connections is not None and is_domain:
+                totals[name] = max(int(connections.value), 1)
+            elif connections is not None:
                 most = min(most, max(int(connections.value), 1))
             rate = state.lowest("rate", now_us)
             if rate is not None and rate.value > 0:
                 rates.append(Bucket(f"{name} held", rate.value, 1.0))
-        path.is_held = bool(until_us or rates or most < path.allowed)
-        path.limit_to(most)
+        path.is_held = bool(until_us or rates or totals or most < path.allowed)
+        path.limit_to(most, totals)
         path.message_rates = (*path.own_rates, *path.paced, *rates)
         if why is not None:
             if until_us > path.suspended_until_us or path.suspended_by not in ("site", "source"):
@@ -208,7 +238,8 @@ class Holds:
 def names_of(path: Path) -> tuple[str, ...]:
     """The names by which `path` may be held."""
     source, provider = f"source:{path.source.name}", f"provider:{path.provider}"
-    return (path.name, source, provider, f"{source}>{provider}")
+    names = (path.name, source, provider, f"{source}>{provider}")
+    return (*names, f"domain:{path.domain}", path.beside or path.name) if path.domain else names
 
 
 def _words(hold: Hold) -> str:

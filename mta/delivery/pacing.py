@@ -37,15 +37,21 @@ def buckets(name: str, rates: Sequence[Rate]) -> tuple[Bucket, ...]:
     return tuple(Bucket(f"{name} {rate}", rate.count, rate.per_s, getattr(rate, "burst", 1) or 1) for rate in rates)
 
 
-class _Limited:
-    """A tenant with limits."""
+class Limited:
+    """A tenant with limits, by the configuration or an operator."""
 
-    __slots__ = ("buckets", "held", "name", "not_before_s", "options", "waits_for")
+    __slots__ = ("buckets", "concurrency", "held", "name", "not_before_s", "rates", "waits_for")
 
-    def __init__(self, name: str, options: Tenant) -> None:
+    def __init__(self, name: str, options: Tenant | None, most: int | None, rate: float | None) -> None:
+        """`most` messages in flight and `rate` of them per second is what an operator lowered it to."""
         self.name = name
-        self.options = options
+        options = options or Tenant()
+        self.concurrency = min((one for one in (options.concurrency, most) if one is not None), default=None)
         self.buckets = buckets(f"tenant:{name}", options.message_rate)
+        self.rates = list(map(str, options.message_rate))
+        if rate is not None and rate > 0:
+            self.buckets += (Bucket(f"tenant:{name} held", rate, 1.0),)
+            self.rates.append(f"{rate:g}/s" if rate >= 1 else f"{rate * 60:g}/min")
         self.held: set[Lane] = set()  # lanes that pass it over
         self.not_before_s = 0.0
         self.waits_for = ""  # why it may not send, in words
@@ -56,24 +62,34 @@ class Pacing:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.tenants: dict[str, _Limited] = {}  # those that have a limit on what leaves
+        self.tenants: dict[str, Limited] = {}  # those that have a limit on what leaves
+        self._leased: dict[str, int] = {}  # leases that we hold, by tenant, whatever its limits are by now
         self._counts: set[str] = set()  # those whose queue is counted
         self._started = False
 
     def configure(self) -> None:
         """Take other tenants. Those that are held are looked at anew."""
-        engine = self._engine
-        before, self.tenants = self.tenants, {}
-        for name, options in engine.config.tenants.items():
-            if options.message_rate or options.concurrency is not None:
-                self.tenants[name] = _Limited(name, options)
-        for tenant in before.values():
-            self._free(tenant)
-        counted = {name for name, options in engine.config.tenants.items() if options.queue_size is not None}
+        for name in {**self.tenants, **self._engine.config.tenants}:
+            self.held(name)
+        counted = {name for name, options in self._engine.config.tenants.items() if options.queue_size is not None}
         if self._started:
             for name in counted - self._counts:
                 self._count_queue(name)
         self._counts = counted
+
+    def held(self, name: str) -> None:
+        """The limits of a tenant may be others now, by the configuration or an operator."""
+        engine, target = self._engine, (f"tenant:{name}",)
+        most, rate = engine.holds.lowest("connections", target), engine.holds.lowest("rate", target)
+        limited = Limited(name, engine.config.tenants.get(name), max(int(most[1].value), 1) if most else None,
+                          rate[1].value if rate else None)
+        before = self.tenants.pop(name, None)
+        if limited.buckets or limited.concurrency is not None:
+            self.tenants[name] = limited
+        if before is not None:
+            if limited.concurrency is None:
+                engine.limits.want(f"tenant:{name}", 0)
+            self._free(before)
 
     # -- paths ---------------------------------------------------------------------------------------------------
 
@@ -137,7 +153,7 @@ class Pacing:
         if tenant.not_before_s > self._engine.monotonic():
             self._hold(tenant, lane)
             return False
-        concurrency = tenant.options.concurrency
+        concurrency = tenant.concurrency
         if concurrency is not None and limits.acquire([(f"tenant:{name}", concurrency)]) is not None:
             tenant.waits_for = f"limit of {concurrency} messages of tenant {name} in flight is reached"
             self._hold(tenant, lane)
@@ -147,25 +163,28 @@ class Pacing:
             if at_s:
                 if concurrency is not None:
                     limits.release([f"tenant:{name}"])
-                rates = ", ".join(map(str, tenant.options.message_rate))
-                tenant.waits_for = f"rate of tenant {name} ({rates}) is used up"
+                tenant.waits_for = f"rate of tenant {name} ({', '.join(tenant.rates)}) is used up"
                 tenant.not_before_s = at_s
                 self._hold(tenant, lane)
                 self._engine.hub.later(
                     max(at_s - self._engine.monotonic(), 0.0) + EARLY_S, self._due, tenant)
                 return False
+        if concurrency is not None:
+            self._leased[name] = self._leased.get(name, 0) + 1
         return True
 
     def ended(self, name: str) -> None:
         """A message for which `take` said yes is not in flight any more."""
-        tenant = self.tenants.get(name)
-        if tenant is not None and tenant.options.concurrency is not None:
+        leased = self._leased.pop(name, 0)
+        if leased > 1:
+            self._leased[name] = leased - 1
+        if leased:
             self._engine.limits.release([f"tenant:{name}"])
 
     def give_back(self, name: str) -> None:
         """What `take` took was not used."""
-        tenant = self.tenants[name]
-        if tenant.buckets:
+        tenant = self.tenants.get(name)  # None: it was freed meanwhile
+        if tenant is not None and tenant.buckets:
             self._engine.limits.hand_back(tenant.buckets)
         self.ended(name)
 
@@ -187,20 +206,20 @@ class Pacing:
         if wait_s > 0:
             return Reason("tenant-rate", tenant.waits_for, 0, engine.clock_us() + int(wait_s * 1e6),
                           f"`tenants.{name}.message_rate`")
-        limit = tenant.options.concurrency or 0
+        limit = tenant.concurrency or 0
         return Reason("tenant-concurrency", tenant.waits_for, remedy=f"`tenants.{name}.concurrency`",
                       numbers={"limit": limit})
 
     @staticmethod
-    def _hold(tenant: _Limited, lane: Lane) -> None:
+    def _hold(tenant: Limited, lane: Lane) -> None:
         lane.turns.hold(tenant.name)
         tenant.held.add(lane)
 
-    def _due(self, tenant: _Limited) -> None:
+    def _due(self, tenant: Limited) -> None:
         tenant.not_before_s = 0.0
         self._free(tenant)
 
-    def _free(self, tenant: _Limited) -> None:
+    def _free(self, tenant: Limited) -> None:
         lanes, tenant.held = tenant.held, set()
         for lane in lanes:
             lane.turns.free(tenant.name)

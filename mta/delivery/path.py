@@ -8,7 +8,8 @@ decides whether one more connection may be opened (`may_open`), and when to stan
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mta.config.schema import Shaping
@@ -32,11 +33,12 @@ GOOD_FOR_S = 60.0  # a completed transaction vouches for the site this long
 class Path:
     """One (source, site), or the connections of its own that a domain with an entry in `shaping.domains` has."""
 
-    __slots__ = ("allowed", "begun_s", "blocked", "claims", "connection_rates", "connections", "contended", "doubted",
-                 "failures", "good_until_s", "hold_s", "hold_until_s", "idle", "is_held", "lanes", "learns", "lease",
-                 "leases", "message_rates", "most", "name", "not_before_s", "open_not_before_s", "opening", "outcomes",
-                 "own_rates", "paced", "prompt", "provider", "reason", "route", "shaping", "since_us", "source",
-                 "suspended_by", "suspended_until_us", "taken", "taken_since_s", "tell_s", "waiting_for")
+    __slots__ = ("allowed", "begun_s", "beside", "blocked", "claims", "connection_rates", "connections", "contended",
+                 "domain", "doubted", "failures", "good_until_s", "hold_s", "hold_until_s", "idle", "is_held", "lanes",
+                 "learns", "lease", "leases", "message_rates", "most", "name", "not_before_s", "open_not_before_s",
+                 "opening", "outcomes", "own_rates", "paced", "prompt", "provider", "reason", "route", "shaping",
+                 "since_us", "source", "suspended_by", "suspended_until_us", "taken", "taken_since_s", "tell_s", "totals",
+                 "waiting_for")
 
     def __init__(self, name: str, source: Source, shaping: Shaping) -> None:
         self.name = name
@@ -51,7 +53,10 @@ class Path:
         self.lease = name  # name of its limit in the table that all workers share
         self.leases: list[tuple[str, int]] = [(name, shaping.connections)]  # what each connection needs one of
         self.most = shaping.connections  # connections at once, over all workers; less while a hold says so
+        self.totals: dict[str, int] = {}  # the limits over more than it, by name
         self.provider = ""  # of its site
+        self.domain = ""  # the only one whose mail goes over it; empty when it is for all of its site
+        self.beside = ""  # name of the path that the domain's mail would take without an operator's limit on it
         # What adaptation found (`mta.delivery.adapting`), and what it goes by.
         self.allowed = shaping.connections  # connections at once
         self.paced: Sequence[Bucket] = ()  # one more rate
@@ -114,10 +119,11 @@ class Path:
         self.limit_to(self.allowed)
         self.message_rates = (*self.own_rates, *self.paced)
 
-    def limit_to(self, most: int) -> None:
-        """So many connections at once from now on."""
+    def limit_to(self, most: int, totals: Mapping[str, int] = MappingProxyType({})) -> None:
+        """So many connections at once from now on; and no more than `totals` over more than the path."""
         self.most = most
-        self.leases = [(self.lease, most), *self.leases[1:]]
+        lowest = {name: min(limit, totals.get(name, limit)) for name, limit in self.totals.items()}
+        self.leases = [(self.lease, most), *{**totals, **lowest}.items()]
 
     def succeeded(self, now_s: float) -> None:
         """A transaction was completed: the site works."""

@@ -193,7 +193,7 @@ class Sweeps:
         last: bytes | None = progress.after
         while last is not None:
             queues, last = ask(self._engine.stores[shard].sweep_queues, progress.after, NAMES)
-            known = self._providers([info.name for _, info in queues]) if meant.by_provider else {}
+            known = self.providers([info.name for _, info in queues]) if meant.by_provider else {}
             for key, info in queues:
                 facts = queue_facts(info.name, known.get(info.name))
                 is_out = meant.filter.of_queue(facts) is False
@@ -313,7 +313,7 @@ class Sweeps:
 
     # -- providers -----------------------------------------------------------------------------------------------
 
-    def _providers(self, names: list[str]) -> dict[str, str]:
+    def providers(self, names: list[str]) -> dict[str, str]:
         """The providers of these queues, as far as there are routes. Waits for DNS."""
         facts = [queue_facts(name) for name in names]
         domains = list({one.domain for one in facts})
@@ -337,7 +337,7 @@ class Sweeps:
         after: bytes | None = b""
         while after is not None:
             queues, after = ask(store.sweep_queues, after, NAMES)
-            known = self._providers([info.name for _, info in queues]) if "provider" in expression.fields else {}
+            known = self.providers([info.name for _, info in queues]) if "provider" in expression.fields else {}
             for key, info in queues:
                 facts = queue_facts(info.name, known.get(info.name))
                 verdict = expression.of_queue(facts)

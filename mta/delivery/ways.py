@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -180,8 +181,9 @@ class Ways:
                 path.reason = f"the configuration has no pool {pool}"
                 engine.keeper.pause(path, NO_POOL_S)
             return lane
-        # A domain with shaping of its own has connections of its own.
-        site = f"{route.site}+{domain}" if engine.config.shaping.separates(domain) else route.site
+        # A domain with shaping of its own has connections of its own, and so has one that an operator has limited.
+        is_apart = engine.config.shaping.separates(domain) or engine.holds.limits(domain)
+        site = f"{route.site}+{domain}" if is_apart else route.site
         name = f"{pool}/{site}" if pool else site
         lane = engine.lanes.get(name) or Lane(name, pool, domain)
         if name not in engine.lanes:
@@ -197,8 +199,35 @@ class Ways:
             self._drop_path(path)
         return lane
 
+    def find_again(self, domains: Collection[str]) -> None:
+        """Mail to these domains takes other connections from now on. Looks at all queues in memory."""
+        engine = self._engine
+        left: dict[Lane, None] = {}
+        for domain in domains:
+            for pool in ("", *engine.config.pools):
+                lane = self._lanes.pop(f"{domain}/{pool}" if pool else domain, None)
+                if lane is not None:
+                    left[lane] = None
+        for queue in list(engine.scheduler.queues.values()):
+            if queue.domain in domains:
+                if isinstance(queue.lane, Lane):
+                    left[queue.lane] = None
+                engine.withdraw(queue)
+                queue.lane = None
+                if queue.ready:
+                    self.find(queue)
+        for lane in left:
+            for path in lane.paths:
+                engine.dispatch.return_claims(path)
+            if not lane.connections and not lane.turns and engine.lanes.get(lane.name) is lane:
+                self.drop(lane)
+
     def _path(self, source: Source, site: str, route: Route, domain: str) -> Path:
         path = self._named(f"{source.name}>{site}" if source.name else site, source, domain)
+        if site != route.site:
+            path.domain = domain
+            if not self._engine.config.shaping.separates(domain):
+                path.beside = f"{source.name}>{route.site}" if source.name else route.site
         path.route = route
         path.source = source
         path.provider = route.provider
@@ -206,9 +235,9 @@ class Ways:
         shaping = path.shaping = rules.effective(source.name, route.provider, domain)
         if source.lost and path.suspended_by != "source":
             self._engine.keeper.hold_for_source(path)
-        path.leases = [(path.lease, shaping.connections), (TOTAL, self._engine.config.delivery.connections)]
         totals = rules.totals(source.name, route.provider, domain)
-        path.leases += [(total.name, total.connections) for total in totals if total.connections is not None]
+        path.totals = {TOTAL: self._engine.config.delivery.connections, **{
+            total.name: total.connections for total in totals if total.connections is not None}}
         path.own_rates = (*buckets(path.name, shaping.message_rate),
                           *(bucket for total in totals for bucket in buckets(total.name, total.rates)))
         path.connection_rates = buckets(f"{path.name} connections", shaping.connection_rate)

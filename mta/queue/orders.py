@@ -98,9 +98,6 @@ class Order:
                 raise OrderError(f"{self.kind}: what? A path, or one of {', '.join(f'{one}=NAME' for one in TARGETS)}")
             if self.kind == "limit" and self.connections is None and self.rate is None:
                 raise OrderError("limit: to what? connections=N, rate=10/min, or both")
-            if self.kind == "limit" and self.target.startswith(("domain:", "tenant:")):
-                raise OrderError("limits are on paths, sources and providers: name the path of the domain "
-                                 "(`mta queue`), or see `tenants` in the configuration")
             return
         try:
             found = Filter.parse(self.filter)

@@ -354,6 +354,10 @@ class Store:
         self._read(lambda: sweeping.piece(self._index, queue, start, limit),
                    lambda found: done(self._as_now(*found)))
 
+    def sweep_due(self, queue: bytes, before_us: int, limit: int, done: Callable[[int, bytes | None], None]) -> None:
+        """Count what is due of the queue with the key `queue` (`mta.queue.sweeping.count_due`)."""
+        self._read(lambda: sweeping.count_due(self._index, queue, before_us, limit), lambda found: done(*found))
+
     def sweep_message(self, message_id: int, done: Callable[[sweeping.Piece], None]) -> None:
         """The same of the deliveries of one message, as of a new checkpoint."""
         self._after_checkpoint(lambda: self._index.message(message_id),

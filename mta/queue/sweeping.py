@@ -61,6 +61,24 @@ def piece(index: Index, queue: bytes, start: bytes, limit: int) -> tuple[list[De
     return found, None
 
 
+def count_due(index: Index, queue: bytes, before_us: int, limit: int) -> tuple[int, bytes | None]:
+    """How many deliveries of the queue with this key are due before that, as of the last checkpoint, counted up to
+    `limit`; and the key of the first one that was not counted, None at the end. Reads keys alone."""
+    count = 0
+    with index.env.begin() as txn:
+        cursor = txn.cursor(index.db["schedule"])
+        more = cursor.set_range(queue)
+        while more:
+            key = cursor.key()
+            if not key.startswith(queue):
+                return count, None
+            if count >= limit or SCHEDULE_KEY.unpack(key)[1] >= before_us:
+                return count, key
+            count += 1
+            more = cursor.next()
+    return count, None
+
+
 def held_key(queue: bytes, from_us: int) -> bytes:
     """Where in the queue with the key `queue` what is due from a time on begins."""
     number = int.from_bytes(queue, "big")
