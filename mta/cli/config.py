@@ -23,8 +23,9 @@ Print every option with its value and, as a comment, where that comes from: `def
 that loads to the same configuration. Of shaping only what is set is printed; `mta shaping show` prints what holds."""
 
 _DIFF = """\
-Print what differs between two configurations, whatever their layout: `option: old -> new`. What a reload does not
-change is marked `(restart)`. The exit code is 0, also when they differ."""
+Print what differs between two configurations, whatever their layout: `option: old -> new`. What differs in the files
+that `providers` and `rules_file` name is printed below these names, as in `providers.default.connections`. What a
+reload does not change is marked `(restart)`. The exit code is 0, also when they differ."""
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

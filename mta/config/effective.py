@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_origin
 
 from mta.config.describe import Option, options_of, plain_value, section_of, written
 from mta.config.problems import OptionPath, path_text, printable
+from mta.config.reply_rules import ReplyRule
 from mta.config.schema import Config, Route
 from mta.config.shaping import Layer
 
@@ -158,11 +160,17 @@ class Change:
 
 
 def changes(old: Config, new: Config) -> list[Change]:
-    """What a reload from `old` to `new` means, in the order of the schema; what is gone comes last."""
+    """What a reload from `old` to `new` means, in the order of the schema; what is gone comes last. Then what differs
+    in the files that `providers` and `rules_file` name, below the names of these options."""
+    return [*_differences(settings(old), settings(new)),
+            *_differences(_section(old.shaping.shipped, ("providers",), {}),
+                          _section(new.shaping.shipped, ("providers",), {})),
+            *_rule_changes(old.rules.shipped, new.rules.shipped)]
+
+
+def _differences(old: Iterable[Setting], new: Iterable[Setting]) -> list[Change]:
     before, after = (
-        {one.path: one for one in settings(config) if one.value or section_of(one.option.type) is None}
-        for config in (old, new)
-    )
+        {one.path: one for one in found if one.value or section_of(one.option.type) is None} for found in (old, new))
     result = []
     for path in [*after, *(path for path in before if path not in after)]:
         one, other = before.get(path), after.get(path)
@@ -170,6 +178,25 @@ def changes(old: Config, new: Config) -> list[Change]:
         if old_text != new_text:
             result.append(Change(path, old_text, new_text, _needs_restart(path, one is None or other is None)))
     return result
+
+
+def _rule_changes(old: Sequence[ReplyRule], new: Sequence[ReplyRule]) -> Iterator[Change]:
+    """What differs in a file of rules: rules that come and go, their options, and their order."""
+    before, after = {one.name: one for one in old}, {one.name: one for one in new}
+    for name in [*after, *(name for name in before if name not in after)]:
+        options = [dict(one.written) if one is not None else {} for one in (before.get(name), after.get(name))]
+        for option in {**options[0], **options[1]}:
+            texts = [_rule_text(said[option]) if option in said else "" for said in options]
+            if texts[0] != texts[1] and option != "name":
+                yield Change(("rules_file", name, option), texts[0], texts[1], False)
+    orders = [[name for name in one if name in other] for one, other in ((before, after), (after, before))]
+    if orders[0] != orders[1]:
+        first = next(place for place, name in enumerate(orders[1]) if name != orders[0][place])
+        yield Change(("rules_file", "order"), f"... {orders[0][first]} ...", f"... {orders[1][first]} ...", False)
+
+
+def _rule_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _needs_restart(path: OptionPath, appears: bool) -> bool:

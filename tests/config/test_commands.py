@@ -149,6 +149,35 @@ def test_diff(good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
+def test_diff_of_the_other_files(good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It also tells what differs in the files of providers and of rules: options, rules, their order."""
+    rule = "  - {{name: {name}, code: 45{n}, text: {name} here, class: policy, samples: [45{n} {name} here]}}\n"
+    for place, (connections, rules) in {"a": (5, "one two gone"), "b": (3, "two one new")}.items():
+        (tmp_path / f"{place}-providers.yaml").write_text(
+            f"default: {{connections: {connections}}}\nproviders: {{big: {{match: {{mx: ['*.{place}.test']}}}}}}\n")
+        (tmp_path / f"{place}-rules.yaml").write_text(
+            "rules:\n" + "".join(rule.format(name=name, n=len(name)) for name in rules.split()))
+        (tmp_path / f"{place}.yaml").write_text(
+            f"{Path(good).read_text()}\nproviders: {tmp_path}/{place}-providers.yaml\n"
+            f"rules_file: {tmp_path}/{place}-rules.yaml\n")
+    # In place, as a reload finds it: only the contents differ.
+    old, new = str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")
+    assert main(["config", "diff", old, new]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if str(tmp_path) not in line] == [
+        "providers.default.connections: 5 -> 3",
+        'providers.providers.big.match.mx: ["*.a.test"] -> ["*.b.test"]',
+        "rules_file.new.code: nothing -> 453",
+        "rules_file.new.text: nothing -> new here",
+        "rules_file.new.class: nothing -> policy",
+        'rules_file.new.samples: nothing -> ["453 new here"]',
+        "rules_file.gone.code: 454 -> nothing",
+        "rules_file.gone.text: gone here -> nothing",
+        "rules_file.gone.class: policy -> nothing",
+        'rules_file.gone.samples: ["454 gone here"] -> nothing',
+        "rules_file.order: ... one ... -> ... two ...",
+    ]
+
+
 @pytest.mark.parametrize(("retry", "expires", "text"), [
     (Retry(), 432_000, "after 5m, 10m, 20m, 40m, 1h20m, 2h40m, then every 4h; gives up after 5d and about 35 attempts"),
     (Retry(schedule=(Duration(300),)), 3600, "every 5m; gives up after 1h and about 12 attempts"),

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import pytest
+
 from mta.control.causes import CauseRow, Causes
 from mta.control.client import ControlClient
 from mta.control.explanation import Explained
@@ -135,6 +137,7 @@ def check_causes(causes: list[CauseRow], rows: list[Explained]) -> None:
     assert any("Mailbox full" in text and count > 1 for text, count in replies.items()), replies
 
 
+@pytest.mark.timeout(120 + MESSAGES // 10)
 def test_the_cause_of_every_delivery_that_waits(make_mta: MAKE, sandbox: Sandbox) -> None:
     """Some thirty kinds of trouble over two workers; for every delivery that waits the reason is the true one."""
     for name, trouble in TROUBLES.items():
