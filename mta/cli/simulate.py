@@ -11,6 +11,7 @@ from mta.cli.options import add_config, add_json, add_parser
 from mta.cli.text import Column, duration, print_table
 from mta.config.problems import ConfigError
 from mta.control import exits
+from mta.delivery.reason import MEANING
 
 if TYPE_CHECKING:
     from mta.simulate.result import Result, SiteResult
@@ -38,7 +39,7 @@ _SITES: Final = (
     Column("DEFERRALS", right=True), Column("REFUSED", right=True), Column("OPEN", right=True),
     Column("LAST", right=True), Column("OF ITS RATE", right=True), Column("HELD MOST BY", shrinks=True),
 )  # fmt: skip
-_HELD: Final = (Column("HELD BY"), Column("MESSAGE-HOURS", right=True), Column("SHARE", right=True))
+_HELD: Final = (Column("HELD BY"), Column("WHICH IS"), Column("MESSAGE-HOURS", right=True), Column("SHARE", right=True))
 _TIME: Final = (Column("TIME", right=True), Column("DELIVERED", right=True), Column("PER SECOND", right=True),
                 Column("DUE", right=True), Column("FOR RETRY", right=True))
 _LABELS: Final = (Column("", shrinks=True), Column("RECIPIENTS", right=True), Column("DELIVERED", right=True),
@@ -132,8 +133,8 @@ def _print(result: Result, sites: int) -> None:
     print(f"delivered: {', '.join(reached)}\n")
     total_h = sum(result.held_h.values())
     if total_h:
-        print_table(_HELD, [(reason, f"{hours:,.1f}", f"{hours / total_h:.1%}")
-                            for reason, hours in result.held_h.items()])
+        print_table(_HELD, [(kind, MEANING.get(kind, ""), f"{hours:,.1f}", f"{hours / total_h:.1%}")
+                            for kind, hours in result.held_h.items()])
         print()
     print_table(_TIME, _course(result))
     print()

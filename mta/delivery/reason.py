@@ -6,11 +6,36 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-KINDS: Final = (
-    "order", "shutdown", "routing", "suspension", "dns", "pool", "source", "site", "in-flight", "retry", "disk",
-    "memory", "loading", "tenant-rate", "tenant-concurrency", "adaptation", "rate", "connection-rate", "sockets",
-    "descriptors", "openings", "opening", "refusals", "total", "limit", "learned-limit", "turn",
-)  # fmt: skip
+MEANING: Final = {
+    "order": "held by an order",
+    "shutdown": "the MTA stops",
+    "routing": "the route is looked up",
+    "suspension": "suspended by a rule or an order",
+    "dns": "no route",
+    "pool": "no such pool",
+    "source": "the source is gone",
+    "site": "the site failed",
+    "in-flight": "being delivered",
+    "retry": "retry schedule",
+    "disk": "the spool's disk",
+    "memory": "room in memory",
+    "loading": "being read",
+    "tenant-rate": "rate of the tenant",
+    "tenant-concurrency": "limit of the tenant",
+    "adaptation": "rate that the receiver takes",
+    "rate": "rate",
+    "connection-rate": "rate of connections",
+    "sockets": "sockets of the machine",
+    "descriptors": "descriptors of a worker",
+    "openings": "many connections being opened",
+    "opening": "a connection being opened",
+    "refusals": "wait after a refused connection",
+    "total": "connections in all",
+    "limit": "limit of connections",
+    "learned-limit": "connections that the receiver takes",
+    "turn": "others' turn: the receiver's speed",
+}
+KINDS: Final = tuple(MEANING)
 
 
 @dataclass(slots=True)

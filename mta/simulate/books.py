@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from mta.delivery.connecting import TOTAL
+from mta.delivery import explain
 from mta.delivery.engine import Engine
 from mta.delivery.outcome import End, Outcome
 from mta.delivery.path import Path
@@ -23,9 +23,8 @@ from mta.smtp.reply import Reply
 LOOK_FIRST_S: Final = 1.0
 LOOK_SHARE: Final = 0.02  # of the time that has passed
 
-RETRY: Final = "retry schedule"
-RATE: Final = "rate"
 LATELY_S: Final = 0.5  # ago something was held by a rate
+_SOON: Final = frozenset(("limit", "learned-limit", "opening", "openings", "turn", "total"))  # if not for a rate
 
 
 @dataclass(slots=True)
@@ -55,7 +54,7 @@ class Books:
     tenants: dict[str, Ends] = field(default_factory=dict)
     priorities: dict[str, Ends] = field(default_factory=dict)
     reached_s: dict[int, float] = field(default_factory=dict)  # by share of the recipients, percent
-    held_s: dict[str, float] = field(default_factory=dict)  # by reason, message-seconds
+    held_s: dict[str, float] = field(default_factory=dict)  # by kind of reason, message-seconds
     domain_held_s: dict[str, dict[str, float]] = field(default_factory=dict)
     # By site, over the time in which mail was due without a break: what it took, and what its rate lets through.
     taken: dict[str, int] = field(default_factory=dict)
@@ -169,7 +168,7 @@ class Looks:
             held = books.domain_held_s.setdefault(queue.domain, {})
             if queue.waiting:
                 waiting += queue.waiting
-                self._hold(held, RETRY, queue.waiting * passed_s)
+                self._hold(held, "retry", queue.waiting * passed_s)
             if ready > 0:
                 due += ready
                 self._hold(held, self._why(queue), ready * passed_s)
@@ -187,63 +186,24 @@ class Looks:
             one[reason] = one.get(reason, 0.0) + message_s
 
     def _why(self, queue: SimulatedQueue) -> str:
-        """Why what is due of a queue is not being sent."""
+        """Why what is due of a queue is not being sent: the kind of reason that `mta explain` gives."""
         engine = self._engine
-        if queue.domain in engine.ways.routing:
-            return "DNS"
+        state, reasons = explain.of_due(engine, 0, queue.name)
+        kind = explain.main_of(state, reasons).kind
+        if kind not in _SOON:
+            return kind
         lane = engine.ways.lane_of(queue.domain, _pool_of(queue))
-        if lane is None:
-            return "room in memory" if engine.scheduler.starved else "DNS"
-        tenant = queue.flows[0].part.tenant
-        now_us = engine.clock_us()
-        if engine.holds.on_queues:
-            held = engine.holds.suspension((f"domain:{queue.domain}", f"tenant:{tenant}"))
-            if held is not None:
-                return f"suspended by {held[1].by}"
-        if engine.pacing.why(tenant):
-            return "limits of the tenant"
-        if lane.suspended(now_us):
-            path = min(lane.paths, key=lambda path: path.suspended_until_us)
-            return _suspension(path)
-        reasons = [self._why_path(path, now_us) for path in lane.paths]
-        return min(reasons, key=_WEIGHT.index) if all(one in _WEIGHT for one in reasons) else reasons[0]
+        rates = [self._rate_lately(path) for path in lane.paths] if lane is not None else []
+        return rates[0] if rates and all(rates) else kind
 
-    def _why_path(self, path: Path, now_us: int) -> str:
-        engine = self._engine
-        if path.suspended_until_us > now_us:
-            return _suspension(path)
-        now_s = engine.monotonic()
-        if path.open_not_before_s > now_s:
-            return RATE
-        if path.not_before_s:  # also right after a wait: the next one is as long
-            spacing_s = max([bucket.spacing for bucket in path.message_rates], default=0.0)
-            if path.not_before_s > now_s - LATELY_S - spacing_s:
-                return RATE
-        if path.probing:
-            return "one connection as a probe"
-        if path.hold_until_s > now_s and not path.opening:
-            return "hold after a refused connection"
-        if path.waiting_for == TOTAL:
-            return "limit on connections in all"
-        if path.waiting_for or len(path.connections) >= path.most:
-            learned = engine.limits.learned(path.lease)
-            return "connections that the receiver takes" if learned else "limit on connections"
-        if not path.established:
-            return "connections being opened"
-        return "the receiver's speed"
-
-
-_WEIGHT: Final = (
-    "the receiver's speed", RATE, "connections being opened", "limit on connections",
-    "connections that the receiver takes", "limit on connections in all",
-    "one connection as a probe", "hold after a refused connection",
-)  # fmt: skip
-
-
-def _suspension(path: Path) -> str:
-    if path.route is None:
-        return "no route"
-    return "suspended after failures" if path.suspended_by == "site" else f"suspended by {path.suspended_by}"
+    def _rate_lately(self, path: Path) -> str:
+        """Which kind of rate held a path until a moment ago; "" for none. The next wait is as long as the last one."""
+        if not path.not_before_s:
+            return ""
+        spacing_s = max([bucket.spacing for bucket in path.message_rates], default=0.0)
+        if path.not_before_s <= self._engine.monotonic() - LATELY_S - spacing_s:
+            return ""
+        return "adaptation" if path.blocked or (path.paced and not path.own_rates) else "rate"
 
 
 def _pool_of(queue: SimulatedQueue) -> str:

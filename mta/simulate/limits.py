@@ -125,6 +125,12 @@ class SimulatedLimits:
         state = self._leases.get(name)
         return state.taken if state is not None else 0
 
+    def holders(self, name: str) -> dict[int, int]:
+        """As `Limits.holders`."""
+        state = self._leases.get(name)
+        held = state.of(ME).held if state is not None else 0
+        return {ME: held} if held else {}
+
     def want(self, name: str, count: int) -> None:
         """As `Limits.want`."""
         if name not in self._waiting and name not in self._granted:

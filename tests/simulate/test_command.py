@@ -41,7 +41,7 @@ def test_it_tells_what_held_the_mail(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert "of 500 recipients delivered" in run.stdout
     assert "delivered: 50 % after" in run.stdout
-    assert "suspended after failures" in run.stdout
+    assert "the site failed" in run.stdout
     assert "more sites" in run.stdout
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mta.delivery.reason import KINDS
 from mta.simulate.kernel import BEGIN_US
 from tests.simulate.helpers import HOUR, by_site, simulation
 
@@ -18,8 +19,8 @@ def test_retries_follow_the_schedule() -> None:
     # At 0, 10 and 30 minutes, and each hour from 1.5 on: 1.5, 2.5, 3.5, 4.5.
     assert result.deferred == 50 * 7
     assert (result.left, result.delivered) == (50, 0)
-    assert list(result.held_h) == ["retry schedule"]
-    assert result.held_h["retry schedule"] == pytest.approx(50 * 5, rel=0.01)
+    assert list(result.held_h) == ["retry"]
+    assert result.held_h["retry"] == pytest.approx(50 * 5, rel=0.01)
 
 
 def test_mail_expires_by_its_age() -> None:
@@ -55,7 +56,7 @@ def test_a_dead_site_is_asked_by_one_probe_at_a_time() -> None:
     assert later == sorted(set(later)), "a probe goes alone"
     assert [round((b - a) / 60) for a, b in zip([0.0, *later], later, strict=False)] == [1, 2, 4, 8, 16]
     assert result.delivered == 0
-    assert result.held_h.keys() <= {"suspended after failures", "one connection as a probe", "connections being opened"}
+    assert result.held_h.keys() <= {"site", "opening", "openings"}
 
     result = sim.run(3)
     assert (result.delivered, result.deferred) == (5000, 0)
@@ -134,7 +135,7 @@ def test_an_outage_of_one_provider_leaves_the_mail_of_others_alone() -> None:
     assert result.tenants["fresh"]["last_s"] < 2 * HOUR + 1
     big = by_site(result.sites)["big.test"]
     others = [hours for site in result.sites if site.site != "big.test" for hours in site.held_h.values()]
-    assert big.held_h["suspended after failures"] > 20_000
+    assert big.held_h["site"] > 20_000
     assert sum(others) < 1
 
 
@@ -227,3 +228,19 @@ def test_the_clock_stands_where_it_was_told_to_stop() -> None:
     sim = simulation("", "domains: {d.test: {}}", "parts: [{messages: 0}]")
     assert sim.run(7).elapsed_s == 7 * HOUR
     assert sim.hub.clock_us() == BEGIN_US + 7 * 3600 * 1_000_000
+
+
+def test_what_holds_mail_is_told_as_by_explain() -> None:
+    """The causes are those of `mta explain`: a hidden rate is the adaptation's, a lack of connections the limit's."""
+    kinds = {}
+    for name, config, receiver, campaign in (
+            ("hidden", "{}", "{rate: 1/min}", "domains: {d.test: 1}"),
+            ("narrow", "{default: {connections: 1}}", "{latency: 1s}", "domains: {d.test: 1}"),
+            ("nowhere", "{}", "{dns: {answer: servfail}}", "domains: {d.test: 1}"),
+            ("tenant", "{}", "{}", "domains: {d.test: 1}, tenant: slow")):
+        sim = simulation(f"shaping: {config}\ntenants: {{slow: {{message_rate: 1/min}}}}",
+                         f"domains: {{d.test: {receiver}}}", f"parts: [{{messages: 500, {campaign}}}]")
+        kinds[name] = sim.run(1.0).held_h
+        assert kinds[name].keys() <= set(KINDS)
+    most = {name: next(iter(held)) for name, held in kinds.items()}
+    assert most == {"hidden": "adaptation", "narrow": "limit", "nowhere": "dns", "tenant": "tenant-rate"}
