@@ -37,8 +37,8 @@ class Path:
                  "domain", "doubted", "failures", "good_until_s", "hold_s", "hold_until_s", "idle", "is_held", "lanes",
                  "learns", "lease", "leases", "message_rates", "most", "name", "not_before_s", "open_not_before_s",
                  "opening", "outcomes", "own_rates", "paced", "prompt", "provider", "reason", "route", "shaping",
-                 "since_us", "source", "suspended_by", "suspended_until_us", "taken", "taken_since_s", "tell_s", "totals",
-                 "waiting_for")
+                 "since_us", "source", "suspended_by", "suspended_until_us", "taken", "taken_since_s", "tell_s",
+                 "totals", "waiting_for")
 
     def __init__(self, name: str, source: Source, shaping: Shaping) -> None:
         self.name = name
