@@ -102,6 +102,10 @@ class Causes:
 
 def general(reason: Reason) -> str:
     """The cause without what is about one delivery alone: of a reply the parts that differ each time."""
+    if reason.kind == "in-flight":
+        return "being delivered"
+    if reason.kind == "turn":
+        return _SERVED.sub(r"its turn comes, among others of \1", reason.text)
     if reason.kind != "retry":
         return _SECONDS.sub("", reason.text)
     _, colon, rest = reason.text.partition(" was deferred")
@@ -111,6 +115,7 @@ def general(reason: Reason) -> str:
     return f"deferred: {_CHANGES.sub('…', reply)[:200]}"
 
 
+_SERVED: Final = re.compile(r"its turn comes: \d+ connections of (\S+) serve .*")
 _SECONDS: Final = re.compile(r", the next message goes in \d+(\.\d+)? s")
 
 
