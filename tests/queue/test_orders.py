@@ -112,7 +112,6 @@ def test_the_last_reroute_wins() -> None:
     (order("reroute", "tenant=x"), "which pool"),
     (order("suspend"), "what"),
     (order("limit", target="mx.test"), "to what"),
-    (order("limit", target="domain:d.test", connections=1), "paths, sources and providers"),
 ])
 def test_an_order_that_makes_no_sense_is_refused(wrong: Order, why: str) -> None:
     """With the reason, and nothing changes."""
