@@ -60,9 +60,9 @@ def _run(wanted: options.Options) -> int:
         signal.signal(number, _stop)
     settings = find(wanted.config, os.environ)
     if wanted.mode == options.SMTP:
-        from mta.sendmail import session
+        from mta.sendmail.session import Session  # here, as few need it
 
-        return session.run(settings, 0, 1)
+        return Session(settings, 0, 1).run()
     name = send(wanted, settings, _author(), _read(settings.message_size))
     if wanted.verbose:
         print(f"sendmail: accepted as {settings.directory}/{name}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from mta.config.schema import SmtpIn
 from mta.inject.batch import BatchReader
 from mta.inject.formats import parse_message
+from mta.queue.records import NOTIFY_FAILURE, NOTIFY_NEVER
 
 PAGE = Path(__file__).parents[2].joinpath("docs/pickup.md").read_text()
 
@@ -20,9 +21,10 @@ def examples(kind: str) -> list[bytes]:
 
 def test_the_messages_shown_are_taken() -> None:
     """Envelope in front and envelope in the header, with the recipients that a reader expects."""
-    front, header = [parse_message(one, SmtpIn()) for one in examples("message")]
+    front, wishes, header = [parse_message(one, SmtpIn()) for one in examples("message")]
     assert [one.address for one in front.envelope.recipients] == ["bob@example.org", "carol@example.net"]
     assert front.envelope.sender == header.envelope.sender == "bounces+4711@news.example"
+    assert [one.notify for one in wishes.envelope.recipients] == [NOTIFY_FAILURE, NOTIFY_NEVER]
     assert len(header.envelope.recipients) == 3
     assert b"archive" not in header.content
 
