@@ -6,10 +6,13 @@
     DATA
     Subject: ...
     .
-    MAIL FROM:... and so on; RSET, NOOP and QUIT are understood
+    MAIL FROM:... and so on; RSET, NOOP, VRFY, HELP and QUIT are understood
 
 The commands go through the same machine as those of SMTP clients, so parameters, limits and checks are the same, and
-whatever it would refuse is an error with its line. Content is dot-stuffed as on the wire.
+whatever it would refuse is an error with its line. Content is dot-stuffed as on the wire, or stands behind `BDAT SIZE
+LAST`, in as many octets of the file, in one chunk or several (RFC 3030). RFC 2442 is about such batches. Behind
+PowerMTA's `XACK OFF` a recipient that is refused does not end the file: `refused` has what is to be put aside. Its
+merge commands are not supported.
 
 All lines end alike, LF or CRLF, and the first one of the file says how. A line end of the other kind is an error: a
 program that writes CRLF may have let LF through in the text of a message, and `LF . LF` in it must not become the end
@@ -32,9 +35,16 @@ from mta.smtp.reply import Reply
 from mta.smtp.server import MAIL, RCPT, Closed, MessageReceived, Peer, Server, ServerSettings
 
 _CHUNK: Final = 262_144
+_ERRORS: Final = 1_000_000  # refused recipients in a row behind XACK OFF
 _TAKEN: Final = Reply(250, "2.0.0", ("Ok",))
 _FAULT: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n|\0")
-_ALLOWED: Final = frozenset((b"HELO", b"EHLO", b"MAIL", b"RCPT", b"DATA", b"RSET", b"NOOP", b"QUIT"))
+_ALLOWED: Final = frozenset(
+    (b"HELO", b"EHLO", b"MAIL", b"RCPT", b"DATA", b"BDAT", b"RSET", b"NOOP", b"VRFY", b"HELP", b"QUIT"))
+_NOT_IN_FILES: Final = {
+    **dict.fromkeys((b"XMRG", b"XDFN", b"XPRT"), "mail merge is not supported: write one transaction per message"),
+    **dict.fromkeys((b"STARTTLS", b"AUTH"), "it has no meaning in a file"),
+}
+_BDAT: Final = re.compile(rb"(?i:BDAT) +(\d{1,20})( +(?i:LAST))? *")
 
 
 class Position(NamedTuple):
@@ -42,9 +52,18 @@ class Position(NamedTuple):
 
     offset: int = 0
     line: int = 1
+    goes_on: bool = False  # XACK OFF was said before
 
 
 BEGIN: Final = Position()
+
+
+class Refused(NamedTuple):
+    """A recipient that was refused behind `XACK OFF`."""
+
+    line: int
+    command: bytes
+    reply: str
 
 
 class BatchReader:
@@ -66,6 +85,9 @@ class BatchReader:
         self._line = position.line  # of that octet
         self.position = position
         self.begin = position.line  # line of the MAIL command of the last transaction
+        self.mail = b""  # that command
+        self.refused: list[Refused] = []  # recipients of the last transaction; it may have no others
+        self._goes_on = position.goes_on
 
     def next(self) -> Submission | None:
         """The next transaction, or None at the end of the file. Raises FormatError."""
@@ -79,14 +101,29 @@ class BatchReader:
             verb = command.partition(b" ")[0].upper()
             if not command and self._server.state not in (MAIL, RCPT):
                 continue  # an empty line between transactions
+            if verb == b"XACK":
+                self._acknowledge(command, line)
+                continue
             if verb not in _ALLOWED:
-                raise FormatError(line, f"expected an SMTP command, found {_shown(command)}")
+                why = _NOT_IN_FILES.get(verb, "")
+                what = f"{_shown(command)}: {why}" if why else f"expected an SMTP command, found {_shown(command)}"
+                raise FormatError(line, what)
             if verb == b"MAIL":
                 self.begin = line
+                self.mail = command
+                self.refused = []
             if verb == b"QUIT":
                 self._server = self._new_session()
+            elif verb == b"RCPT" and self._goes_on and self._server.state in (MAIL, RCPT):
+                self._try(command, line)
+            elif self.refused and self._server.state == MAIL and verb in (b"DATA", b"BDAT"):
+                return self._for_nobody(command, line)
             elif verb == b"DATA" and self._server.state == RCPT:
-                return self._content(command, line)
+                self._say(command, line)
+                return self._content(self._take_content(line), line, stuffed=True)
+            elif verb == b"BDAT":
+                self._say(b"DATA", line)  # the machine refuses it where content has no place
+                return self._content(self._take_chunks(command, line), line, stuffed=False)
             else:
                 self._say(command, line)
 
@@ -94,13 +131,37 @@ class BatchReader:
         """Close the file."""
         self._file.close()
 
-    def _content(self, command: bytes, line: int) -> Submission:
-        self._say(command, line)
-        raw = self._take_content(line)
+    def _acknowledge(self, command: bytes, line: int) -> None:
+        """XACK OFF: a recipient that is refused does not end the file."""
+        wanted = command.partition(b" ")[2].strip().upper()
+        if wanted not in (b"ON", b"OFF"):
+            raise FormatError(line, f"{_shown(command)}: expected XACK ON or XACK OFF")
+        self._goes_on = wanted == b"OFF"
+
+    def _try(self, command: bytes, line: int) -> None:
+        """RCPT behind XACK OFF."""
+        try:
+            self._say(command, line)
+        except FormatError as error:
+            if self._server.state not in (MAIL, RCPT):  # that was one error too many for the machine
+                raise
+            self.refused.append(Refused(line, command, error.what))
+
+    def _for_nobody(self, command: bytes, line: int) -> Submission:
+        """The content of a transaction whose recipients were all refused."""
+        self._say(b"RCPT TO:<postmaster>", line)
+        self._say(b"DATA", line)
+        stuffed = command[:4].upper() == b"DATA"
+        raw = self._take_content(line) if stuffed else self._take_chunks(command, line)
+        submission = self._content(raw, line, stuffed=stuffed)
+        submission.envelope.recipients.clear()
+        return submission
+
+    def _content(self, raw: bytes, line: int, *, stuffed: bool) -> Submission:
         first_line = line + 1
         if self._newline == b"\n":
             raw = raw.replace(b"\n", b"\r\n")
-        content = data.unstuff(raw)
+        content = data.unstuff(raw) if stuffed else raw
         check_lines(content, self._limits.line_length, first_line)
         wrong = data.fault(content, self._limits.line_length)
         if wrong:
@@ -113,8 +174,8 @@ class BatchReader:
             if isinstance(event, MessageReceived):
                 self._server.answer(_TAKEN)
                 self._server.output()
-                self.position = Position(self._offset, self._line)
-                event.envelope.dotless = len(content) == len(raw)  # the machine saw no content
+                self.position = Position(self._offset, self._line, self._goes_on)
+                event.envelope.dotless = stuffed and len(content) == len(raw)  # the machine saw no content
                 event.envelope.eight_bit = event.envelope.eight_bit or not content.isascii()
                 return Submission(event.envelope, content)
         raise FormatError(line, _said(self._server))
@@ -177,6 +238,37 @@ class BatchReader:
             if not self._fill():
                 raise FormatError(line + 1, "the file ends inside this message: the line with a dot is missing")
 
+    def _take_chunks(self, command: bytes, line: int) -> bytes:
+        """The content in this BDAT command and those that follow it."""
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            match = _BDAT.fullmatch(command)
+            if match is None:
+                raise FormatError(line, f"expected BDAT with a number of octets, and LAST at the last one, found "
+                                  f"{_shown(command)}")
+            octets, last = int(match[1]), match[2]
+            size += octets
+            if size > self._limits.message_size:
+                raise FormatError(line, f"the message is larger than smtp.message_size ({self._limits.message_size})")
+            while len(self._buffer) - self._used < octets:
+                if not self._fill():
+                    raise FormatError(line, f"the file ends inside this chunk of {octets} octets")
+            chunk = bytes(self._buffer[self._used : self._used + octets])
+            if self._newline == b"\n" and b"\r" in chunk:
+                at = line + 1 + chunk.count(b"\n", 0, chunk.index(b"\r"))
+                raise FormatError(at, "a carriage return in a file whose lines end with LF")
+            self._use(self._used + octets, chunk.count(b"\n"))
+            chunks.append(chunk)
+            if last:
+                content = b"".join(chunks)
+                return content if content.endswith(self._newline) or not content else content + self._newline
+            line = self._line
+            following = self._take_line()
+            if following is None:
+                raise FormatError(line, "the file ends inside a message: a BDAT command with LAST is missing")
+            command = following
+
     def _use(self, end: int, lines: int) -> None:
         self._offset += end - self._used
         self._line += lines
@@ -202,6 +294,7 @@ def _settings(hostname: str, limits: SmtpIn) -> ServerSettings:
         recipients=limits.recipients,
         line_length=limits.line_length,
         command_length=limits.command_length,
+        errors=_ERRORS,
     )
 
 

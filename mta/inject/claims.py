@@ -25,7 +25,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final, NamedTuple, Protocol
 
 from mta.inject.batch import BEGIN, Position
@@ -33,6 +33,7 @@ from mta.queue.shortage import SHORTAGE
 
 _TOKEN_BYTES: Final = 8
 _NAME_LIMIT: Final = 230  # octets kept of a name: the token in front and `.error` behind must fit into 255
+_STEM_LIMIT: Final = 200  # octets kept of the name of a batch that is put aside in part
 _COPY: Final = 1_048_576
 
 
@@ -234,18 +235,36 @@ class SpoolDirectory:
         The claim itself stays, to be removed. The name has the token in it: doing this again after a crash replaces
         the file rather than adding one.
         """
-        stem, dot, suffix = claim.name.rpartition(".")
-        target = os.path.join(self.failed, f"{stem}.{claim.token}{dot}{suffix}")
+        target = self._name_with(claim, claim.token)
         with self.open_file(claim) as source, open(f"{target}.part", "wb") as rest:
+            if position.goes_on:
+                rest.write(b"XACK OFF\r\n" if source.readline(_COPY).endswith(b"\r\n") else b"XACK OFF\n")
             source.seek(position.offset)
             while chunk := source.read(_COPY):
                 rest.write(chunk)
-            rest.flush()
-            os.fsync(rest.fileno())
-        _write(f"{target}.error", self._report(claim, reason))
+            _finish(rest)
+        self._put_aside(target, claim, reason)
+        return target
+
+    def fail_some(self, claim: Claim, line: int, content: Iterable[bytes], reasons: list[str]) -> str:
+        """Put something made of a batch, from what begins at `line`, into `failed/`, with the reason beside it; return
+        where it is. As with `fail_rest`, doing it again replaces it."""
+        target = self._name_with(claim, f"{claim.token}-{line}")
+        with open(f"{target}.part", "wb") as file:
+            file.writelines(content)
+            _finish(file)
+        self._put_aside(target, claim, *reasons)
+        return target
+
+    def _name_with(self, claim: Claim, more: str) -> str:
+        stem, dot, suffix = claim.name.rpartition(".")
+        stem = os.fsdecode(os.fsencode(stem)[-_STEM_LIMIT:])
+        return os.path.join(self.failed, f"{stem}.{more}{dot}{suffix}")
+
+    def _put_aside(self, target: str, claim: Claim, *reasons: str) -> None:
+        _write(f"{target}.error", self._report(claim, *reasons))
         os.rename(f"{target}.part", target)
         _sync(self.failed)
-        return target
 
     def _free_name(self, claim: Claim) -> str:
         """A path in `failed/` that nothing has; whoever makes the `.error` file has the name."""
@@ -259,9 +278,10 @@ class SpoolDirectory:
             pass
         return os.path.join(self.failed, f"{claim.token}-{claim.name}")
 
-    def _report(self, claim: Claim, reason: str) -> str:
+    def _report(self, claim: Claim, *reasons: str) -> str:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        return f"file: {shown(os.path.join(self.directory, claim.name))}\ntime: {now}\n{shown(reason)}\n"
+        return f"file: {shown(os.path.join(self.directory, claim.name))}\ntime: {now}\n" + "".join(
+            f"{shown(reason)}\n" for reason in reasons)
 
 
 def shown(path: str) -> str:
@@ -286,6 +306,11 @@ def _shortened(name: str) -> str:
 def _write(path: str, text: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def _finish(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync(directory: str) -> None:

@@ -26,8 +26,10 @@ finds both, whatever the number of workers is then. Two things are out of reach:
 claims were left (their marks went with it), and a file system that loses what it has synced.
 
 A batch is taken in portions. A transaction that is refused ends it: those before are accepted and stay so, the rest
-goes to `failed/`. Portions of a batch and other files take turns, so that a huge batch does not keep others waiting;
-small batches share a commit, as files do.
+goes to `failed/`. Behind `XACK OFF` a recipient that is refused goes there alone, with a copy of its message, before
+the mark says that its transaction is done: a crash in between has it written again, in the same place. Portions of a
+batch and other files take turns, so that a huge batch does not keep others waiting; small batches share a commit, as
+files do.
 
 There is no gevent here and no clock: `run` carries a blocking function to a thread, `pause` waits, the store is a
 `PickupStore`. Memory is bounded by BATCH names and PORTION_BYTES, or one message if that is larger.
@@ -47,8 +49,9 @@ from mta.inject.batch import BEGIN, Position
 from mta.inject.claims import Claim, FileError, SpoolDirectory, shown
 from mta.inject.formats import FormatError, Submission
 from mta.inject.intake import Accepted, Intake, Source
-from mta.inject.reading import Batch, File, Portion, read_files, read_portions
+from mta.inject.reading import Batch, File, Portion, Transaction, read_files, read_portions
 from mta.queue.errors import StoreError
+from mta.smtp.data import stuff
 from mta.smtp.reply import Reply
 
 BATCH: Final = 64
@@ -277,23 +280,29 @@ class Pickup:
         while True:
             accepted: list[Accepted] = []
             marks: list[tuple[bytes, bytes]] = []
+            refusals: list[tuple[Claim, Transaction]] = []
             results: list[tuple[Portion, Position, FormatError | FileError | None]] = []
             for portion in portions:
                 batch, position, failure = portion.batch, portion.batch.position, portion.failure
                 for transaction in portion.transactions:
-                    prepared = self._prepare(batch.claim, transaction.submission, batch.uid)
-                    if isinstance(prepared, Reply):
-                        failure = FormatError(transaction.line, str(prepared))
-                        break
-                    accepted.append(prepared)
+                    if transaction.submission.envelope.recipients:
+                        prepared = self._prepare(batch.claim, transaction.submission, batch.uid)
+                        if isinstance(prepared, Reply):
+                            failure = FormatError(transaction.line, str(prepared))
+                            break
+                        accepted.append(prepared)
+                    if transaction.refused:
+                        refusals.append((batch.claim, transaction))
                     position = transaction.end
                 if position != batch.position:
-                    value = f"{position.offset} {position.line} {shown(self.directory.directory)}".encode()
+                    value = _value(position, shown(self.directory.directory))
                     marks.append((_key(batch.claim), value))
                 if failure is None and portion.ended and position == BEGIN:
                     failure = FileError("there is no transaction in it")
                 results.append((portion, position, failure))
-            if not accepted or self._committed(accepted, marks):
+            if refusals:
+                self._run(self._put_refused_aside, refusals)  # before the mark says that they are done with
+            if not marks or self._committed(accepted, marks):
                 break
         ended: list[tuple[Batch, FormatError | FileError | None]] = []
         for portion, position, failure in results:
@@ -303,6 +312,20 @@ class Pickup:
         if ended:
             self._run(self._settle_batches, ended)
         return {batch.claim for batch, _ in ended}
+
+    def _put_refused_aside(self, refusals: list[tuple[Claim, Transaction]]) -> None:
+        """In a thread: recipients that were refused behind XACK OFF, with their messages, as a batch to be mended."""
+        for claim in dict.fromkeys(claim for claim, _ in refusals):
+            transactions = [one for its, one in refusals if its == claim]
+            lines = [refused for one in transactions for refused in one.refused]
+            reasons = ["recipients that were refused, with their messages; the others were accepted"]
+            reasons += [f"line {refused.line}: {refused.reply}" for refused in lines]
+            content = (
+                piece for one in transactions for piece in (
+                    one.mail, b"\r\n", *(refused.command + b"\r\n" for refused in one.refused), b"DATA\r\n",
+                    stuff(one.submission.content), b".\r\n"))
+            target = self.directory.fail_some(claim, transactions[0].line, content, reasons)
+            log.warning("%s: %d recipients were refused; they are in %s", shown(claim.name), len(lines), shown(target))
 
     def _settle_batches(self, ended: list[tuple[Batch, FormatError | FileError | None]]) -> None:
         """In a thread: these batches are done; what could not be taken of them is put aside."""
@@ -320,7 +343,8 @@ class Pickup:
                 line = batch.position.line
                 reason = f"{failure}; what stood before line {line} was accepted, this file has the rest"
                 if isinstance(failure, FormatError):
-                    reason = f"{reason} (line {failure.line} is its line {failure.line - line + 1})"
+                    its_line = failure.line - line + 1 + batch.position.goes_on  # which is said again there
+                    reason = f"{reason} (line {failure.line} is its line {its_line})"
                 self._failed(claim, self.directory.fail_rest(claim, batch.position, reason), reason)
             done.append(claim)
         if done:
@@ -385,10 +409,15 @@ def _key(claim: Claim) -> bytes:
     return _PREFIX + claim.token.encode()
 
 
+def _value(position: Position, directory: str) -> bytes:
+    """The mark of a file that was taken up to here."""
+    return f"{position.offset}{'+' if position.goes_on else ''} {position.line} {directory}".encode()
+
+
 def _position(value: bytes) -> Position | None:
     """How far the file of this mark was taken; None when that is to its end."""
     offset, line, _ = value.decode().split(" ", 2)
-    return None if offset == _DONE else Position(int(offset), int(line))
+    return None if offset == _DONE else Position(int(offset.rstrip("+")), int(line), offset.endswith("+"))
 
 
 def _directory(value: bytes) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from mta.config.schema import SmtpIn
-from mta.inject.batch import BEGIN, BatchReader, Position
+from mta.inject.batch import BEGIN, BatchReader, Position, Refused
 from mta.inject.claims import Claim, FileError, SpoolDirectory, shown
 from mta.inject.formats import FormatError, Submission, parse_message
 from mta.queue.shortage import SHORTAGE
@@ -33,11 +33,16 @@ class File(NamedTuple):
 
 
 class Transaction(NamedTuple):
-    """A transaction of a batch: the line where it begins, and where it ends."""
+    """A transaction of a batch: the line where it begins, where it ends, and what of it was refused.
+
+    When all its recipients were refused, the submission has none.
+    """
 
     submission: Submission
     line: int
     end: Position
+    mail: bytes
+    refused: list[Refused]
 
 
 @dataclass(slots=True)
@@ -119,7 +124,9 @@ def read_portions(
                     break
                 left -= 1
                 bytes_left -= len(submission.content)
-                portion.transactions.append(Transaction(submission, batch.reader.begin, batch.reader.position))
+                reader = batch.reader
+                portion.transactions.append(
+                    Transaction(submission, reader.begin, reader.position, reader.mail, reader.refused))
         except (FormatError, FileError) as error:
             portion.failure = error
         except FileNotFoundError:

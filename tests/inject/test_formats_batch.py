@@ -45,6 +45,7 @@ def transaction(number: int, body: str = "text") -> str:
 
 
 TWO = transaction(1) + transaction(2)
+CHUNKED = "MAIL FROM:<a@a.example>\nRCPT TO:<b@b.example>\n"
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -86,6 +87,44 @@ def test_content_with_dots_is_known_to_have_them(newline: str) -> None:
     assert b"\r\n.\r\nMAIL" in found[0].content
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_content_in_chunks(newline: str) -> None:
+    """BDAT counts octets of the file, needs no stuffing, and several chunks are one message (RFC 3030)."""
+    parts = [part.replace("\n", newline) for part in ("Subject: x\n\n.\n..a\n", "end", "\nMAIL FROM:<x@x.example>\n")]
+    data = CHUNKED.replace("\n", newline)
+    for part, last in zip(parts, ("", "", " last"), strict=True):
+        data += f"BDAT {len(part)}{last}{newline}{part}"
+    found = read_all((data + TWO.replace("\n", newline)).encode())
+    assert len(found) == 3
+    assert found[0].content == "".join(parts).replace("\r", "").replace("\n", "\r\n").encode()
+    assert not found[0].envelope.dotless
+
+
+def test_a_last_chunk_without_a_line_end() -> None:
+    """It gets one, as every message has."""
+    (found,) = read_all(CHUNKED.replace("\n", "\r\n").encode() + b"BDAT 4 LAST\r\ntextQUIT\r\n")
+    assert found.content == b"text\r\n"
+    (empty,) = read_all((CHUNKED + "BDAT 0 LAST\n").encode())
+    assert empty.content == b""
+
+
+def test_refused_recipients_do_not_end_a_batch_that_says_so() -> None:
+    """XACK OFF: they are told with their transaction, also when they are all it had; the others are accepted."""
+    one = reader(
+        b"XACK OFF\nMAIL FROM:<a@a.example>\nRCPT TO:<b@>\nRCPT TO:<c@c.example>\nDATA\nx\n.\n"
+        b"MAIL FROM:<a@a.example> RET=FULL\nRCPT TO:<d>\nDATA\n..y\n.\n"
+        b"MAIL FROM:<>\nRCPT TO:<e@e.example>\nBDAT 0 LAST\n")
+    found = []
+    while (submission := one.next()) is not None:
+        found.append(([to.address for to in submission.envelope.recipients], submission.content,
+                      [refused[:2] for refused in one.refused], one.mail))
+    assert found == [
+        (["c@c.example"], b"x\r\n", [(3, b"RCPT TO:<b@>")], b"MAIL FROM:<a@a.example>"),
+        ([], b".y\r\n", [(9, b"RCPT TO:<d>")], b"MAIL FROM:<a@a.example> RET=FULL"),
+        (["e@e.example"], b"", [], b"MAIL FROM:<>"),
+    ]
+
+
 def test_rset_noop_quit_and_empty_lines_pass() -> None:
     """RSET forgets a transaction; the others change nothing."""
     found = read_all(b"\nNOOP\nMAIL FROM:<x@x.example>\nRSET\n\nQUIT\n" + TWO.encode() + b"\n")
@@ -104,7 +143,21 @@ def test_rset_noop_quit_and_empty_lines_pass() -> None:
         (transaction(1) + "MAIL FROM:<a@a.example>\nRCPT TO:<b@b.example> X=Y\n", 1, 9, "555 5.5.4"),
         (transaction(1) + "MAIL FROM:<a@a.example>\nDATA\nx\n.\n", 1, 9, "554 5.5.1"),
         (transaction(1) + "MAIL FROM:<ä@a.example>\n", 1, 8, "553 5.6.7"),
-        (transaction(1) + "VRFY x\n", 1, 8, "expected an SMTP command"),
+        (transaction(1) + "ETRN x\n", 1, 8, "expected an SMTP command"),
+        (transaction(1) + "XMRG FROM:<a@a.example>\n", 1, 8, "mail merge is not supported"),
+        (transaction(1) + "STARTTLS\n", 1, 8, "no meaning in a file"),
+        (transaction(1) + "XACK MAYBE\n", 1, 8, "expected XACK ON or XACK OFF"),
+        ("XACK OFF\nXACK ON\nMAIL FROM:<>\nRCPT TO:<b@>\n", 0, 4, "501 5.1.3"),
+        ("XACK OFF\nMAIL FROM:<a@>\n", 0, 2, "501 5.1.7"),
+        (CHUNKED + "BDAT 5\n12345", 0, 4, "a BDAT command with LAST is missing"),
+        (CHUNKED + "BDAT 5 LAST\n1234", 0, 3, "the file ends inside this chunk of 5 octets"),
+        (CHUNKED + "BDAT 5 LAST\n1234567\n", 1, 4, "expected an SMTP command"),
+        (CHUNKED + "BDAT 5 FIRST\n1234\n", 0, 3, "expected BDAT with a number"),
+        (CHUNKED + "BDAT 2\n1\nDATA\n", 0, 5, "expected BDAT with a number"),
+        (CHUNKED + "BDAT 9999999999 LAST\n", 0, 3, "smtp.message_size"),
+        (CHUNKED + "BDAT 4 LAST\n1\r2\n", 0, 4, "a carriage return"),
+        ("MAIL FROM:<>\nBDAT 2 LAST\n1\n", 0, 2, "554 5.5.1"),
+        ("BDAT 2 LAST\n1\n", 0, 1, "503 5.5.1"),
         (transaction(1) + "Subject: not a batch\n", 1, 8, "expected an SMTP command"),
         (transaction(1)[:-2], 0, 4, "the line with a dot is missing"),
         (transaction(1)[:-1], 0, 4, "the line with a dot is missing"),

@@ -596,6 +596,48 @@ def test_small_batches_are_taken_once_wherever_the_process_dies(
     assert all(names == [] for names in crash_everywhere(tmp_path, monkeypatch, files, accepted))
 
 
+TOLERANT = (
+    "XACK OFF\n" + transactions("1@x.example", "bad").replace("RCPT TO:<1@x", "RCPT TO:<worse>\nRCPT TO:<1@x")
+    + transactions("2@x.example").replace("Subject: x", "Subject: x\n..")
+)
+
+
+def test_refused_recipients_are_put_aside_with_their_messages(tmp_path: Path) -> None:
+    """XACK OFF: the others are accepted; what is put aside can be mended and renamed in again as it is."""
+    drop(tmp_path, "many.bsmtp", TOLERANT)
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    assert store.recipients() == ["1@x.example", "2@x.example"]
+    names = [name for name in left(tmp_path) if not name.endswith(".error")]
+    assert len(names) == 1
+    error = (tmp_path / f"{names[0]}.error").read_text()
+    assert "line 3: 'RCPT TO:<worse>': 501 5.1.3" in error
+    assert "line 10: 'RCPT TO:<bad>': 501 5.1.3" in error
+    mended = (tmp_path / names[0]).read_text().replace("<bad>", "<3@x.example>").replace("<worse>", "<4@x.example>")
+    drop(tmp_path, "mended.bsmtp", mended)
+    finish(make(tmp_path, store, shard=1))
+    assert store.recipients() == [f"{number}@x.example" for number in range(1, 5)]
+    assert store.accepted[2].message.content[-14:] == store.accepted[0].message.content[-14:]
+
+
+def test_the_rest_of_a_tolerant_batch_is_tolerant(tmp_path: Path) -> None:
+    """It says XACK OFF again, and its report counts that line."""
+    drop(tmp_path, "many.bsmtp", "XACK OFF\n" + transactions("1@x.example") + "MAIL FROM:<>\nNONSENSE\n")
+    finish(make(tmp_path, MemoryStore()))
+    (rest,) = (name for name in left(tmp_path) if name.endswith(".bsmtp"))
+    assert (tmp_path / rest).read_text() == "XACK OFF\nMAIL FROM:<>\nNONSENSE\n"
+    assert "line 9 is its line 3" in (tmp_path / f"{rest}.error").read_text()
+
+
+def test_refused_recipients_are_put_aside_once_wherever_the_process_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file with them, however often it was written."""
+    monkeypatch.setattr(pickup_module, "BATCH", 2)
+    remains = crash_everywhere(tmp_path, monkeypatch, {"many.bsmtp": TOLERANT}, ["1@x.example", "2@x.example"])
+    assert all(len(names) == 1 for names in remains)
+
+
 def test_long_names_are_shortened_at_the_front(tmp_path: Path) -> None:
     """A name of 255 octets can be claimed and put aside; its suffix still says what it is."""
     drop(tmp_path, "x" * 249 + ".bsmtp", transactions("1@x.example") + transactions("bad"))
