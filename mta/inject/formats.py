@@ -150,6 +150,7 @@ class _HeaderReader:
                 continue
             if field.start > body_start:
                 raise self.misplaced(field)
+            self.check_whole(field)
             if field.name == b"x-receiver":
                 envelope.recipients.append(self.receiver(field))
             elif field.name in self.seen:
@@ -224,6 +225,8 @@ class _HeaderReader:
                 raise self.misplaced(field)
         self.envelope.sender = self.sender()
         for field in self.fields:
+            if field.name in (b"bcc", b"return-path"):
+                self.check_whole(field)
             if field.name in (b"to", b"cc", b"bcc"):
                 self.envelope.recipients.extend(map(Recipient, self.addresses(field)))
         if not self.envelope.recipients:
@@ -289,6 +292,14 @@ class _HeaderReader:
 
     def line(self, field: Field) -> int:
         return line_at(self.content, field.start, self.first_line)
+
+    def check_whole(self, field: Field) -> None:
+        """A field that is removed must not take with it lines that are none of it."""
+        end = headers.value_end(self.content, field) + 2
+        if end < field.end:
+            text = self.content[end : end + 40].partition(b"\r\n")[0].decode("utf-8", "replace")
+            line = line_at(self.content, end, self.first_line)
+            raise FormatError(line, f"expected a header field or an empty line, found {text!r}")
 
     def misplaced(self, field: Field) -> FormatError:
         return self.error(field, f"{_name(field)} must come before all other header lines")

@@ -1,0 +1,209 @@
+"""Byte transparency: what is sent through any door for files arrives as it was, with our header fields before it.
+
+`MTA_MESSAGES=DIRECTORY` has the messages in that directory sent, too, beside those that are made here.
+"""
+
+from __future__ import annotations
+
+import email.policy
+import os
+import random
+import re
+from collections.abc import Callable, Iterator
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+
+from mta.message.headers import remove
+from mta.queue.records import DOTLESS, EIGHT_BIT
+from mta.sendmail.command import send
+from mta.sendmail.message import Author, MessageError, with_header
+from mta.sendmail.options import Options
+from mta.sendmail.session import Session
+from mta.sendmail.settings import Settings
+from tests.inject.pickup_helpers import MemoryStore, finish, make
+
+OURS = re.compile(
+    rb"Received: by mta\.example \(spool directory, userid \d+\) id \w+(?:\r\n\tfor <[^>]*>)?;\r\n\t[^\r]*\r\n"
+    rb"(?:(?:Message-ID|Date): [^\r]*\r\n)*(?:From: [^\r]*\r\n)?(?:(?:Message-ID|Date): [^\r]*\r\n)*"
+)
+COMMANDS = b"MAIL FROM:<a@a.example> SMTPUTF8\r\nRCPT TO:<b@b.example>\r\n"
+
+
+def generated() -> Iterator[bytes]:
+    """Messages with what mail programs write: parts, encodings, dots, white space, 8-bit text, odd endings."""
+    chance = random.Random(4711)
+    lines = ["", ".", "..", ".x", " lead", "trail ", "\ttab\t", "From x", "text " * 20, "x" * 998, "ü" * 400,
+             "MAIL FROM:<>", "-- "]
+    for number in range(150):
+        message = EmailMessage(email.policy.SMTP.clone(cte_type="8bit", max_line_length=chance.choice((78, 500))))
+        message["From"] = chance.choice(("a@a.example", "Jürgen A <a@a.example>", '"A, B" <a@a.example>'))
+        message["To"] = "b@b.example"
+        words = ("word", "wörter", "=?", "a" * 60)
+        message["Subject"] = " ".join(chance.choice(words) for _ in range(chance.randrange(20)))
+        if chance.random() < 0.5:
+            message["Date"] = "Mon, 02 Jan 2006 15:04:05 +0000"
+            message["Message-ID"] = f"<{number}@a.example>"
+        text = "\n".join(chance.choice(lines) for _ in range(chance.randrange(40)))
+        message.set_content(text, cte=chance.choice(("8bit", "quoted-printable", "base64")))
+        if chance.random() < 0.3:
+            message.add_alternative(f"<p>{text}", subtype="html", cte="quoted-printable")
+        if chance.random() < 0.3:
+            message.add_attachment(chance.randbytes(3000), maintype="application", subtype="octet-stream")
+        raw = message.as_bytes()
+        yield raw.removesuffix(b"\r\n") if chance.random() < 0.2 else raw
+    header = b"From: a@a.example\r\nTo: b@b.example\r\n"
+    yield header
+    yield header + b"\r\n"
+    yield header + b"\r\n\r\n\r\n"
+    yield header + b"X-Folded: a\r\n \r\n\tb\r\nX-Empty:\r\nx-Space : c\r\n\r\n.\r\n"
+
+
+def collected() -> Iterator[bytes]:
+    """The messages in the directory that the environment names."""
+    place = os.environ.get("MTA_MESSAGES")
+    if not place:
+        pytest.skip("MTA_MESSAGES names no directory with messages")
+    for path in sorted(Path(place).rglob("*")):
+        if path.is_file() and path.suffix in (".raw", ".eml", ".msg"):
+            yield path.read_bytes()
+
+
+def crlf(message: bytes) -> bytes:
+    """With CRLF line ends, also at the end."""
+    message = message.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    return message if message.endswith(b"\r\n") else message + b"\r\n"
+
+
+def stuffed(content: bytes) -> bytes:
+    """As behind DATA."""
+    return re.sub(rb"(?m)^\.", b"..", content)
+
+
+def put(directory: Path, name: str, content: bytes) -> None:
+    """A file renamed in."""
+    (directory / "tmp" / name).write_bytes(content)
+    (directory / "tmp" / name).rename(directory / name)
+
+
+def in_front(directory: Path, message: bytes) -> None:
+    """Envelope lines before the message, which must have a header."""
+    put(directory, "x.eml", b"X-Sender: a@a.example\r\nX-Receiver: b@b.example\r\n" + message)
+
+
+def in_front_lf(directory: Path, message: bytes) -> None:
+    """The same with LF."""
+    put(directory, "x.eml", b"X-Sender: a@a.example\nX-Receiver: b@b.example\n" + message.replace(b"\r\n", b"\n"))
+
+
+def in_header(directory: Path, message: bytes) -> None:
+    """The envelope is in the header."""
+    put(directory, "x.eml", message)
+
+
+def batch(directory: Path, message: bytes) -> None:
+    """DATA, CRLF."""
+    put(directory, "x.bsmtp", COMMANDS + b"DATA\r\n" + stuffed(message) + b".\r\n")
+
+
+def batch_lf(directory: Path, message: bytes) -> None:
+    """DATA, LF."""
+    put(directory, "x.bsmtp", (COMMANDS + b"DATA\r\n" + stuffed(message) + b".\r\n").replace(b"\r\n", b"\n"))
+
+
+def chunks(directory: Path, message: bytes) -> None:
+    """BDAT, in three chunks."""
+    content = b""
+    cut = max(len(message) // 3, 1)
+    for start, last in ((0, b""), (cut, b""), (2 * cut, b" LAST")):
+        chunk = message[start : start + cut] if not last else message[start:]
+        content += b"BDAT %d%b\r\n%b" % (len(chunk), last, chunk)
+    put(directory, "x.bsmtp", COMMANDS + content)
+
+
+def sendmail(directory: Path, message: bytes) -> None:
+    """The sendmail command, with the recipient on its command line."""
+    options = Options(sender="a@a.example", recipients=["b@b.example"], dots_are_text=True)
+    send(options, Settings(str(directory), "mta.example"), Author("a"), message.replace(b"\r\n", b"\n"))
+
+
+def session(directory: Path, message: bytes) -> None:
+    """`sendmail -bs`."""
+    script = directory.parent / "script"
+    script.write_bytes(b"EHLO c.example\r\n" + COMMANDS + b"DATA\r\n" + stuffed(message) + b".\r\nQUIT\r\n")
+    with script.open("rb") as commands, script.with_name("replies").open("wb") as replies:
+        assert Session(Settings(str(directory), "mta.example"), commands.fileno(), replies.fileno()).run() == 0
+
+
+DOORS: tuple[Callable[[Path, bytes], None], ...] = (
+    in_front, in_front_lf, in_header, batch, batch_lf, chunks, sendmail, session)
+
+
+@pytest.fixture(autouse=True)
+def _disks_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests are not about what survives a power failure."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def arrived(door: Callable[[Path, bytes], None], message: bytes, place: Path) -> bytes | None:
+    """What the store has of a message sent through a door; None when it was refused."""
+    store = MemoryStore()
+    pickup = make(place, store)
+    refused = False
+    try:
+        door(place, message)
+        finish(pickup)
+    except MessageError:
+        refused = True
+    finally:
+        pickup.close()
+    for path in (place / "failed").iterdir():
+        path.unlink()
+        refused = True
+    assert len(store.accepted) + refused == 1
+    if refused:
+        return None
+    stored = store.accepted[0].message
+    assert stored.content is not None
+    # What leaves is stored content, stuffed only where it is not marked as in no need of that.
+    assert not (stored.flags & DOTLESS and re.search(rb"(?m)^\.", stored.content))
+    assert bool(stored.flags & EIGHT_BIT) >= (not stored.content.isascii())
+    return stored.content
+
+
+def lost(door: Callable[[Path, bytes], None], sent: bytes, content: bytes) -> str:
+    """What is wrong with what arrived; empty when it is the message with nothing but our lines before it."""
+    if door is sendmail:
+        sent, _ = with_header(sent)
+    expected = remove(sent, ["Return-Path", "Bcc"] if door is in_header else ["Return-Path"])
+    if not re.match(rb"[!-9;-~]+[ \t]*:", expected) and not expected.startswith(b"\r\n"):
+        expected = b"\r\n" + expected  # it has no header: ours ends with an empty line
+    if not content.endswith(expected):
+        return "it is not what was sent"
+    return "" if OURS.fullmatch(content[: len(content) - len(expected)]) else "there is something else before it"
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+def test_what_is_made_here_arrives(door: Callable[[Path, bytes], None], tmp_path: Path) -> None:
+    """Each message, through each door, byte for byte."""
+    for number, message in enumerate(generated()):
+        content = arrived(door, crlf(message), tmp_path / "pickup")
+        assert content is not None, f"message {number} was refused"
+        assert lost(door, crlf(message), content) == "", f"message {number}"
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+def test_what_was_collected_arrives(door: Callable[[Path, bytes], None], tmp_path: Path) -> None:
+    """Real messages and broken ones: each arrives as it was, or is refused."""
+    taken = refused = 0
+    for message in collected():
+        message = crlf(message)
+        content = arrived(door, message, tmp_path / "pickup")
+        if content is None:
+            refused += 1
+            continue
+        taken += 1
+        if not re.search(rb"\r(?!\n)|\0|[^\r\n]{999}", message):  # which sendmail changes, as it cannot be sent
+            assert lost(door, message, content) == "", message[:200]
+    assert taken > refused
