@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mta.inject import claims, reading
 from mta.inject import pickup as pickup_module
 from mta.inject.claims import DirectoryError, SpoolDirectory
 from mta.inject.formats import Submission, parse_message
+from mta.inject.intake import Accepted
 from mta.inject.pickup import BATCH, Stopping
 from mta.queue.errors import StoreError, StoreFull
 from tests.inject.pickup_helpers import Crash, MemoryStore, Steps, drop, finish, left, make, message, transactions
@@ -594,6 +596,42 @@ def test_small_batches_are_taken_once_wherever_the_process_dies(
     files = {f"{n}.bsmtp": transactions(f"{n}@x.example", f"{n}@y.example") for n in range(4)}
     accepted = sorted(f"{n}@{domain}.example" for n in range(4) for domain in "xy")
     assert all(names == [] for names in crash_everywhere(tmp_path, monkeypatch, files, accepted))
+
+
+class Forgetful(MemoryStore):
+    """A store that counts what it accepts and keeps none of it."""
+
+    count = 0
+
+    def _commit(self, accepted: list[Accepted], marks: dict[bytes, bytes]) -> None:
+        self.count += len(accepted)
+        self.kept_marks |= marks
+
+
+@pytest.mark.parametrize("kind", ["files", "batches", "batch"])
+def test_memory_does_not_grow_with_the_number_of_messages(tmp_path: Path, kind: str) -> None:
+    """Four times as many files, or transactions in a file, need what a commit of them needs: no name is kept."""
+    peaks = []
+    for number in (1, 4):
+        count = number * 5 * BATCH
+        place = tmp_path / str(number)
+        text = ("x" * 70 + "\n") * 40
+        if kind == "batch":
+            batch = transactions(*(f"{n}@x.example" for n in range(count)))
+            drop(place, "one.bsmtp", batch.replace("\n\n", "\n\n" + text))
+        for n in range(count if kind != "batch" else 0):
+            if kind == "files":
+                drop(place, f"{n}.eml", message(f"{n}@x.example") + text)
+            else:
+                drop(place, f"{n}.bsmtp", transactions(f"{n}@x.example"))
+        store = Forgetful()
+        one = make(place, store)
+        tracemalloc.start()
+        finish(one)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert store.count == count
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 TOLERANT = (
