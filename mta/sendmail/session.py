@@ -18,9 +18,21 @@ from mta.sendmail import drop
 from mta.sendmail.settings import Settings
 from mta.smtp.data import END
 from mta.smtp.reply import Reply
-from mta.smtp.server import CLOSED, CONTENT, MessageReceived, Peer, Server, ServerSettings
+from mta.smtp.server import (
+    CLOSED,
+    CONTENT,
+    MAIL,
+    RCPT,
+    READY,
+    START,
+    MessageReceived,
+    Peer,
+    Server,
+    ServerSettings,
+)
 
 _CHUNK: Final = 65_536
+_COMMANDS: Final = (START, READY, MAIL, RCPT)  # states in which one is expected
 _NO_DATA: Final = Reply(421, "4.7.0", ("DATA was refused, closing the connection",))
 
 log = logging.getLogger(__name__)
@@ -64,8 +76,11 @@ class Session:
 
     def _next(self) -> bytes:
         """A command, or a piece of a message that does not go beyond its end. Empty when more input is needed."""
-        if self._server.state != CONTENT:
+        state = self._server.state
+        if state in _COMMANDS:
             end = self._buffer.find(b"\n") + 1 or (len(self._buffer) if len(self._buffer) > _CHUNK else 0)
+        elif state != CONTENT:  # a chunk of known size
+            end = len(self._buffer)
         elif self._begun and self._buffer.startswith(END[2:]):
             end = 3
         elif self._begun and END[2:].startswith(self._buffer):
