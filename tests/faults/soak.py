@@ -231,7 +231,7 @@ class Soak:
         self._account.harvest(self._spool / "shards", everything=True)
         figures = self._account.check(self._numbers, self._sandbox)
         left = [str(path.relative_to(self._pickup)) for path in self._pickup.rglob("*")
-                if path.is_file() and path.name != ".lock"]
+                if path.is_file() and not path.name.startswith(".")]
         if left:
             self.problems.append(f"{len(left)} files are left in the spool directory, such as {left[:3]}")
         stats = self._sandbox.stats()
@@ -269,7 +269,7 @@ class Soak:
             return -1  # the control process was just killed
 
     def _waiting_files(self) -> int:
-        return sum(1 for path in self._pickup.iterdir() if path.is_file())
+        return sum(1 for path in self._pickup.iterdir() if path.is_file() and not path.name.startswith("."))
 
     def _go_on(self, seconds: float) -> None:
         """Let the load work, look after it meanwhile."""
