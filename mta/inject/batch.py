@@ -31,6 +31,7 @@ from typing import BinaryIO, Final, NamedTuple
 from mta.config.schema import SmtpIn
 from mta.inject.formats import FormatError, Submission, check_lines, line_at
 from mta.smtp import data
+from mta.smtp.peer import ALL_RIGHTS, SameForAll
 from mta.smtp.reply import Reply
 from mta.smtp.server import MAIL, RCPT, Closed, MessageReceived, Peer, Server, ServerSettings
 
@@ -56,6 +57,7 @@ class Position(NamedTuple):
 
 
 BEGIN: Final = Position()
+_EVERYTHING: Final = SameForAll(ALL_RIGHTS)  # who may write into the directory may send
 
 
 class Refused(NamedTuple):
@@ -181,7 +183,7 @@ class BatchReader:
         raise FormatError(line, _said(self._server))
 
     def _new_session(self) -> Server:
-        server = Server(self._settings, Peer("", 0, True))
+        server = Server(self._settings, Peer("", 0))
         server.receive(b"EHLO batch\r\n")
         server.output()
         return server
@@ -295,6 +297,7 @@ def _settings(hostname: str, limits: SmtpIn) -> ServerSettings:
         line_length=limits.line_length,
         command_length=limits.command_length,
         errors=_ERRORS,
+        permissions=_EVERYTHING,
     )
 
 

@@ -27,7 +27,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Any, Final
 
 from gevent import monkey
@@ -37,11 +36,22 @@ from gevent.hub import get_hub
 from mta.config.schema import Config, LabelValues, Listener
 from mta.inject.balance import Balance
 from mta.inject.intake import Source
+from mta.inject.permissions import ListenerPermissions
 from mta.queue.shortage import SHORTAGE, Spell
 from mta.smtp.budget import Budget
 from mta.smtp.coming import Coming
 from mta.smtp.reply import Reply
-from mta.smtp.server import CLOSED, CONTENT, Closed, Envelope, Peer, Server, ServerEvent, ServerSettings
+from mta.smtp.server import (
+    CLOSED,
+    CONTENT,
+    Closed,
+    Envelope,
+    MessageReceived,
+    Peer,
+    Server,
+    ServerEvent,
+    ServerSettings,
+)
 
 # In a patched process these names are gevent's, whose close() puts the closing off; these are the kernel's.
 _socket: Final = monkey.get_original("socket", "socket")
@@ -168,6 +178,7 @@ class SmtpListener:
             command_length=config.smtp.command_length,
             errors=config.smtp.errors,
             commands=config.smtp.commands,
+            permissions=ListenerPermissions(self._listener.relay_from),
             intake_closed=self._intake_closed,
             budget=self._occupancy.content,
             coming=self._occupancy.coming,
@@ -236,9 +247,7 @@ class SmtpListener:
         if refusal is not None:
             _say_and_close(sock, refusal)
             return
-        ip = ip_address(client.partition("%")[0])
-        may_relay = any(ip in network for network in self._listener.relay_from)
-        session = _Session(self, sock, Server(self._settings, Peer(client, port, may_relay)))
+        session = _Session(self, sock, Server(self._settings, Peer(client, port)))
         self._sessions.add(session)
         self._empty.clear()
         session.start()
@@ -316,7 +325,7 @@ class _Session:
         self._dropped = 0
         self._by_client = False  # it said QUIT
         self._source: tuple[str, Source] | None = None  # with the name it was made with: a client may say another one
-        self._content_until_s = 0.0  # when the whole content of the present message must be there
+        self._content_until_s = math.inf  # when the whole content of the present message must be there
         self._deadline_s = math.inf
         # The timer never sleeps longer than the shortest patience, so it is early for every deadline but odd ones.
         self._tick_s = min(self._limits.timeouts.command, self._limits.timeouts.data)
@@ -398,8 +407,9 @@ class _Session:
             if isinstance(event, Closed):
                 self._by_client = event.by_client
                 continue
+            assert isinstance(event, MessageReceived), event  # nothing else is offered
             self._answer = None
-            self._deadline_s = math.inf
+            self._deadline_s = self._content_until_s = math.inf
             try:
                 self._listener._submit(event.envelope, event.content, self._source_of(event.envelope), self._answered)
             except MemoryError:
@@ -493,11 +503,12 @@ class _Session:
             self._io.start(self._readable)
         now_s = time.monotonic()
         timeouts = self._limits.timeouts
-        if self.machine.state == CONTENT:
-            if anew:
+        if self.machine.receiving:
+            if self._content_until_s == math.inf or (anew and self.machine.state == CONTENT):
                 self._content_until_s = now_s + timeouts.transaction
             self._deadline_s = min(now_s + timeouts.data, self._content_until_s)
         elif anew:
+            self._content_until_s = math.inf
             self._deadline_s = now_s + timeouts.command
         if self._deadline_s < self._timer_at_s:
             self._start_timer(now_s)

@@ -17,8 +17,11 @@ from mta.control import exits
 from mta.sendmail import drop
 from mta.sendmail.settings import Settings
 from mta.smtp.data import END
+from mta.smtp.peer import ALL_RIGHTS, SameForAll
 from mta.smtp.reply import Reply
 from mta.smtp.server import (
+    CHUNK,
+    CHUNKED,
     CLOSED,
     CONTENT,
     MAIL,
@@ -32,7 +35,7 @@ from mta.smtp.server import (
 )
 
 _CHUNK: Final = 65_536
-_COMMANDS: Final = (START, READY, MAIL, RCPT)  # states in which one is expected
+_COMMANDS: Final = (START, READY, MAIL, RCPT, CHUNKED)  # states in which one is expected
 _NO_DATA: Final = Reply(421, "4.7.0", ("DATA was refused, closing the connection",))
 
 log = logging.getLogger(__name__)
@@ -52,8 +55,9 @@ class Session:
                 recipients=settings.recipients,
                 line_length=settings.line_length,
                 command_length=settings.command_length,
+                permissions=SameForAll(ALL_RIGHTS),  # who may write into the directory may send
             ),
-            Peer("", 0, True),
+            Peer("", 0),
         )
         self._buffer = b""  # what the machine has not seen
         self._has_quit = False
@@ -79,8 +83,8 @@ class Session:
         state = self._server.state
         if state in _COMMANDS:
             end = self._buffer.find(b"\n") + 1 or (len(self._buffer) if len(self._buffer) > _CHUNK else 0)
-        elif state != CONTENT:  # a chunk of known size
-            end = len(self._buffer)
+        elif state == CHUNK:
+            end = min(self._server.chunk_left, len(self._buffer))
         elif self._begun and self._buffer.startswith(END[2:]):
             end = 3
         elif self._begun and END[2:].startswith(self._buffer):
@@ -93,7 +97,7 @@ class Session:
         return piece
 
     def _take(self, piece: bytes) -> None:
-        was_content = self._server.state == CONTENT
+        was_content = self._server.state in (CONTENT, CHUNK)
         verb = b"" if was_content else piece[:5].strip().upper()
         self._has_quit = verb == b"QUIT"
         for event in self._server.receive(piece):

@@ -1,15 +1,30 @@
 """The envelope of an incoming message, and the parameters of MAIL and RCPT that shape it.
 
-SIZE (RFC 1870), BODY (RFC 6152), SMTPUTF8 (RFC 6531), RET, ENVID, NOTIFY and ORCPT (RFC 3461 4). A parameter that is
+SIZE (RFC 1870), BODY (RFC 6152, 3030), SMTPUTF8 (RFC 6531), RET, ENVID, NOTIFY and ORCPT (RFC 3461 4), AUTH (RFC 4954
+5), REQUIRETLS (RFC 8689), HOLDFOR and HOLDUNTIL (RFC 4865), MT-PRIORITY (RFC 6710), BY (RFC 2852). A parameter that is
 malformed or given twice is `501 5.5.4`, one that was not offered `555 5.5.4`. ENVID and ORCPT are kept in xtext, as
 received, for whom they are passed on to; what they hide is checked now, while there is somebody to tell.
+
+Decisions where the standards leave room:
+
+* AUTH is checked and then forgotten, as RFC 4954 5 has it for clients that are not trusted to speak for others.
+* A hold that is longer than offered is `501 5.5.4`, and so is HOLDUNTIL in the past: somebody's clock is wrong.
+  HOLDFOR=0 is none.
+* BY with R and a time that is shorter than offered is `555 5.5.4` (RFC 2852 4.1.2), and one that ends before the hold
+  does is `501 5.5.4`: such a message could only come back.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
 
 from mta.queue.records import NOTIFY_DELAY, NOTIFY_FAILURE, NOTIFY_NEVER, NOTIFY_SUCCESS, Recipient
+from mta.smtp.address import AddressError, parse_address
+from mta.smtp.extensions import IN_FILES, Offers
 from mta.smtp.reply import Reply
 from mta.smtp.xtext import decode, decode_orcpt
 
@@ -32,6 +47,13 @@ class Envelope:
     helo: str = ""
     esmtp: bool = False
     dotless: bool = field(default=False, compare=False)  # no line of the content begins with a dot, as was seen
+    binary: bool = False  # BODY=BINARYMIME: the content is no text, not even lines
+    require_tls: bool = False
+    hold: str = ""  # as asked, `for;3600` or `until;2030-01-02T03:04:05Z`, for notifications
+    hold_s: float = 0.0  # how long from now
+    by_s: int | None = None  # time to deliver, which may be over already
+    by_mode: str = ""  # "R", "N", "RT" or "NT"
+    priority: int | None = None  # MT-PRIORITY, -9 to 9
 
 
 class ParameterError(Exception):
@@ -42,21 +64,15 @@ class ParameterError(Exception):
         self.reply = Reply(code, "5.5.4", (text,))
 
 
-def read_mail_parameters(envelope: Envelope, text: bytes) -> None:
+def read_mail_parameters(envelope: Envelope, text: bytes, offers: Offers = IN_FILES) -> None:
     """Read what follows the path of MAIL, ` KEY=value KEY ...`, into the envelope. Raises ParameterError."""
-    for key, value in _parameters(text).items():
+    for key, value in _parameters(text, offers.mail).items():
         if key == b"SIZE":
-            if not value.isdigit() or len(value) > SIZE_DIGITS:
-                raise _bad_value(key)
-            envelope.size = int(value)
+            envelope.size = _number(key, value, SIZE_DIGITS)
         elif key == b"BODY":
-            kind = value.upper()
-            if kind not in (b"7BIT", b"8BITMIME"):
-                raise _bad_value(key)
-            envelope.eight_bit = kind == b"8BITMIME"
+            _read_body(envelope, value, offers)
         elif key == b"SMTPUTF8":
-            if value:
-                raise _bad_value(key)
+            _no_value(key, value)
             envelope.smtputf8 = True
         elif key == b"RET":
             ret = value.upper()
@@ -65,22 +81,35 @@ def read_mail_parameters(envelope: Envelope, text: bytes) -> None:
             envelope.ret = ret.decode()
         elif key == b"ENVID":
             envelope.envid = _envid(value)
+        elif key == b"AUTH":
+            _check_auth(value)
+        elif key == b"REQUIRETLS":
+            _no_value(key, value)
+            envelope.require_tls = True
+        elif key in (b"HOLDFOR", b"HOLDUNTIL"):
+            _read_hold(envelope, key, value, offers)
+        elif key == b"MT-PRIORITY":
+            if re.fullmatch(rb"-?[1-9]|0", value) is None:
+                raise _bad_value(key)
+            envelope.priority = int(value)
         else:
-            raise _unknown(key)
+            assert key == b"BY", key
+            _read_by(envelope, value, offers)
+    if envelope.by_s is not None and envelope.by_mode[0] == "R" and envelope.by_s <= envelope.hold_s:
+        raise ParameterError(501, "BY is over before the message is released")
 
 
-def read_rcpt_parameters(recipient: Recipient, text: bytes, *, utf8: bool) -> None:
+def read_rcpt_parameters(recipient: Recipient, text: bytes, *, utf8: bool, offers: Offers = IN_FILES) -> None:
     """Read what follows the path of RCPT into the recipient. `utf8`: with SMTPUTF8. Raises ParameterError."""
-    for key, value in _parameters(text).items():
+    for key, value in _parameters(text, offers.rcpt).items():
         if key == b"NOTIFY":
             recipient.notify = _notify(value)
-        elif key == b"ORCPT":
-            recipient.orcpt = _orcpt(value, utf8=utf8)
         else:
-            raise _unknown(key)
+            assert key == b"ORCPT", key
+            recipient.orcpt = _orcpt(value, utf8=utf8)
 
 
-def _parameters(text: bytes) -> dict[bytes, bytes]:
+def _parameters(text: bytes, offered: Collection[bytes]) -> dict[bytes, bytes]:
     """The parameters by keyword in upper case; the value is empty when there is none."""
     if not text.startswith(b" "):
         raise ParameterError(501, "Text behind the address")
@@ -89,12 +118,89 @@ def _parameters(text: bytes) -> dict[bytes, bytes]:
         if item:
             key, equals, value = item.partition(b"=")
             key = key.upper()
+            if key not in offered:
+                raise ParameterError(555, f"Parameter {_shown(key)} is not known")
             if key in given:
                 raise ParameterError(501, f"{_shown(key)} is given twice")
             if equals and not value:
                 raise _bad_value(key)
             given[key] = value
     return given
+
+
+def _read_body(envelope: Envelope, value: bytes, offers: Offers) -> None:
+    kind = value.upper()
+    if kind == b"BINARYMIME" and offers.binary:
+        envelope.binary = envelope.eight_bit = True
+    elif kind == b"8BITMIME":
+        envelope.eight_bit = True
+    elif kind != b"7BIT":
+        raise _bad_value(b"BODY")
+
+
+def _check_auth(value: bytes) -> None:
+    """`<>`, or an address in xtext (RFC 4954 5)."""
+    if value == b"<>":
+        return
+    try:
+        parse_address(decode(value.decode("ascii")))
+    except (ValueError, AddressError):
+        raise _bad_value(b"AUTH") from None
+
+
+# RFC 3339 5.6, as Python 3.11 reads it, too.
+_DATE_TIME: Final = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)", re.IGNORECASE)
+
+
+def _read_hold(envelope: Envelope, key: bytes, value: bytes, offers: Offers) -> None:
+    """HOLDFOR=seconds or HOLDUNTIL=date and time (RFC 4865 4); one of them."""
+    if envelope.hold:
+        raise ParameterError(501, "HOLDFOR and HOLDUNTIL exclude each other")
+    if key == b"HOLDFOR":
+        hold_s: float = _number(key, value, 9)
+        envelope.hold = f"for;{value.decode()}"
+    else:
+        if _DATE_TIME.fullmatch(value) is None:
+            raise _bad_value(key)
+        text = value.decode().upper()
+        try:
+            hold_s = datetime.fromisoformat(text).timestamp() - offers.now_s()
+        except (ValueError, OverflowError):
+            raise _bad_value(key) from None
+        if hold_s <= 0:
+            raise ParameterError(501, "HOLDUNTIL is in the past")
+        envelope.hold = f"until;{text}"
+    if hold_s > offers.future_release_s:
+        raise ParameterError(501, f"{_shown(key)} is more than {offers.future_release_s} seconds from now")
+    envelope.hold_s = hold_s
+
+
+_BY: Final = re.compile(rb"([+-]?\d{1,9});([NR]T?)")
+
+
+def _read_by(envelope: Envelope, value: bytes, offers: Offers) -> None:
+    """BY=seconds;mode (RFC 2852 4)."""
+    match = _BY.fullmatch(value.upper())
+    if match is None:
+        raise _bad_value(b"BY")
+    seconds, mode = int(match[1]), match[2].decode()
+    if mode[0] == "R":
+        if seconds <= 0:
+            raise _bad_value(b"BY")
+        if seconds < offers.deliver_by_s:
+            raise ParameterError(555, f"BY is less than {offers.deliver_by_s} seconds")
+    envelope.by_s, envelope.by_mode = seconds, mode
+
+
+def _number(key: bytes, value: bytes, digits: int) -> int:
+    if not value.isdigit() or len(value) > digits:
+        raise _bad_value(key)
+    return int(value)
+
+
+def _no_value(key: bytes, value: bytes) -> None:
+    if value:
+        raise _bad_value(key)
 
 
 _NOTIFY = {b"NEVER": NOTIFY_NEVER, b"SUCCESS": NOTIFY_SUCCESS, b"FAILURE": NOTIFY_FAILURE, b"DELAY": NOTIFY_DELAY}
@@ -135,10 +241,6 @@ def _orcpt(value: bytes, *, utf8: bool) -> str:
 
 def _bad_value(key: bytes) -> ParameterError:
     return ParameterError(501, f"Bad value of {_shown(key)}")
-
-
-def _unknown(key: bytes) -> ParameterError:
-    return ParameterError(555, f"Parameter {_shown(key)} is not known")
 
 
 def _shown(key: bytes) -> str:

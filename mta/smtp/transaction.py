@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from mta.queue.records import NOTIFY_DELAY, NOTIFY_FAILURE, NOTIFY_NEVER, NOTIFY_SUCCESS, Recipient
 from mta.smtp.address import AddressError, domain_to_ascii
@@ -11,6 +11,10 @@ from mta.smtp.reply import Reply
 from mta.smtp.xtext import orcpt_to_ascii
 
 Pipelining: TypeAlias = Literal["", "inside", "across"]
+
+CARRIED: Final = frozenset(("8BITMIME", "SMTPUTF8", "DSN"))
+"""The extensions whose wishes this side carries on to the next host, or answers for when that does not offer them. Of
+those that ask for it (`mta.smtp.extensions`) our server offers no other."""
 
 
 @dataclass(slots=True)

@@ -10,11 +10,26 @@ import pytest
 from mta.queue.records import Recipient
 from mta.smtp.client import Client, ClientEvent, Finished, Transaction
 from mta.smtp.errors import RemoteProtocolError
+from mta.smtp.peer import ALL_RIGHTS, NO_RIGHTS, Rights
 from mta.smtp.reply import Reply
 from mta.smtp.server import MessageReceived, Peer, Server, ServerEvent, ServerSettings
 
-TRUSTED = Peer("192.0.2.9", 4711, may_relay=True)
-STRANGER = Peer("198.51.100.7", 4711, may_relay=False)
+TRUSTED = Peer("192.0.2.9", 4711)
+STRANGER = Peer("198.51.100.7", 4711)
+
+
+class TrustsOne:
+    """Permissions of TRUSTED's address alone."""
+
+    def rights_of(self, peer: Peer) -> Rights:
+        """All or none."""
+        return ALL_RIGHTS if peer.address == TRUSTED.address else NO_RIGHTS
+
+
+def server_settings(**options: object) -> ServerSettings:
+    """Settings of mx.example.net, with which TRUSTED may relay."""
+    return ServerSettings("mx.example.net", **{"permissions": TrustsOne(), **options})  # type: ignore[arg-type]
+
 
 CONTENT = b"From: a@example.com\r\nSubject: hello\r\n\r\nhello\r\n"
 
@@ -25,9 +40,9 @@ EHLO = (
 PLAIN_EHLO = b"250-mx.example.net\r\n250 HELP\r\n"
 
 
-def new_server(peer: Peer = TRUSTED, **settings: object) -> Server:
+def new_server(peer: Peer = TRUSTED, **options: object) -> Server:
     """A session that has said EHLO."""
-    server = Server(ServerSettings("mx.example.net", **settings), peer)  # type: ignore[arg-type]
+    server = Server(server_settings(**options), peer)
     assert talk(server, b"EHLO client.example\r\n")[0].startswith(b"250-mx.example.net")
     return server
 

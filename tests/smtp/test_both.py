@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from mta.queue.records import Recipient
 from mta.smtp.client import Client, Ready, Transaction
 from mta.smtp.reply import Reply
-from mta.smtp.server import Envelope, MessageReceived, Server, ServerSettings
-from tests.smtp.helpers import TRUSTED, converse, finished
+from mta.smtp.server import Envelope, MessageReceived, Server
+from tests.smtp.helpers import TRUSTED, converse, finished, server_settings
 
 
 class Pair:
@@ -18,7 +18,7 @@ class Pair:
 
     def __init__(self, cut: int = 1 << 30, pipelining: bool = True, across: bool = True, **limits: int) -> None:
         self.cut = cut
-        self.server = Server(ServerSettings("mx.example.net", **limits), TRUSTED)  # type: ignore[arg-type]
+        self.server = Server(server_settings(**limits), TRUSTED)
         self.client = Client("client.example", tls="off", pipelining=pipelining)
         self.client.pipeline_across = across
         self.client.receive(self.server.greeting())

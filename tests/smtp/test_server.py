@@ -13,8 +13,9 @@ from mta.smtp.address import Address
 from mta.smtp.budget import Budget
 from mta.smtp.coming import Coming
 from mta.smtp.errors import LocalProtocolError
+from mta.smtp.peer import AllRights, SameForAll
 from mta.smtp.reply import Reply
-from mta.smtp.server import SKIP_LIMIT, Closed, Envelope, MessageReceived, Server, ServerSettings
+from mta.smtp.server import SKIP_LIMIT, Closed, Envelope, MessageReceived, Server
 from tests.smtp.helpers import (
     CONTENT,
     QUEUED,
@@ -25,6 +26,7 @@ from tests.smtp.helpers import (
     open_transaction,
     pieces,
     say,
+    server_settings,
     talk,
 )
 
@@ -54,14 +56,15 @@ def outcome(server: Server, chunks: Iterable[bytes]) -> tuple[bytes, list[tuple[
 
 def test_session() -> None:
     """Greeting, EHLO with all that is offered, one message, QUIT."""
-    server = Server(ServerSettings("mx.example.net", message_size=1000, recipients=50), TRUSTED)
+    server = Server(server_settings(message_size=1000, recipients=50), TRUSTED)
     assert server.greeting() == b"220 mx.example.net ESMTP\r\n"
     output, _ = talk(server, b"EHLO client.example\r\n")
     lines = output.decode().split("\r\n")[:-1]
     assert lines[0] == "250-mx.example.net"
     assert lines[-1].startswith("250 ")
     assert {line[4:] for line in lines[1:]} == {
-        "PIPELINING", "SIZE 1000", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN", "LIMITS RCPTMAX=50", "HELP",
+        "PIPELINING", "SIZE 1000", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING", "DSN",
+        "LIMITS RCPTMAX=50", "HELP",
     }  # fmt: skip
     assert say(server, "MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>", "DATA") == [
         "250 2.1.0 Ok", "250 2.1.5 Ok", "354 End data with <CR><LF>.<CR><LF>",
@@ -78,7 +81,7 @@ def test_session() -> None:
 
 def test_helo() -> None:
     """HELO offers nothing, and the envelope says so."""
-    server = Server(ServerSettings("mx.example.net"), TRUSTED)
+    server = Server(server_settings(), TRUSTED)
     assert say(server, "HELO client.example") == ["250 mx.example.net"]
     assert deliver(server).envelope.esmtp is False
 
@@ -153,7 +156,6 @@ EXPECTED = {
     "AUTH PLAIN AAAA": "502 502 502 502",
     "ETRN x": "502 502 502 502",
     "TURN": "502 502 502 502",
-    "BDAT 5 LAST": "502 502 502 502",
     "QUIT": "221 221 221 221",
     "EHLO": "501 501 501 501",
     "HELO": "501 501 501 501",
@@ -169,7 +171,6 @@ EXPECTED = {
     "NOOP\tx": "500 500 500 500",
     "\x00\xff": "500 500 500 500",
 }
-ENDS_THE_SESSION = ("QUIT", "BDAT 5 LAST")
 TRANSACTION_SURVIVES = {  # for a DATA that follows
     "start": "503", "ready": "503", "mail": "554", "rcpt": "354",
 }  # fmt: skip
@@ -179,14 +180,14 @@ TRANSACTION_SURVIVES = {  # for a DATA that follows
 @pytest.mark.parametrize("state", STATES)
 def test_every_command_in_every_state(command: str, state: str) -> None:
     """One reply to each, as the table says, and the transaction is as the table of states in `server` has it."""
-    server = Server(ServerSettings("mx.example.net"), TRUSTED)
+    server = Server(server_settings(), TRUSTED)
     say(server, *STATES[state])
     assert server.state == state
     expected = EXPECTED[command].split()[list(STATES).index(state)]
     output, events = talk(server, command.encode("latin-1") + b"\r\n")
     last_line = output.split(b"\r\n")[-2]
     assert last_line.startswith(expected.encode() + b" ")
-    if command in ENDS_THE_SESSION:
+    if command == "QUIT":
         assert isinstance(events[0], Closed)
         return
     assert events == []
@@ -204,7 +205,7 @@ def test_enhanced_codes_on_every_reply() -> None:
     """Every 2xx, 4xx and 5xx has one of its class on every line, but the greeting and those to EHLO and HELO."""
     for state, commands in STATES.items():
         for command in EXPECTED:
-            server = Server(ServerSettings("mx.example.net"), TRUSTED)
+            server = Server(server_settings(), TRUSTED)
             say(server, *commands)
             output, _ = talk(server, command.encode("latin-1") + b"\r\n")
             for line in output.decode().split("\r\n")[:-1]:
@@ -215,7 +216,7 @@ def test_enhanced_codes_on_every_reply() -> None:
 @pytest.mark.parametrize("name", ["client.example", "[192.0.2.1]", "[IPv6:2001:db8::1]", "a_b", "localhost", "x" * 255])
 def test_helo_names(name: str) -> None:
     """Host names and address literals; what a name is not checked for by any look-up (RFC 5321 4.1.4)."""
-    server = Server(ServerSettings("mx.example.net"), TRUSTED)
+    server = Server(server_settings(), TRUSTED)
     assert say(server, f"EHLO {name}")[0].startswith("250")
     assert server.helo == name
 
@@ -223,7 +224,7 @@ def test_helo_names(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "a b", "(a)", "a;b", "ü", "<a>", "x" * 256, "a\rb", "a\x00b", "%s%n", "-a"])
 def test_bad_helo_names(name: str) -> None:
     """A name that might do harm in a trace line is none."""
-    server = Server(ServerSettings("mx.example.net"), TRUSTED)
+    server = Server(server_settings(), TRUSTED)
     assert say(server, f"EHLO {name}") == ["501 A host name or address literal is needed"]
     assert say(server, "MAIL FROM:<a@example.com>")[0].startswith("503")
 
@@ -387,14 +388,15 @@ def test_strangers_may_not_relay(path: str) -> None:
 
 
 def test_recipients_may_be_refused_one_by_one() -> None:
-    """`check_recipient` sees each address as it was parsed."""
+    """`Rights` see each address as it was parsed."""
     seen = []
 
-    def check(address: Address) -> Reply | None:
-        seen.append(address)
-        return Reply(550, "5.1.1", ("No such user",)) if address.local == "bad" else None
+    class Careful(AllRights):
+        def check_recipient(self, recipient: Address) -> Reply | None:
+            seen.append(recipient)
+            return Reply(550, "5.1.1", ("No such user",)) if recipient.local == "bad" else None
 
-    server = new_server(check_recipient=check)
+    server = new_server(permissions=SameForAll(Careful()))
     say(server, "MAIL FROM:<a@example.com>")
     assert say(server, "RCPT TO:<bad@Example.org>", "RCPT TO:<good@example.org>") == [
         "550 5.1.1 No such user", "250 2.1.5 Ok",
@@ -754,18 +756,11 @@ def test_content_before_354(before: bytes) -> None:
 @pytest.mark.parametrize("request_line", ["GET / HTTP/1.1", "POST /x HTTP/1.0", "CONNECT mx:25 HTTP/1.1"])
 def test_http(request_line: str) -> None:
     """A browser is cut off before its body can be taken for commands."""
-    server = Server(ServerSettings("mx.example.net"), TRUSTED)
+    server = Server(server_settings(), TRUSTED)
     body = "\r\nHost: mx\r\n\r\nEHLO x\r\nMAIL FROM:<a@example.com>\r\n"
     output, events = talk(server, (request_line + body).encode())
     assert output == b"521 5.5.1 This is SMTP\r\n"
     assert events == [Closed(by_client=False)]
-
-
-def test_chunk_behind_bdat() -> None:
-    """BDAT is not offered; who sends it anyway is cut off, as its chunk is not to be told from commands."""
-    server = new_server()
-    output, events = talk(server, b"BDAT 10 LAST\r\nRSET\r\nQUIT\r\n")
-    assert (output, events) == (b"502 5.5.1 Not available\r\n", [Closed(by_client=False)])
 
 
 def test_garbage() -> None:

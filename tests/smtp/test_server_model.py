@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mta.smtp.reply import Reply
-from mta.smtp.server import MessageReceived, Server, ServerSettings
-from tests.smtp.helpers import STRANGER, TRUSTED, pieces
+from mta.smtp.server import MessageReceived, Server
+from tests.smtp.helpers import STRANGER, TRUSTED, pieces, server_settings
 
 RECIPIENTS = 3
 SIZE = 200
@@ -35,8 +35,8 @@ class Session(RuleBasedStateMachine):
     @initialize(trusted=st.booleans())
     def begin(self, trusted: bool) -> None:
         """A new session."""
-        limits = ServerSettings(
-            "mx.example.net", recipients=RECIPIENTS, message_size=SIZE, errors=10**6, commands=10**6
+        limits = server_settings(
+            recipients=RECIPIENTS, message_size=SIZE, errors=10**6, commands=10**6
         )
         self.trusted = trusted
         self.server = Server(limits, TRUSTED if trusted else STRANGER)

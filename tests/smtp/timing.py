@@ -11,6 +11,7 @@ from collections.abc import Callable
 from mta.queue.records import Recipient
 from mta.smtp.client import Client, Transaction
 from mta.smtp.data import DataReader, fault, stuff
+from mta.smtp.peer import ALL_RIGHTS, SameForAll
 from mta.smtp.reply import Reply
 from mta.smtp.server import MessageReceived, Peer, Server, ServerSettings
 
@@ -37,7 +38,7 @@ def best_us(function: Callable[[], object], runs: int = 200, calls: int = 100) -
 
 def server_step(across: bool) -> Callable[[], object]:
     """One transaction of the server: in four reads, or in one read together with its successor's envelope."""
-    server = Server(ServerSettings("mx.example.net"), Peer("192.0.2.9", 4711, may_relay=True))
+    server = Server(ServerSettings("mx.example.net", permissions=SameForAll(ALL_RIGHTS)), Peer("192.0.2.9", 4711))
     server.receive(b"EHLO client.example\r\n")
     reads = [CONTENT + b".\r\n" + b"".join(ENVELOPE)] if across else [*ENVELOPE, CONTENT + b".\r\n"]
     if across:
