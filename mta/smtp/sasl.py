@@ -229,11 +229,7 @@ class Scram:
         assert self._keys is not None
         if match is None:
             raise MalformedResponseError("not a final message of SCRAM")
-        try:
-            bound = binascii.a2b_base64(match["binding"], strict_mode=True)
-            proof = binascii.a2b_base64(match["proof"], strict_mode=True)
-        except binascii.Error:
-            raise MalformedResponseError("not base64") from None
+        bound, proof = decode(match["binding"]), decode(match["proof"])
         text = b",".join((self._client_first, self._server_first, match["unproved"]))
         signature = _hmac(self._keys.stored_key, text)
         client_key = bytes(a ^ b for a, b in zip(proof, signature, strict=False))
@@ -250,6 +246,8 @@ class Scram:
 
 def decode(text: bytes) -> bytes:
     """A response as it comes in a line. Raises MalformedResponseError."""
+    if len(text) % 4 or text.endswith(b"==="):  # which Python lets pass
+        raise MalformedResponseError("not base64")
     try:
         return binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error:
