@@ -107,6 +107,9 @@ class SmtpIn:
         "`421 4.7.0`.", min=10
     )
     hops: int = option(100, "`Received` lines above which a message is a loop, `554 5.4.6` (RFC 5321 6.3).", min=5)
+    future_release: Duration | None = option(
+        Duration(86_400), "How long a client may have a message held (FUTURERELEASE, RFC 4865), never more than half "
+        "of the shortest `expires`, which counts from acceptance; `off`: it is not offered.", min=60)
     sessions: int = option(4000, "Sessions at once in one worker; `421 4.3.2` above it.", min=1)
     sessions_per_client: int = option(500, "Sessions at once from one address, in one worker.", min=1)
     timeouts: SmtpTimeouts = option(SmtpTimeouts, "Patience with clients.")

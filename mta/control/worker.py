@@ -154,9 +154,11 @@ class Worker:
         counters, scheduler = self.settler.counters, self.engine.scheduler
         counters.accepted_messages += len(accepted)
         for one in accepted:
+            held = one.message.wishes is not None and one.message.is_held(clock_us())
             for delivery in one.deliveries:
                 counters.accepted_recipients += len(delivery.recipients)
-                scheduler.add(shard, delivery)
+                if not held:  # else it is found by the report of the next checkpoint
+                    scheduler.add(shard, delivery)
 
     def original(self, message: Message) -> bytes:
         """The content of a message that a notification is about."""

@@ -416,6 +416,7 @@ def transaction_for(delivery: Delivery, at_most: int) -> Transaction:
         smtputf8=bool(message.flags & SMTPUTF8),
         ret=message.ret,
         envid=message.envid,
+        priority=None if message.wishes is None else message.wishes.priority,
         dotless=bool(message.flags & DOTLESS),
     )
 

@@ -105,6 +105,10 @@ class Dispatch:
                 self._not_taken(tenant)
                 self.conclude(queue, delivery, partial(settler.expire, delivery, path.reason))
                 continue
+            if delivery.message.wishes is not None and delivery.message.is_held(now_us):
+                self._not_taken(tenant)
+                self.conclude(queue, delivery, partial(settler.hold, delivery))
+                continue
             at_most = path.shaping.recipients_per_message
             in_all = path.shaping.recipients_per_connection
             if in_all is not None and in_all - connection.recipients < at_most:

@@ -235,7 +235,9 @@ class Engine:
             self.stores[shard].due_after(self._latest_due_us(), start, BRING_BATCH, partial(self._found_late, shard))
 
     def _found_late(self, shard: int, deliveries: list[Delivery], go_on: bytes | None) -> None:
-        for queue, delivery in self.scheduler.take(shard, deliveries):
+        now_us = self.clock_us()
+        late = [one for one in deliveries if not one.message.is_held(now_us)]
+        for queue, delivery in self.scheduler.take(shard, late):
             self.dispatch.conclude(queue, delivery, partial(self.settler.bring_forward, delivery))
         self.controls.sweeps.unsettle()
         self._bringing.discard(shard)

@@ -238,8 +238,20 @@ class Settler:
 
     def wants_warning(self, delivery: Delivery, now_us: int) -> bool:
         """Whether the sender is to be told that `delivery` is late, and has not been."""
-        return (not delivery.warned and self.late(delivery, now_us)
-                and any(notices.wanted(delivery.message, one, "delayed") for one in delivery.recipients))
+        if delivery.warned or not self.late(delivery, now_us) or self._was_held(delivery.message, now_us):
+            return False
+        return any(notices.wanted(delivery.message, one, "delayed") for one in delivery.recipients)
+
+    def _was_held(self, message: Message, now_us: int) -> bool:
+        """Whether what seems late was held until a short time ago, as its sender wanted (RFC 4865)."""
+        wait_s = self.config.bounces.delay_warning
+        return message.wishes is not None and message.wishes.release_us + int((wait_s or 0) * 1_000_000) > now_us
+
+    def hold(self, delivery: Delivery) -> Verdict:
+        """Let `delivery` wait until its message is to be released, whatever made it due before that."""
+        assert delivery.message.wishes is not None
+        delivery.due_us = delivery.message.wishes.release_us
+        return Verdict(updates=[delivery])
 
     def warn(self, delivery: Delivery, reason: str, again: bool) -> Verdict:
         """Tell the sender that `delivery` is late; nothing else about it changes. `reason` is why it waits, when no

@@ -268,6 +268,8 @@ class Sweeps:
             return one.due_us >= HELD_US and (book is None or book.holds_singly(facts, one, now_us) is None)
         if one.message.id > progress.bound:
             return False
+        if order.kind == "retry" and one.message.is_held(now_us):
+            return False  # its sender said when
         if order.kind == "retry" and not (
                 now_us < one.due_us < HELD_US and not (one.history and one.history[-1].time_us >= order.at_us)):
             return False

@@ -16,6 +16,8 @@ Decisions of this door, with their reasons:
   compared exactly, domains without case.
 * Labels (`mta.inject.labels`) become part of the queue's name, their header fields are removed. A pool that does not
   exist is refused with `550 5.7.1`, a value that is no name with `550 5.6.0`.
+* A message that is to be held (FUTURERELEASE) is due when it is to be released. MT-PRIORITY above 0 is `transactional`,
+  below 0 `bulk`, where no label says otherwise and labels of clients are believed (RFC 6710 4.1: a policy of ours).
 * Content is not checked for CR and LF: the SMTP machine and the file formats refuse or repair that before.
 
 Hot path: 15 µs for a message of 5 KB with one recipient (bench/throughput.py watches it).
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mta.config.schema import Config, LabelValues
 from mta.inject.labels import Labeller
@@ -33,12 +35,30 @@ from mta.message import headers, trace
 from mta.queue import events
 from mta.queue.errors import StoreError, StoreFull
 from mta.queue.ids import format_id
-from mta.queue.records import DOTLESS, EIGHT_BIT, SMTPUTF8, Delivery, Message, Recipient, queue_name
+from mta.queue.records import (
+    BINARY,
+    DOTLESS,
+    EIGHT_BIT,
+    REQUIRE_TLS,
+    SMTPUTF8,
+    Delivery,
+    Message,
+    Recipient,
+    Wishes,
+    queue_name,
+)
 from mta.smtp.address import domain_to_ascii
 from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
     from mta.smtp.envelope import Envelope
+
+
+HONOURED: Final = frozenset(("FUTURERELEASE", "MT-PRIORITY"))
+"""The extensions whose wishes the queue sees to, which needs nobody else: the scheduler and the dispatch let a message
+wait until it is to be released, and a priority makes it overtake others here."""
+
+_PRIORITIES: Final = ("bulk", "transactional")  # of an MT-PRIORITY below and above 0
 
 
 class Source(NamedTuple):
@@ -149,7 +169,8 @@ class Intake:
         if source.address:
             protocol = trace.protocol(envelope.esmtp, source.tls, smtputf8=smtputf8)
             clause = trace.from_clause(envelope.helo, source.address)
-            added = trace.received(clause, hostname, f"with {protocol}", queue_id, only, now_us)
+            added = trace.received(clause, hostname, f"with {protocol}", queue_id, only, now_us,
+                                   envelope.priority)
         else:
             added = trace.received("", hostname, source.comment, queue_id, only, now_us)
         message_id = scan.message_id
@@ -164,6 +185,11 @@ class Intake:
         flags = SMTPUTF8 if smtputf8 else 0
         if envelope.dotless:
             flags |= DOTLESS
+        if envelope.require_tls:
+            flags |= REQUIRE_TLS
+        if envelope.binary:
+            flags |= BINARY
+        wishes = _wishes(envelope, now_us) if envelope.is_special else None
         if envelope.eight_bit or not content.isascii():
             flags |= EIGHT_BIT
         message = Message(
@@ -182,8 +208,13 @@ class Intake:
             labels.pool,
             size=size,
             deliveries=len(groups),
+            wishes=wishes,
             id_text=queue_id,
         )
+        if wishes is not None:
+            now_us = max(now_us, wishes.release_us)
+            if wishes.priority and not labels.priority and source.label_headers:
+                labels = labels._replace(priority=_PRIORITIES[wishes.priority > 0])
         deliveries = [
             Delivery(message, index, queue_name(domain, *labels), domain, group, now_us)
             for index, (domain, group) in enumerate(groups.items())
@@ -213,6 +244,12 @@ class Intake:
             else:
                 group.append(recipient)
         return groups
+
+
+def _wishes(envelope: Envelope, now_us: int) -> Wishes:
+    return Wishes(
+        now_us + int(envelope.hold_s * 1_000_000) if envelope.hold_s else 0, envelope.hold,
+        now_us + envelope.by_s * 1_000_000 if envelope.by_s is not None else 0, envelope.by_mode, envelope.priority)
 
 
 def store_reply(error: StoreError) -> Reply:

@@ -35,7 +35,7 @@ from gevent.hub import get_hub
 
 from mta.config.schema import Config, LabelValues, Listener
 from mta.inject.balance import Balance
-from mta.inject.intake import Source
+from mta.inject.intake import HONOURED, Source
 from mta.inject.permissions import ListenerPermissions
 from mta.queue.shortage import SHORTAGE, Spell
 from mta.smtp.budget import Budget
@@ -52,6 +52,7 @@ from mta.smtp.server import (
     ServerEvent,
     ServerSettings,
 )
+from mta.smtp.transaction import CARRIED
 
 # In a patched process these names are gevent's, whose close() puts the closing off; these are the kernel's.
 _socket: Final = monkey.get_original("socket", "socket")
@@ -178,6 +179,8 @@ class SmtpListener:
             command_length=config.smtp.command_length,
             errors=config.smtp.errors,
             commands=config.smtp.commands,
+            honours=CARRIED | HONOURED,
+            future_release_s=_longest_hold_s(config),
             permissions=ListenerPermissions(self._listener.relay_from),
             intake_closed=self._intake_closed,
             budget=self._occupancy.content,
@@ -278,6 +281,11 @@ class SmtpListener:
         self._occupancy.leave(session.machine.peer.address)
         if not self._sessions:
             self._empty.set()
+
+
+def _longest_hold_s(config: Config) -> int:
+    """How long a client may have a message held: what is configured, but half of the time at least is for delivery."""
+    return int(min(config.smtp.future_release or 0, config.shaping.expiries[0] / 2))
 
 
 def _open_spare() -> int:

@@ -68,6 +68,7 @@ class Notice:
     original_envelope_id: str | None = None  # decoded from ENVID
     original_smtputf8: bool = False
     return_full: bool = False  # else the header section only
+    original_hold: str = ""  # as asked, `for;3600` (RFC 4865)
     retry_until_us: int = 0  # for "delayed": when we give up
 
 
@@ -241,6 +242,8 @@ def _status(notice: Notice, transparent: bool) -> _Part:
         lines += _field("Original-Envelope-Id", clean(notice.original_envelope_id))
     lines += _field("Reporting-MTA", f"dns; {notice.hostname}")
     lines += _field("Arrival-Date", trace.date(notice.original_arrival_us))
+    if notice.original_hold:
+        lines += _field("Future-Release-Request", notice.original_hold)
     for report in notice.reports:
         lines.append("")
         if report.original_recipient:

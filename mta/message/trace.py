@@ -51,12 +51,16 @@ def protocol(esmtp: bool, tls: bool = False, authenticated: bool = False, smtput
     return f"{name}{'S' if tls else ''}{'A' if authenticated else ''}"
 
 
-def received(source: str, hostname: str, method: str, queue_id: str, recipient: str, time_us: int) -> str:
+def received(
+    source: str, hostname: str, method: str, queue_id: str, recipient: str, time_us: int, priority: int | None = None
+) -> str:
     """A Received line (RFC 5321 4.4).
 
     `source` is a `from_clause`, or empty for mail that came in no session. `method` is what stands between our name
     and the id: `with ESMTP`, or a comment. `recipient` is empty unless it is the only one: more of them would tell
-    each about the others (RFC 5321 7.2).
+    each about the others (RFC 5321 7.2). `priority` is an MT-PRIORITY that was asked for (RFC 6710 4.4).
     """
     target = f"\r\n\tfor <{recipient}>" if recipient else ""
+    if priority is not None:
+        target = f"{target}\r\n\tpriority {priority}"
     return f"Received: {source}by {hostname} {method} id {queue_id}{target};\r\n\t{date(time_us)}\r\n"

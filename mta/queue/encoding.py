@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from mta.queue.records import Attempt, BodyRef, Delivery, Message, Recipient
+from mta.queue.records import Attempt, BodyRef, Delivery, Message, Recipient, Wishes
 
 LAYOUT: Final = 1
 
@@ -60,11 +60,12 @@ _MESSAGE_HEAD: Final = Struct(">IQIII")  # segment, offset, length, CRC-32C, del
 
 def pack_message(message: Message) -> bytes:
     """What does not change while a message is queued. Hot path (bench/store.py)."""
-    return pack((
+    record = (
         LAYOUT, message.sender, message.arrival_us, message.header_size, message.message_id, message.flags,
         message.ret, message.envid, message.origin, message.tenant, message.campaign, message.pool, message.size,
         message.deliveries,
-    ))
+    )
+    return pack(record if message.wishes is None else (*record, message.wishes))
 
 
 def message_value(record: bytes, body: BodyRef, left: int) -> bytes:
@@ -91,11 +92,11 @@ def unpack_message(value: bytes, message_id: int) -> Message:
 def read_message(record: bytes, message_id: int, body: BodyRef) -> Message:
     """The message with this record and its content at `body`. Raises ValueError when it is none."""
     (_, sender, arrival_us, header_size, name, flags, ret, envid, origin, tenant, campaign, pool, size,
-     deliveries) = unpack(record)[:14]
+     deliveries, *later) = unpack(record)
     return Message(
         id=message_id, sender=sender, arrival_us=arrival_us, content=None, header_size=header_size, message_id=name,
         flags=flags, ret=ret, envid=envid, origin=origin, tenant=tenant, campaign=campaign, pool=pool, body=body,
-        size=size, deliveries=deliveries,
+        size=size, deliveries=deliveries, wishes=Wishes(*later[0][:len(Wishes._fields)]) if later else None,
     )
 
 

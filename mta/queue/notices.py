@@ -118,6 +118,7 @@ def notify(
             _envelope_id(message.envid),
             bool(message.flags & SMTPUTF8),
             _returns_full(action, message, content, config),
+            "" if message.wishes is None else message.wishes.hold,
             retry_until_us,
         )
     )

@@ -16,6 +16,8 @@ from mta.queue.ids import format_id
 EIGHT_BIT = 1  # MAIL BODY=8BITMIME, or content with bytes above 127
 SMTPUTF8 = 2  # MAIL SMTPUTF8
 NOTIFICATION = 4  # a DSN that we made
+REQUIRE_TLS = 16  # MAIL REQUIRETLS (RFC 8689)
+BINARY = 32  # MAIL BODY=BINARYMIME: the content is no text
 DOTLESS = 8  # no line of the content begins with a dot: it goes over the wire as it is
 
 # Recipient.notify, the NOTIFY parameter of RFC 3461 4.1; 0 when it was not given
@@ -51,6 +53,16 @@ class Attempt(NamedTuple):
     reply: str  # as `str(Reply)`: "451 4.7.1 Greylisted", or our own description, "4.4.2 connection lost"
 
 
+class Wishes(NamedTuple):
+    """What the sender of a message asked for that few ask for."""
+
+    release_us: int = 0  # not to be tried before (RFC 4865); 0: at once
+    hold: str = ""  # as asked, `for;3600` or `until;2030-01-02T03:04:05Z`
+    by_us: int = 0  # to be delivered by then (RFC 2852); 0: not asked
+    by_mode: str = ""  # "R", "N", "RT" or "NT"
+    priority: int | None = None  # MT-PRIORITY, -9 to 9 (RFC 6710)
+
+
 @dataclass(slots=True)
 class Message:
     """One accepted message. `content` is the whole of it, CRLF line ends, never dot-stuffed; None when only on disk."""
@@ -71,8 +83,13 @@ class Message:
     body: BodyRef | None = None  # set by the store when the message is accepted
     size: int = 0
     deliveries: int = 0  # how many there were at acceptance
+    wishes: Wishes | None = None
     held: int = 0  # the scheduler's: deliveries in memory that share `content`
     id_text: str = ""  # what `text_id` gives, once it is known
+
+    def is_held(self, now_us: int) -> bool:
+        """Whether it is not to be tried yet, as its sender wants."""
+        return self.wishes is not None and self.wishes.release_us > now_us
 
     @property
     def text_id(self) -> str:

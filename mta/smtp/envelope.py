@@ -54,6 +54,7 @@ class Envelope:
     by_s: int | None = None  # time to deliver, which may be over already
     by_mode: str = ""  # "R", "N", "RT" or "NT"
     priority: int | None = None  # MT-PRIORITY, -9 to 9
+    is_special: bool = False  # one of the last ones is given
 
 
 class ParameterError(Exception):
@@ -92,6 +93,7 @@ def read_mail_parameters(envelope: Envelope, text: bytes, offers: Offers = IN_FI
             if re.fullmatch(rb"-?[1-9]|0", value) is None:
                 raise _bad_value(key)
             envelope.priority = int(value)
+            envelope.is_special = True
         else:
             assert key == b"BY", key
             _read_by(envelope, value, offers)
@@ -173,6 +175,7 @@ def _read_hold(envelope: Envelope, key: bytes, value: bytes, offers: Offers) -> 
     if hold_s > offers.future_release_s:
         raise ParameterError(501, f"{_shown(key)} is more than {offers.future_release_s} seconds from now")
     envelope.hold_s = hold_s
+    envelope.is_special = True
 
 
 _BY: Final = re.compile(rb"([+-]?\d{1,9});([NR]T?)")
@@ -190,6 +193,7 @@ def _read_by(envelope: Envelope, value: bytes, offers: Offers) -> None:
         if seconds < offers.deliver_by_s:
             raise ParameterError(555, f"BY is less than {offers.deliver_by_s} seconds")
     envelope.by_s, envelope.by_mode = seconds, mode
+    envelope.is_special = True
 
 
 def _number(key: bytes, value: bytes, digits: int) -> int:

@@ -98,6 +98,8 @@ class ServerSettings:
             self._values["STARTTLS"] = ""
         details = {"FUTURERELEASE": str(future_release_s), "DELIVERBY": str(deliver_by_s) if deliver_by_s else ""}
         self._values |= {keyword: details.get(keyword, "") for keyword in BEYOND.intersection(honours)}
+        if not future_release_s:
+            self._values.pop("FUTURERELEASE", None)
         self._offers: dict[tuple[bool, bool, bool], Offers] = {}
 
     def offers(self, peer: Peer) -> Offers:

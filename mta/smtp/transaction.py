@@ -28,6 +28,7 @@ class Capabilities:
     dsn: bool = False
     starttls: bool = False
     chunking: bool = False
+    mt_priority: bool = False
     size: int | None = None  # largest message in octets; 0: no limit, or none that makes sense
     mail_max: int = 0  # transactions in one session (RFC 9422); 0: unknown, like the next two
     rcpt_max: int = 0  # recipients in one transaction
@@ -52,6 +53,8 @@ class Capabilities:
                 found.starttls = True
             elif keyword == "CHUNKING":
                 found.chunking = True
+            elif keyword == "MT-PRIORITY":
+                found.mt_priority = True
             elif keyword == "SIZE":
                 found.size = _number(values[0]) if values else 0
             elif keyword == "LIMITS":
@@ -78,6 +81,7 @@ class Transaction:
     smtputf8: bool = False
     ret: str = ""
     envid: str | None = None
+    priority: int | None = None  # MT-PRIORITY, for a host that knows of it (RFC 6710 4.2)
     dotless: bool = False  # no line of the content begins with a dot, and it ends with CRLF: it needs no stuffing
     token: object = None  # the caller's
 
@@ -121,6 +125,8 @@ def commands_for(transaction: Transaction, can: Capabilities) -> list[str]:
             parameters += " BODY=8BITMIME"
         else:
             transaction.sent_8bit_unannounced = True
+    if transaction.priority is not None and can.mt_priority:
+        parameters += f" MT-PRIORITY={transaction.priority}"
     if can.dsn:
         transaction.dsn_offered = True
         if transaction.ret:

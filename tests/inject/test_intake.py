@@ -12,7 +12,7 @@ from mta.inject.intake import Accepted, Intake, Source, store_reply
 from mta.message.headers import HEADER_LIMIT
 from mta.queue.errors import StoreError, StoreFull
 from mta.queue.ids import format_id, parse_id
-from mta.queue.records import DOTLESS, EIGHT_BIT, SMTPUTF8, Recipient
+from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, REQUIRE_TLS, SMTPUTF8, Recipient, Wishes
 from mta.smtp.envelope import Envelope
 from mta.smtp.reply import Reply
 
@@ -264,3 +264,43 @@ def test_what_is_known_of_dots_is_kept_with_the_message() -> None:
     """Content that was seen to have no line with a dot at its beginning is not searched for one when it is sent."""
     assert accept(WHOLE, envelope(dotless=True)).message.flags & DOTLESS
     assert not accept(WHOLE).message.flags & DOTLESS
+
+
+def test_a_message_to_be_held_is_due_when_it_is_to_be_released() -> None:
+    """RFC 4865: counted from acceptance; what was asked stays with the message, for notifications."""
+    accepted = accept(WHOLE + b"\r\n", envelope(hold="for;3600", hold_s=3600.0, is_special=True))
+    assert accepted.message.wishes == Wishes(NOW_US + 3_600_000_000, "for;3600")
+    assert [one.due_us for one in accepted.deliveries] == [NOW_US + 3_600_000_000]
+    assert accepted.message.is_held(NOW_US)
+    assert not accepted.message.is_held(NOW_US + 3_600_000_000)
+    assert not accept(WHOLE + b"\r\n").message.is_held(NOW_US)
+
+
+@pytest.mark.parametrize(
+    ("priority", "queue"),
+    [(9, "example.org^transactional"), (1, "example.org^transactional"), (0, "example.org"), (-1, "example.org^bulk"),
+     (-9, "example.org^bulk")],
+)  # fmt: skip
+def test_mt_priority_makes_a_class(priority: int, queue: str) -> None:
+    """RFC 6710: above 0 it overtakes, below 0 others do; the trace says what was asked, and the record keeps it."""
+    accepted = accept(WHOLE + b"\r\n", envelope(priority=priority, is_special=True))
+    assert [one.queue for one in accepted.deliveries] == [queue]
+    assert accepted.message.wishes == Wishes(priority=priority)
+    assert accepted.message.content is not None
+    assert f"\tfor <bob@example.org>\r\n\tpriority {priority};\r\n".encode() in accepted.message.content
+
+
+def test_mt_priority_yields_to_labels() -> None:
+    """A label says more; and of clients whose labels are not believed the priority is not, either (RFC 6710 4.1)."""
+    given = envelope(priority=5, is_special=True)
+    assert accept(WHOLE + b"X-Priority-Class: bulk\r\n\r\n", given).deliveries[0].queue == "example.org^bulk"
+    stranger = SOURCE._replace(label_headers=False)
+    assert accept(WHOLE + b"\r\n", given, stranger).deliveries[0].queue == "example.org"
+
+
+def test_deliver_by_and_flags_are_kept() -> None:
+    """What others have to see to stands in the record."""
+    given = envelope(by_s=60, by_mode="NT", is_special=True, require_tls=True, binary=True)
+    message = accept(WHOLE + b"\r\n", given).message
+    assert message.wishes == Wishes(by_us=NOW_US + 60_000_000, by_mode="NT")
+    assert message.flags == REQUIRE_TLS | BINARY

@@ -241,3 +241,21 @@ def test_an_ordinary_end_is_not_called_a_bug(make_mta: Callable[..., Mta]) -> No
     mta = make_mta().start()
     assert mta.stop() == 0
     assert [line for line in mta.log if " error " in line or "Traceback" in line] == []
+
+
+def test_mail_is_held_as_long_as_its_sender_wants(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """HOLDFOR (RFC 4865): it is not tried before, not after a restart and not by an order to retry either; then at
+    once."""
+    with make_mta(workers=2) as mta:
+        mta.send("a@sender.test", ["u@held.test"], message(1, "u@held.test"), mail_options=["HOLDFOR=15"])
+        mta.send("a@sender.test", ["u@held.test"], message(2, "u@held.test"))
+        mta.wait_until(lambda: mta.queued() == 1, "the delivery of the other message")
+        mta.command("retry", "--domain", "held.test", "--yes")
+        mta.stop()
+        mta.start()
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+
+    ages = [event["age_s"] for event in mta.events() if event["event"] == "delivered"]
+    assert len(ages) == 2
+    assert min(ages) < 15.0 <= max(ages)
+    assert [event["event"] for event in mta.events() if event["event"] == "deferred"] == []
