@@ -96,8 +96,14 @@ def read_message(record: bytes, message_id: int, body: BodyRef) -> Message:
     return Message(
         id=message_id, sender=sender, arrival_us=arrival_us, content=None, header_size=header_size, message_id=name,
         flags=flags, ret=ret, envid=envid, origin=origin, tenant=tenant, campaign=campaign, pool=pool, body=body,
-        size=size, deliveries=deliveries, wishes=Wishes(*later[0][:len(Wishes._fields)]) if later else None,
+        size=size, deliveries=deliveries, wishes=_read_wishes(later[0]) if later else None,
     )
+
+
+def _read_wishes(fields: object) -> Wishes:
+    if not isinstance(fields, tuple):
+        raise ValueError("wishes that are none")
+    return Wishes(*fields[:len(Wishes._fields)])
 
 
 # -- deliveries --------------------------------------------------------------------------------------------------------

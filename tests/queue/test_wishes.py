@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mta.queue.encoding import message_value, pack, pack_message, unpack, unpack_message
 from mta.queue.records import BodyRef, Message, Wishes
 
@@ -28,3 +30,9 @@ def test_records_of_other_versions() -> None:
     assert unpack_message(message_value(new, BODY, 1), 7).wishes == Wishes(5, "for;60")
     newer = pack((*old, (5, "for;60", 0, "", None, "something new")))
     assert unpack_message(message_value(newer, BODY, 1), 7).wishes == Wishes(5, "for;60")
+
+
+def test_damaged_records() -> None:
+    """What stands where the wishes should and is none makes the record bad, and nothing worse."""
+    with pytest.raises(ValueError, match="wishes"):
+        unpack_message(message_value(pack((*unpack(pack_message(message(None))), 5)), BODY, 1), 7)
