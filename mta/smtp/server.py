@@ -79,6 +79,7 @@ from mta.smtp.data import ChunkReader, DataReader
 from mta.smtp.envelope import Envelope, ParameterError, read_mail_parameters, read_rcpt_parameters
 from mta.smtp.errors import LocalProtocolError
 from mta.smtp.events import Authenticate, Closed, MessageReceived, PeerChanged, ServerEvent, StartTls
+from mta.smtp.login import Login, begin
 from mta.smtp.peer import Identity, Peer, Rights, Tls
 from mta.smtp.reply import Reply
 from mta.smtp.settings import ServerSettings
@@ -110,10 +111,9 @@ class Server:
     """One incoming session. The module's docstring says how it works."""
 
     __slots__ = (
-        "_before_chunk", "_chunk_refusal", "_coming", "_commands", "_envelope", "_errors", "_esmtp",
-        "_events", "_failures", "_granted", "_handlers", "_held", "_helo", "_last_chunk", "_mechanism", "_more",
-        "_no_memory", "_offers", "_reader", "_replies", "_rest", "_rights", "_settings", "_skipped", "_stopping",
-        "_waiting_for", "chunk_left", "peer", "state",
+        "_before_chunk", "_chunk_refusal", "_coming", "_commands", "_envelope", "_errors", "_esmtp", "_events",
+        "_failures", "_handlers", "_held", "_helo", "_last_chunk", "_login", "_more", "_no_memory", "_offers",
+        "_reader", "_replies", "_rest", "_rights", "_settings", "_skipped", "_stopping", "chunk_left", "peer", "state",
     )  # fmt: skip
 
     def __init__(self, settings: ServerSettings, peer: Peer) -> None:
@@ -135,9 +135,7 @@ class Server:
         self._errors = 0  # since the last message accepted
         self._commands = 0  # likewise, those that start no message
         self._failures = 0  # logins that were refused
-        self._mechanism: sasl.Mechanism | None = None  # of the login under way
-        self._granted: Identity | None = None  # whom it made the client, once that has heard our last words
-        self._waiting_for: sasl.Attempt | None = None  # what the caller is to decide
+        self._login: Login | None = None  # the one under way
         self._events: list[ServerEvent] = []
         self._replies: list[bytes] = []
         self._rest = b""  # input that could not be used yet: an incomplete line, or all while PAUSED
@@ -194,7 +192,7 @@ class Server:
 
     def answer(self, reply: Reply) -> list[ServerEvent]:
         """Say what became of the message, and go on with what the client sent behind it."""
-        if self.state != PAUSED or self._waiting_for is not None:
+        if self.state != PAUSED or self._login is not None:
             raise LocalProtocolError(f"no message waits for an answer: {self!r}")
         if reply.positive:
             self._errors = self._commands = 0
@@ -220,31 +218,26 @@ class Server:
 
     def keys_found(self, keys: sasl.ScramKeys | None) -> list[ServerEvent]:
         """The keys of the user of a `ScramAttempt`; None: there is no such user, which the client is not told."""
-        if not isinstance(self._waiting_for, sasl.ScramAttempt):
+        login = self._login
+        if login is None or not isinstance(login.waiting_for, sasl.ScramAttempt):
             raise LocalProtocolError(f"no keys were asked for: {self!r}")
-        assert isinstance(self._mechanism, sasl.Scram)
-        self._waiting_for = None
-        self._challenge(self._mechanism.found(keys))
+        self._challenge(login.found(keys))
         return self.receive(b"")
 
     def authenticated(self, identity: Identity) -> list[ServerEvent]:
         """The attempt is good: the client is this user."""
-        attempt = self._waiting_for
-        proved = isinstance(attempt, sasl.ScramProof) and attempt.valid
-        if not (proved or isinstance(attempt, sasl.PasswordAttempt)):
+        if self._login is None or not self._login.can_be_good:
             raise LocalProtocolError(f"no login that could be good: {self!r}")
-        assert self._mechanism is not None
-        self._waiting_for = None
-        self._granted = identity
-        if self._mechanism.last_words:
-            self._challenge(self._mechanism.last_words)
+        last_words = self._login.grant(identity)
+        if last_words:
+            self._challenge(last_words)
         else:
-            self._login_done()
+            self._login_done(identity)
         return self.receive(b"")
 
     def refused(self, reply: Reply | None = None) -> list[ServerEvent]:
         """The attempt is no good, for `reply`, or `535 5.7.8`. 421 ends the session."""
-        if self._waiting_for is None:
+        if self._login is None or self._login.waiting_for is None:
             raise LocalProtocolError(f"no login waits for an answer: {self!r}")
         if reply is not None and reply.code == 421:
             self._close(reply.to_bytes())
@@ -256,7 +249,7 @@ class Server:
 
     def gone(self) -> None:
         """The connection has ended: forget what has come of a message."""
-        self._mechanism = self._waiting_for = None
+        self._login = None
         self._release()
         self._transaction_ended()
 
@@ -363,7 +356,8 @@ class Server:
             if self.state != CLOSED:
                 self._login_over()
         else:
-            self._responded(line)
+            assert self._login is not None
+            self._responded(self._login, line)
         return end + 2
 
     def _take_chunk(self, data: bytes, position: int) -> int:
@@ -452,7 +446,7 @@ class Server:
 
     def _close(self, reply: bytes, *, by_client: bool = False) -> None:
         self._replies.append(reply)
-        self._reader = self._mechanism = self._waiting_for = None
+        self._reader = self._login = None
         self._enter(CLOSED)
         self._events.append(Closed(by_client))
 
@@ -689,56 +683,36 @@ class Server:
         elif not name:
             self._refuse(replies.AUTH_SYNTAX)
         else:
-            self._mechanism = self._new_mechanism(name.decode("ascii", "replace").upper())
-            if self._mechanism is None:
+            mechanism = name.decode("ascii", "replace").upper()
+            self._login = begin(mechanism, self._offers, self.peer, self._settings)
+            if self._login is None:
                 self._refuse(replies.AUTH_UNKNOWN)
             elif initial:
-                self._responded(b"" if initial == b"=" else initial)
+                self._responded(self._login, b"" if initial == b"=" else initial)
             else:
-                self._challenge(self._mechanism.first_challenge)
-
-    def _new_mechanism(self, name: str) -> sasl.Mechanism | None:
-        offered = self._offers.mechanisms
-        if name not in offered:
-            return None
-        if name == "PLAIN":
-            return sasl.Plain()
-        if name == "LOGIN":
-            return sasl.Login()
-        return sasl.Scram(
-            self.peer.tls.bindings if self.peer.tls is not None else {},
-            plus=name.endswith("-PLUS"), plus_offered="SCRAM-SHA-256-PLUS" in offered,
-            fake_salt_key=self._settings.fake_salt_key, iterations=self._settings.scram_iterations,
-        )
+                self._challenge(self._login.first_challenge)
 
     def _challenge(self, text: bytes) -> None:
         self._replies.append(b"334 " + sasl.encode(text) + b"\r\n")
         self._enter(AUTH)
 
-    def _responded(self, line: bytes) -> None:
-        """The client gives a response, in base64."""
-        mechanism = self._mechanism
-        assert mechanism is not None
+    def _responded(self, login: Login, line: bytes) -> None:
+        """The client gives a response."""
         try:
-            response = sasl.decode(line)
-            if mechanism.last_words:  # which it had to acknowledge, no more
-                if response:
-                    raise sasl.MalformedResponseError("it should be empty")
-                self._login_done()
-                return
-            answer = mechanism.respond(response)
+            answer = login.respond(line)
         except sasl.MalformedResponseError as error:
             self._login_failed(replies.bad_response(str(error)))
             return
         if isinstance(answer, bytes):
             self._challenge(answer)
+        elif isinstance(answer, Identity):
+            self._login_done(answer)
         else:
-            self._waiting_for = answer
             self._enter(PAUSED)
             self._events.append(Authenticate(answer))
 
-    def _login_done(self) -> None:
-        self._become(replace(self.peer, identity=self._granted))
+    def _login_done(self, identity: Identity) -> None:
+        self._become(replace(self.peer, identity=identity))
         self._failures = 0
         self._replies.append(replies.AUTHENTICATED)
         self._login_over()
@@ -754,7 +728,7 @@ class Server:
 
     def _login_over(self) -> None:
         """Forget the exchange."""
-        self._mechanism = self._waiting_for = self._granted = None
+        self._login = None
         self._enter(READY)
 
     def _do_xclient(self, argument: bytes) -> None:
