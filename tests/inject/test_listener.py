@@ -144,6 +144,20 @@ def test_smtplib(shared: Process) -> None:
     ]  # fmt: skip
 
 
+def test_chunks(shared: Process) -> None:
+    """Messages by BDAT, pipelined or not, are handed over as those by DATA are."""
+    envelope = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.org>\r\n"
+    with Peer(shared) as peer:
+        peer.sock.sendall(envelope + b"BDAT 7\r\nSubject" + b"BDAT %d LAST\r\n%b" % (len(CONTENT) - 7, CONTENT[7:]))
+        assert [peer.reply()[:3] for _ in range(4)] == ["250"] * 4
+        peer.sock.sendall(envelope + b"BDAT %d LAST\r\n" % len(CONTENT))
+        assert [peer.reply()[:3] for _ in range(2)] == ["250"] * 2
+        peer.sock.sendall(CONTENT)
+        assert peer.reply().startswith("250 2.0.0 Ok: queued")
+    for _ in range(2):
+        assert shared.expect("message")[:3] == ["a@example.com", ["b@example.org"], len(CONTENT)]
+
+
 def test_large_message_in_small_pieces(shared: Process) -> None:
     """Content of many reads arrives whole."""
     with Peer(shared) as peer:
@@ -349,6 +363,20 @@ def test_trickle(piece: bytes, patience_s: float) -> None:
                 said = peer.sock.recv(100)
         assert said.startswith(b"421 4.4.2 ")
         assert patience_s - 0.05 < time.monotonic() - began_s < patience_s + 5
+
+
+def test_trickle_of_chunks() -> None:
+    """Nor do chunks, each of which has its reply, that with the whole content."""
+    with listening(smtp={"timeouts": TIMEOUTS}) as process, Peer(process) as peer:
+        peer.say("MAIL FROM:<a@example.com>")
+        peer.say("RCPT TO:<b@example.org>")
+        began_s = time.monotonic()
+        reply = "250"
+        while reply.startswith("250"):
+            time.sleep(0.05)
+            reply = peer.say("BDAT 2", "")
+        assert reply.startswith("421 4.4.2 ")
+        assert TIMEOUTS["transaction"] - 0.05 < time.monotonic() - began_s < TIMEOUTS["transaction"] + 5
 
 
 def test_patience_begins_anew_with_every_command() -> None:
