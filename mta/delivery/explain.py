@@ -97,10 +97,11 @@ class Look:
         order = self._engine.controls.held(self._name, delivery)
         if order is not None:
             return "paused", [_ordered(order)]
-        if due_of(delivery.due_us) > self._engine.clock_us():
+        now_us = self._engine.clock_us()
+        if due_of(delivery.due_us) > now_us:
             state, reasons = self.whole()
             further = reasons if state in ("paused", "suspended") else []
-            return "waiting", [retry_of(delivery), *further]
+            return "waiting", [_held(delivery) if delivery.message.is_held(now_us) else retry_of(delivery), *further]
         return self.due()
 
 
@@ -124,6 +125,14 @@ def of_due(engine: Engine, shard: int, name: str) -> tuple[str, list[Reason]]:
     paths = lane.paths if lane is not None else []
     others = [one for path in paths for one in of_path(engine, path, lane) if one.kind != "turn"]
     return "ready", others or [_in_turn(lane, engine.scheduler.queues.get((shard, name)))]
+
+
+def _held(delivery: Delivery) -> Reason:
+    """Why a delivery is not due whose sender wants it so."""
+    wishes = delivery.message.wishes
+    assert wishes is not None
+    return Reason("held", f"its sender asked for it to be held ({wishes.hold})", delivery.message.arrival_us,
+                  wishes.release_us, f"`mta delete message={format_id(delivery.message.id)}` takes it back")
 
 
 def retry_of(delivery: Delivery) -> Reason:

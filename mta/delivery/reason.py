@@ -17,6 +17,7 @@ MEANING: Final = {
     "site": "the site failed",
     "in-flight": "being delivered",
     "retry": "retry schedule",
+    "held": "held as the sender wishes",
     "disk": "the spool's disk",
     "memory": "room in memory",
     "loading": "being read",

@@ -251,6 +251,7 @@ def test_mail_is_held_as_long_as_its_sender_wants(make_mta: Callable[..., Mta], 
         mta.send("a@sender.test", ["u@held.test"], message(2, "u@held.test"))
         mta.wait_until(lambda: mta.queued() == 1, "the delivery of the other message")
         mta.command("retry", "--domain", "held.test", "--yes")
+        assert "its sender asked for it to be held (for;15)" in mta.command("explain", "held.test")
         mta.stop()
         mta.start()
         mta.wait_until(lambda: mta.queued() == 0, "an empty queue")

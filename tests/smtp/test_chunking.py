@@ -88,6 +88,15 @@ CASES = {
         ENVELOPE + bdat(b"one\r\n") + b"RSET\r\n" + bdat(b"two\r\n", True),
         ENVELOPE_OK + TAKEN + OK + NO_MAIL, [],
     ),
+    "RSET between chunks, then another message": (
+        ENVELOPE + bdat(b"one\r\n") + b"RSET\r\n" + ENVELOPE + bdat(b"two\r\n", True),
+        ENVELOPE_OK + TAKEN + OK + ENVELOPE_OK + DONE, [b"two\r\n"],
+    ),
+    "another envelope between chunks": (
+        ENVELOPE + bdat(b"one\r\n") + ENVELOPE + bdat(b"two\r\n", True),
+        ENVELOPE_OK + TAKEN + b"503 5.5.1 A transaction is open; send RSET first\r\n"
+        b"503 5.5.1 The message has begun with BDAT; go on with BDAT\r\n" + DONE, [b"one\r\ntwo\r\n"],
+    ),
     "NOOP between chunks": (
         ENVELOPE + bdat(b"\r\n") + b"NOOP\r\n" + bdat(b"x\r\n", True), ENVELOPE_OK + TAKEN + OK + DONE,
         [b"\r\nx\r\n"],

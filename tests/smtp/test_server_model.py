@@ -229,14 +229,14 @@ class Session(RuleBasedStateMachine):
         self.talk(b"".join(command + b"\r\n" for command in commands), size, codes)
 
     @precondition(lambda self: not self.content_due)
-    @rule(by_chunks=st.booleans(), verdict=verdicts)
-    def begin_message(self, by_chunks: bool, verdict: Reply) -> None:
+    @rule(kind=st.sampled_from(["data", "chunk", "last chunk"]), verdict=verdicts)
+    def begin_message(self, kind: str, verdict: Reply) -> None:
         """The commands that lead to content, so that there is some now and then."""
         envelope = [b"RSET", b"MAIL FROM:<a@example.com>", b"RCPT TO:<r@example.org>"]
-        if by_chunks:
-            self.say([*envelope, chunk(b"x")], b"NOOP", 4000, verdict, True)
-        else:
+        if kind == "data":
             self.say(envelope, b"DATA", 4000, verdict, True)
+        else:
+            self.say([*envelope, chunk(b"x", kind == "last chunk")], b"NOOP", 4000, verdict, True)
 
     @precondition(lambda self: self.content_due)
     @rule(
