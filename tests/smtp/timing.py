@@ -58,6 +58,22 @@ def server_step(across: bool) -> Callable[[], object]:
     return step
 
 
+def chunk_step() -> Callable[[], object]:
+    """One transaction of the server, its content in one chunk, in one read."""
+    server = Server(ServerSettings("mx.example.net", permissions=SameForAll(ALL_RIGHTS)), Peer("192.0.2.9", 4711))
+    server.receive(b"EHLO client.example\r\n")
+    server.output()
+    data = b"".join(ENVELOPE[:2]) + b"BDAT %d LAST\r\n" % len(CONTENT) + CONTENT
+
+    def step() -> None:
+        for event in server.receive(data):
+            assert isinstance(event, MessageReceived)
+            server.answer(Reply(250, "2.0.0", ("Ok: queued as 1",)))
+        server.output()
+
+    return step
+
+
 def client_step(across: bool) -> Callable[[], object]:
     """One transaction of the client: pipelined across messages, or one command at a time."""
     client = Client("client.example")
@@ -99,6 +115,7 @@ def main() -> None:
     for name, function in (
         ("server, four reads", server_step(across=False)),
         ("server, one read", server_step(across=True)),
+        ("server, one read, BDAT", chunk_step()),
         ("client, pipelined across", client_step(across=True)),
         ("client, without pipelining", client_step(across=False)),
         ("content: all of reading", read_content),
