@@ -14,7 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from mta.config import tree
 from mta.config.build_layer import read_layer
@@ -38,14 +38,21 @@ from mta.config.units import (
     ProvidersFile,
     Rate,
     RouteKey,
+    SenderPattern,
     Size,
+    UserName,
     parse_directory,
 )
 
 MAX_PROBLEMS = 500
+_LISTED_ONCE: Final = (Endpoint, Network, HostPattern, HostOrNetwork, Domain, Rate, SenderPattern)
+MAX_SOCKET_PATH = 107  # bytes, unix(7)
 
 
-_ENTRIES: dict[Any, str] = dict.fromkeys((Domain, RouteKey), "domains, each with its options")
+_ENTRIES: dict[Any, str] = {
+    Domain: "domains, each with its options", RouteKey: "domains, each with its options",
+    UserName: "users, each with its options",
+}
 
 
 class TooManyProblems(Exception):  # noqa: N818 -- ends the reading; nothing more to say than what was reported
@@ -206,7 +213,7 @@ class Builder:
             self.given[here] = (item.line, item.column)
             try:
                 value = self.value(item, wanted, here, metadata)
-                if wanted in (Endpoint, Network, HostPattern, HostOrNetwork, Domain, Rate) and value in result:
+                if wanted in _LISTED_ONCE and value in result:
                     raise self.fault(item, here, f"{KINDS[wanted].format(value)} is in the list already")
                 result.append(value)
             except Fault:
@@ -289,6 +296,8 @@ class Builder:
     def unit(self, node: Node, text: str, wanted: Any, path: OptionPath, metadata: Mapping[str, Any]) -> Any:
         kind = KINDS[wanted]
         try:
+            if wanted is Rate and metadata.get("whole_seconds"):
+                return _whole_seconds(kind.parse(text))
             if wanted is Endpoint:
                 return _endpoint(text, metadata)
             if wanted in (Directory, FilePath) or (wanted is ProvidersFile and text not in ("shipped", "none")):
@@ -344,6 +353,12 @@ class Builder:
 
 
 def _endpoint(text: str, metadata: Mapping[str, Any]) -> Endpoint:
+    if metadata.get("listens") and text.strip().startswith("unix:"):
+        path = parse_directory(text.strip().removeprefix("unix:"))
+        if not path.startswith("/") or len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            raise ValueError(f"a Unix socket has an absolute path of at most {MAX_SOCKET_PATH} bytes, as in "
+                             "unix:/run/mta/smtp")
+        return Endpoint(os.path.normpath(path), 0)
     endpoint = Endpoint.parse(text, metadata.get("default_port"))
     if (metadata.get("listens") or metadata.get("address_only")) and not re.search(r":|^[0-9.]+$", endpoint.host):
         meant = f'; did you mean 127.0.0.1:{endpoint.port}?' if endpoint.host == "localhost" else ""
@@ -351,6 +366,12 @@ def _endpoint(text: str, metadata: Mapping[str, Any]) -> Endpoint:
     if endpoint.port == 0 and not metadata.get("listens"):
         raise ValueError("port 0 cannot be connected to")
     return endpoint
+
+
+def _whole_seconds(rate: Rate) -> Rate:
+    if rate.per_s % 1 or rate.burst:
+        raise ValueError("expected a number in a period of whole seconds, without a burst, as in 1000/h")
+    return rate
 
 
 def _relay_hint(text: str) -> str:

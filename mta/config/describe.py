@@ -25,6 +25,7 @@ from mta.config.units import (
     HostName,
     HostOrNetwork,
     HostPattern,
+    HttpUrl,
     IPv4,
     IPv6,
     Name,
@@ -33,7 +34,9 @@ from mta.config.units import (
     Proxy,
     Rate,
     RouteKey,
+    SenderPattern,
     Size,
+    UserName,
 )
 
 
@@ -141,6 +144,7 @@ _NOUNS = {
     HeaderName: "header field",
     HostPattern: "host name or pattern", HostOrNetwork: "host name, pattern or network",
     ProvidersFile: "`shipped`, `none` or file",
+    UserName: "user", SenderPattern: "sender", HttpUrl: "URL",
     bool: "true or false", int: "whole number", float: "number", str: "text",
 }
 

@@ -14,7 +14,7 @@ from mta.config.schema import Config, Route
 from mta.config.shaping import Layer
 
 # Mappings whose keys are the operator's.
-_BY_NAME = ("routes", "domains", "senders", "sources", "pools", "tenants", "providers")
+_BY_NAME = ("routes", "domains", "senders", "sources", "pools", "tenants", "providers", "users")
 
 Places = Mapping[OptionPath, tuple[int, int]]
 

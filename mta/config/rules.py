@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias, TypeVar
 
-from mta.config import shaping_rules
+from mta.config import access_rules, shaping_rules
 from mta.config.problems import OptionPath, path_text
 from mta.config.schema import Config, Retry, SmtpIn
 from mta.config.units import Duration, Endpoint, Network, format_duration, format_size
@@ -36,6 +36,7 @@ def contradictions(
     """What does not fit together. `given` holds the paths that the file sets, `faulty` those already reported."""
     view = _View(given, set(faulty))
     yield from _listeners(config, view)
+    yield from access_rules.contradictions(config, view)
     yield from _directories(config, view)
     yield from _limits(config, view)
     yield from _delivery(config, view)
@@ -108,6 +109,8 @@ def wide_networks(networks: Iterable[Network]) -> list[str]:
 
 def _same_port(one: Endpoint, other: Endpoint) -> bool:
     """Whether both cannot be listened on at once."""
+    if one.is_unix or other.is_unix:
+        return one == other
     if one.port != other.port or one.port == 0:
         return False
     first, second = ipaddress.ip_address(one.host), ipaddress.ip_address(other.host)
@@ -233,7 +236,7 @@ def _routes(config: Config, view: _View) -> Iterator[Finding]:
 
 def _reaches(relay: Endpoint, listener: Endpoint) -> bool:
     """Whether connecting to `relay` arrives at `listener`, as far as that can be known without asking anybody."""
-    if relay.port != listener.port:
+    if listener.is_unix or relay.port != listener.port:
         return False
     if relay.host == listener.host:
         return True

@@ -17,6 +17,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from mta.config.access import Access, Allowance, Certificate
 from mta.config.option import option
 from mta.config.reply_book import ReplyRules
 from mta.config.shaping import Adaptive, DeliveryTimeouts, Retry, Shaping, ShapingRules, top_layer
@@ -36,12 +37,15 @@ from mta.config.units import (
     Proxy,
     Rate,
     RouteKey,
+    SenderPattern,
     Size,
+    UserName,
 )
 
 __all__ = [
-    "Adaptive", "Bounces", "Config", "Delivery", "DeliveryTimeouts", "Dns", "Events", "Listener", "Memory", "Pickup",
-    "Retry", "Route", "Shaping", "ShapingRules", "SmtpIn", "SmtpTimeouts", "Store",
+    "Access", "Adaptive", "Allowance", "Bounces", "Certificate", "Config", "Delivery", "DeliveryTimeouts", "Dns",
+    "Events", "Listener", "Memory", "Pickup", "Retry", "Route", "Shaping", "ShapingRules", "SmtpIn", "SmtpTimeouts",
+    "Store", "User",
 ]
 
 
@@ -64,15 +68,40 @@ class Listener:
     """One address on which mail is accepted by SMTP."""
 
     smtp: Endpoint = option(
-        doc="Address and port to listen on; `0.0.0.0` and `[::]` are all addresses, port 0 is any free one.",
+        doc="Address and port to listen on; `0.0.0.0` and `[::]` are all addresses, port 0 is any free one. Or a Unix "
+            "socket, `unix:/path`: who may open it may send to any domain, which its mode decides.",
         example="127.0.0.1:2525", listens=True, reload="restart")
     relay_from: tuple[Network, ...] = option(
         (),
-        "Networks whose clients may send to any domain. Empty, the default: nobody may; every recipient is answered "
-        "`550 5.7.1`. There is no other way to relay, so the default configuration is never an open relay. Networks "
-        "that are much of the Internet are refused.",
+        "Networks whose clients may send to any domain. Empty, the default: nobody may who does not log in; every "
+        "recipient is answered `550 5.7.1`. So the default configuration is never an open relay. Networks that are "
+        "much of the Internet are refused. [security.md](security.md) says in full who may send what.",
         example="[127.0.0.0/8, 10.1.0.0/16]",
     )
+    tls: Literal["off", "offered", "required", "implicit"] = option(
+        "off", "`offered`: STARTTLS. `required`: nothing is taken before it, `530 5.7.0`. `implicit`: TLS from the "
+        "first byte, as on port 465 (RFC 8314). All need `certificates`.")
+    auth: Literal["off", "offered", "required"] = option(
+        "off", "Whether clients may log in. `required`: who did not may send nothing, `530 5.7.0`, also from "
+        "`relay_from`; this is what port 587 is (RFC 6409). Under TLS only, unless `auth_without_tls`.")
+    auth_without_tls: bool = option(
+        False, "Whether passwords may come in clear. Only for networks that nobody else listens to.")
+    client_ca: FilePath | None = option(
+        None, "PEM file of the authorities whose client certificates are a login: of the user in `users` whose name is "
+        "an e-mail address, a DNS name or the common name in the certificate. Clients without one are taken, too.",
+        example="/etc/mta/clients.pem")
+    proxy_from: tuple[Network, ...] = option(
+        (), "Load balancers that begin each connection with a PROXY header, version 1 or 2, which says who the client "
+        "is. Who is in here must send one, from all others it is an error.", example="[10.0.0.7]")
+    xclient_from: tuple[Network, ...] = option(
+        (), "Networks whose clients may say by XCLIENT for whom they speak.", example="[10.0.0.8]")
+    senders: tuple[SenderPattern, ...] = option(
+        (), "Envelope senders that clients in `relay_from` may use, `550 5.7.1` for others; empty: all. The null "
+        "sender is always allowed.", example='[example.org, "*.example.org", news@example.net]')
+    limits: Allowance = option(Allowance, "For all clients of this listener together.")
+    mode: Literal["0600", "0660", "0666"] = option(
+        "0660", "Permissions of a Unix socket. It belongs to the user of the MTA.", reload="restart")
+    group: str | None = option(None, "Group of a Unix socket, by name; that of the user when unset.", reload="restart")
     hostname: HostName | None = option(
         None, "Name in the greeting and in `Received`; the global `hostname` when unset.")
     labels: LabelValues = option(LabelValues, "Labels of mail that comes in here, where no header field gives them.")
@@ -81,10 +110,26 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """What holds for one who logs in, on every listener. Users that are not named here may send as anybody."""
+
+    senders: tuple[SenderPattern, ...] = option(
+        (), "Envelope senders that the user may use, `550 5.7.1` for others; empty: all. The null sender is always "
+        "allowed.", example='[example.org, "*.example.org", news@example.net]')
+    networks: tuple[Network, ...] = option((), "Networks from which the user may log in; empty: all.")
+    labels: LabelValues = option(LabelValues, "Labels of the user's mail, before those of the listener.")
+    label_headers: bool = option(
+        True, "Whether the fields of `labels` in the header are believed. Off, they are only removed.")
+    limits: Allowance = option(Allowance, "How much the user may send.")
+    enabled: bool = option(True, "Off: the user cannot log in.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SmtpTimeouts:
     """How long a client may take. RFC 5321 4.5.3.2.7 asks for at least five minutes between commands."""
 
     command: Duration = option(Duration(300), "Wait for the next command.")
+    handshake: Duration = option(Duration(30), "Wait for a PROXY header, and for the handshake of TLS.")
     data: Duration = option(Duration(180), "Wait for the next block of message content.")
     transaction: Duration = option(
         Duration(3600), "Whole time for the content of one message, so that a trickle cannot hold a session for ever."
@@ -297,6 +342,13 @@ class Config:
     run: Directory = option(
         "/run/mta", "Runtime directory: control sockets and the table of limits; tmpfs is best.", reload="restart")
     listeners: tuple[Listener, ...] = option((), "Addresses that accept mail.", reload="restart")
+    certificates: tuple[Certificate, ...] = option(
+        (), "Certificates of the listeners. A client is shown the first that has the name it asks for (SNI), else the "
+        "first that has the listener's `hostname`, else the first.")
+    access: Access = option(Access, "Logins.")
+    users: dict[UserName, User] = option(
+        dict, "Rights and limits of users, by name.", example="{acme: {senders: [acme.example], limits: {messages: "
+        "[10000/d]}}}")
     smtp: SmtpIn = option(SmtpIn, "Limits of incoming SMTP.")
     pickup: tuple[Pickup, ...] = option((), "Spool directories that accept mail as files.", reload="restart")
     dns: Dns = option(Dns, "Name resolution.")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, NamedTuple, NewType, TypeAlias
+from urllib.parse import urlsplit
 
 import idna
 
@@ -55,6 +56,15 @@ Name: TypeAlias = Annotated[str, "Name"]
 HeaderName: TypeAlias = Annotated[str, "HeaderName"]
 """The name of a header field (RFC 5322 2.2), in the case in which it was written."""
 
+UserName: TypeAlias = Annotated[str, "UserName"]
+"""The name of who logs in: 1 to 128 visible ASCII characters without a colon, not beginning with `#` or `*`."""
+
+SenderPattern: TypeAlias = Annotated[str, "SenderPattern"]
+"""A mailbox, a domain, or `*.domain` for all domains below it. Domains are lower case and A-labels."""
+
+HttpUrl: TypeAlias = Annotated[str, "HttpUrl"]
+"""A URL of HTTPS; HTTP to a loopback address alone. Without user, password and fragment."""
+
 FilePath: TypeAlias = Annotated[str, "FilePath"]
 """A path of a file. The loader makes it absolute."""
 
@@ -63,7 +73,10 @@ Directory: TypeAlias = Annotated[str, "Directory"]
 
 
 class Endpoint(NamedTuple):
-    """A host (name, or address without brackets) and a port. `str()` writes `host:port`, IPv6 in brackets."""
+    """A host (name, or address without brackets) and a port. `str()` writes `host:port`, IPv6 in brackets.
+
+    Of a listener it may be a Unix socket: its path is the host, the port 0, and `str()` writes `unix:/path`.
+    """
 
     host: str
     port: int
@@ -73,8 +86,15 @@ class Endpoint(NamedTuple):
         """Read `host:port`; without `:port` when there is a `default_port`. Raises ValueError."""
         return parse_endpoint(text, default_port)
 
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a Unix socket."""
+        return self.host.startswith("/")
+
     def __str__(self) -> str:
         """As it is written in the configuration."""
+        if self.is_unix:
+            return f"unix:{self.host}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -497,6 +517,49 @@ def parse_proxy(text: str) -> Proxy:
     return Proxy(kind, endpoint.host, endpoint.port, user, password)
 
 
+_USER_NAME = re.compile(r"(?![#*])[!-9;-~]{1,128}", re.ASCII)
+
+
+def parse_user_name(text: str) -> UserName:
+    """Read the name of who logs in. Raises ValueError."""
+    text = text.strip()
+    if not _USER_NAME.fullmatch(text):
+        raise ValueError("a user has 1 to 128 visible ASCII characters without a colon, and begins with no # or *")
+    return text
+
+
+_LOCAL_PART = re.compile(r"[^\s@<>\"\\]{1,128}")
+
+
+def parse_sender_pattern(text: str) -> SenderPattern:
+    """Read `a@example.org`, `example.org` or `*.example.org`. Raises ValueError."""
+    local, at, domain = text.strip().rpartition("@")
+    if at and not _LOCAL_PART.fullmatch(local):
+        raise ValueError("not a mailbox such as news@example.org, a domain, or *.example.org for those below it")
+    below = domain.startswith("*.") and not at
+    name = parse_domain(domain.removeprefix("*.") if below else domain)
+    return f"{local}@{name}" if at else f"*.{name}" if below else name
+
+
+def parse_http_url(text: str) -> HttpUrl:
+    """Read a URL. Raises ValueError."""
+    text = text.strip()
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        raise ValueError("not a URL such as https://auth.example.net/smtp") from None
+    if not url.hostname or url.scheme not in ("http", "https") or not text.isascii() or not text.isprintable() \
+            or " " in text or port == 0:
+        raise ValueError("not a URL such as https://auth.example.net/smtp")
+    if url.username is not None or url.password is not None or url.fragment:
+        raise ValueError("a URL has no user, password or fragment here")
+    loopback = url.hostname == "localhost" or (_is_address(url.hostname) and _address(url.hostname).is_loopback)
+    if url.scheme == "http" and not loopback:
+        raise ValueError("passwords go there, expected https")
+    return text
+
+
 def format_endpoint(endpoint: Endpoint) -> str:
     """Write `host:port`."""
     return str(endpoint)
@@ -560,6 +623,9 @@ KINDS: dict[Any, Kind] = {
     ProvidersFile: Kind("shipped, none or a file", parse_directory, str),
     Endpoint: Kind("host:port", parse_endpoint, format_endpoint),
     Network: Kind("a network (10.0.0.0/8) or an address", parse_network, format_network),
+    UserName: Kind("the name of a user", parse_user_name, str),
+    SenderPattern: Kind("a mailbox, a domain or *.domain", parse_sender_pattern, str),
+    HttpUrl: Kind("a URL (https://...)", parse_http_url, str),
     HostName: Kind("a host name", parse_host_name, str),
     Domain: Kind("a domain", parse_domain, str),
     RouteKey: Kind("a domain or *", parse_route_key, str),

@@ -21,7 +21,7 @@ EXAMPLE = ROOT / "conf" / "mta.yaml"
 
 
 # Mappings whose keys are the operator's, each with one that fits.
-BY_NAME = {"sources": "out1", "tenants": "acme", "senders": "example.org"}
+BY_NAME = {"sources": "out1", "tenants": "acme", "senders": "example.org", "users": "acme"}
 
 
 def plain(path: OptionPath) -> OptionPath:
@@ -81,7 +81,7 @@ def test_example_shows_defaults() -> None:
     assert shipped.config is not None
     assert whole.config is not None
     for path, option in all_options():
-        inside_list = {"listeners", "pickup", *BY_NAME} & set(path)
+        inside_list = {"listeners", "pickup", "certificates", *BY_NAME} & set(path)
         named = {plain(one) for one in shipped.given}
         if path in named or inside_list or option.default is None or section_of(option.type) is not None:
             continue

@@ -124,6 +124,11 @@ def test_changes() -> None:
         ("listeners[0].relay_from", "[]", "[10.0.0.0/8]", False),
         ("listeners[1].smtp", "", '"[::1]:26"', True),
         ("listeners[1].relay_from", "", "[]", True),
+        *((f"listeners[1].{name}", "", value, True) for name, value in (
+            ("tls", "off"), ("auth", "off"), ("auth_without_tls", "false"), ("client_ca", "null"),
+            ("proxy_from", "[]"), ("xclient_from", "[]"), ("senders", "[]"), ("limits.messages", "[]"),
+            ("limits.recipients", "[]"), ("limits.message_size", "off"), ("limits.sessions", "off"),
+            ("mode", "0660"), ("group", "null"))),
         ("listeners[1].hostname", "", "null", True),
         *((f"listeners[1].labels.{label}", "", "null", True) for label in ("tenant", "campaign", "pool", "priority")),
         ("listeners[1].label_headers", "", "true", True),

@@ -216,7 +216,7 @@ shaping:
     ("listeners: [{smtp: '*:25'}]", "all addresses are written 0.0.0.0:25"),
     ("listeners: [{relay_from: []}]", "2:13: listeners[0].smtp: missing, expected host:port, as in 127.0.0.1:2525"),
     ("listeners: [5]",
-     '2:13: listeners[0]: "5", expected options such as smtp, relay_from, hostname, each as name: value'),
+     '2:13: listeners[0]: "5", expected options such as smtp, relay_from, tls, each as name: value'),
     ("listeners: [{smtp: 127.0.0.1:25, relay_from: [10.1.2.3/8]}]",
      "2:47: listeners[0].relay_from[0]: \"10.1.2.3/8\": 10.1.2.3 is not where a /8 begins: write 10.0.0.0/8"),
     ("listeners: [{smtp: 127.0.0.1:25, relay_from: 10.0.0.1 10.0.0.2}]",
@@ -285,8 +285,8 @@ x: 1
         "6:12: listeners[2].smtp: 0.0.0.0:25 is taken already by listeners[1], 127.0.0.1:25",
         "7:25: retry.cap: retry.first (2h) is above retry.cap (1h)",
         '7:37: retry.jitter: "5" is too large, expected 0.9 or less',
-        ("8:1: x: unknown option, expected hostname, workers, user, spool, run, listeners, smtp, pickup, dns, routes, "
-         "delivery, sources, pools, labels, tenants, turns, "
+        ("8:1: x: unknown option, expected hostname, workers, user, spool, run, listeners, certificates, access, "
+         "users, smtp, pickup, dns, routes, delivery, sources, pools, labels, tenants, turns, "
          "providers, shaping, rules, rules_file, retry, expires, bounces, events, store, memory, shutdown or log"),
     ]
 
