@@ -20,15 +20,16 @@ ALLOWED = {
     "smtp": {"queue.records"},
     "queue": {"config", "smtp", "message"},
     "delivery": {"config", "smtp", "message", "queue"},
-    "inject": {"config", "smtp", "message", "queue"},
-    "control": {"config", "smtp", "message", "queue", "delivery", "inject"},
+    "access": {"config", "smtp.sasl", "queue.native"},
+    "inject": {"config", "smtp", "message", "queue", "access"},
+    "control": {"config", "smtp", "message", "queue", "delivery", "access", "inject"},
     "sandbox": {"config", "control.exits"},
     "simulate": {"config", "smtp", "queue", "delivery", "sandbox"},
     "demo": {"config", "queue", "control", "sandbox", "cli.text", "cli.eventreader"},
     "sendmail": {"smtp", "message", "queue.records", "inject.addresses", "control.exits", "cli"},
-    "cli": {"config", "queue", "delivery", "control", "sandbox", "demo", "simulate"},
+    "cli": {"config", "queue", "delivery", "access", "control", "sandbox", "demo", "simulate"},
 }
-WITHOUT_GEVENT = ("config", "smtp", "message", "queue")
+WITHOUT_GEVENT = ("config", "smtp", "message", "queue", "access")
 
 
 def imports_of(path: Path) -> Iterator[str]:

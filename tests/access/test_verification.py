@@ -1,0 +1,107 @@
+"""Checking passwords in threads, without a hub: completions are collected by the test."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import argon2
+import pytest
+
+from mta.access import passwords, verification
+from mta.access.verification import Verifier
+
+HASH = argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1).hash("secret")
+
+
+class Hub:
+    """Collects what the threads have done."""
+
+    def __init__(self, **options: Any) -> None:
+        self._woken = threading.Semaphore(0)
+        self.verifier = Verifier(self._woken.release, **{"threads": 2, "remembered_s": 60.0} | options)
+        self.answers: list[tuple[str, bool | None]] = []
+
+    def ask(self, user: str, password: str, stored: str = HASH) -> None:
+        """Ask about a password."""
+        self.verifier.verify(user, password, stored, lambda right: self.answers.append((user, right)))
+
+    def wait(self, number: int) -> list[tuple[str, bool | None]]:
+        """That many answers."""
+        while len(self.answers) < number:
+            assert self._woken.acquire(timeout=30)
+            self.verifier.collect()
+        return self.answers
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """Two threads."""
+    hub = Hub()
+    yield hub
+    hub.verifier.close()
+
+
+def test_yes_no_and_nobody(hub: Hub) -> None:
+    """Right and wrong are told apart; of a user that does not exist a hash is computed, and the answer is no."""
+    hub.ask("a", "secret")
+    hub.ask("b", "wrong")
+    hub.ask("c", "secret", "")
+    assert sorted(hub.wait(3)) == [("a", True), ("b", False), ("c", False)]
+    assert hub.verifier.computed == 3
+
+
+def test_what_was_right_is_remembered(hub: Hub) -> None:
+    """The same password of the same entry needs no thread; others, and other entries, do; wrong ones always."""
+    hub.ask("a", "secret")
+    hub.wait(1)
+    hub.ask("a", "secret")
+    assert hub.answers == [("a", True)] * 2
+    assert hub.verifier.computed == 1
+    hub.ask("a", "wrong")
+    hub.ask("a", "wrong")
+    hub.ask("b", "secret")
+    hub.ask("a", "secret", passwords.hash_password("other"))
+    assert sorted(hub.wait(6)[2:]) == [("a", False)] * 3 + [("b", True)]
+    assert hub.verifier.computed == 5
+
+
+def test_nothing_is_remembered_when_off() -> None:
+    """`remembered: 0` computes each time."""
+    hub = Hub(remembered_s=0)
+    hub.ask("a", "secret")
+    hub.ask("a", "secret")
+    hub.wait(2)
+    hub.ask("a", "secret")
+    hub.wait(3)
+    assert hub.verifier.computed == 3
+    hub.verifier.close()
+
+
+def test_the_line_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes when too many wait is told to come again, at once; there are never more threads than allowed."""
+    monkeypatch.setattr(verification, "WAITING", 3)
+    gate = threading.Semaphore(0)
+    monkeypatch.setattr(passwords, "verify", lambda stored, password: gate.acquire())
+    hub = Hub(threads=1)
+    for number in range(6):
+        hub.ask(str(number), "secret")
+    assert hub.answers == [("4", None), ("5", None)]
+    for _ in range(4):
+        gate.release()
+    assert len(hub.wait(6)) == 6
+    hub.verifier.close()
+
+
+def test_a_bug_answers_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a check raises reaches the hub, after its client was told to come again."""
+    def fail(stored: str, password: str) -> bool:
+        raise RuntimeError("bug")
+    monkeypatch.setattr(passwords, "verify", fail)
+    hub = Hub()
+    hub.ask("a", "secret")
+    with pytest.raises(RuntimeError, match="bug"):
+        hub.wait(1)
+    assert hub.answers == [("a", None)]
+    hub.verifier.close()
