@@ -9,26 +9,36 @@ one that is configured.
 from __future__ import annotations
 
 import errno
+import grp
 import ipaddress
+import os
 import socket
+import stat
 from collections.abc import Sequence
 from typing import Final
 
-from mta.config.schema import Config
+from mta.config.schema import Config, Listener
 from mta.config.units import Endpoint
 from mta.control.exits import CONFIG, NO_PERMISSION, UNAVAILABLE, StartError
+from mta.control.privileges import Identity
 
 BACKLOG: Final = 4096  # the kernel lowers it to net.core.somaxconn
 
 
-def listen(config: Config, passed: Sequence[socket.socket] = ()) -> list[socket.socket]:
-    """A listening socket for each of `config.listeners`, in their order. Raises StartError, with all closed again."""
+def listen(config: Config, passed: Sequence[socket.socket] = (), owner: Identity | None = None) -> list[socket.socket]:
+    """A listening socket for each of `config.listeners`, in their order. Unix sockets become `owner`'s, unless systemd
+    made them. Raises StartError, with all closed again."""
     activated = {endpoint(sock): sock for sock in passed}
     sockets: list[socket.socket] = []
     try:
         for listener in config.listeners:
             wanted = _canonical(listener.smtp)
-            sockets.append(activated.pop(wanted) if wanted in activated else _bind(wanted))
+            if wanted in activated:
+                sockets.append(activated.pop(wanted))
+            elif wanted.is_unix:
+                sockets.append(_bind_unix(listener, owner))
+            else:
+                sockets.append(_bind(wanted))
         if activated:
             names = ", ".join(str(unused) for unused in activated)
             # Accepting nothing on it would leave its clients hanging in the backlog for ever.
@@ -42,6 +52,8 @@ def listen(config: Config, passed: Sequence[socket.socket] = ()) -> list[socket.
 
 def endpoint(sock: socket.socket) -> Endpoint:
     """The address a socket is bound to; the port is the actual one where 0 was asked for."""
+    if sock.family == socket.AF_UNIX and isinstance(sock.getsockname(), str):
+        return Endpoint(sock.getsockname(), 0)
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return Endpoint(str(sock.getsockname()), 0)
     host, port = sock.getsockname()[:2]
@@ -49,6 +61,8 @@ def endpoint(sock: socket.socket) -> Endpoint:
 
 
 def _canonical(wanted: Endpoint) -> Endpoint:
+    if wanted.is_unix:
+        return wanted
     try:
         return Endpoint(str(ipaddress.ip_address(wanted.host)), wanted.port)
     except ValueError:
@@ -72,6 +86,45 @@ def _bind(wanted: Endpoint) -> socket.socket:
         sock.close()
         raise _refused(wanted, error) from error
     return sock
+
+
+def _bind_unix(listener: Listener, owner: Identity | None) -> socket.socket:
+    """A Unix socket with the mode that the listener wants. One that a dead instance has left is replaced; one that
+    somebody listens on is not. Nobody can connect before owner and mode are right, as it does not listen yet."""
+    wanted = listener.smtp
+    try:
+        gid = grp.getgrnam(listener.group).gr_gid if listener.group is not None else owner.gid if owner else -1
+    except KeyError:
+        raise StartError(CONFIG, f"cannot listen on {wanted}: there is no group {listener.group!r}") from None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _make_free(wanted.host)
+        sock.bind(wanted.host)
+        os.chown(wanted.host, owner.uid if owner else -1, gid)
+        os.chmod(wanted.host, int(listener.mode, 8))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise StartError(NO_PERMISSION if error.errno in (errno.EACCES, errno.EPERM) else UNAVAILABLE,
+                         f"cannot listen on {wanted}: {error.strerror or error}") from error
+    return sock
+
+
+def _make_free(path: str) -> None:
+    """Remove a socket that nobody listens on. Raises OSError for anything else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, "there is something else than a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, "somebody listens on it")
 
 
 def _refused(wanted: Endpoint, error: OSError) -> StartError:

@@ -46,7 +46,7 @@ def prepare(config: Config, environment: MutableMapping[str, str]) -> Resources:
         locks.append(spool.take_lock(path, what, become))
     for pickup in config.pickup:
         spool.make_directory(pickup.directory, "pickup directory", become)
-    sockets = listen.listen(config, passed)
+    sockets = listen.listen(config, passed, become)
     if become is not None:
         privileges.drop(become)
     spool.check_writable(config.spool, "spool")

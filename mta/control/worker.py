@@ -22,11 +22,12 @@ import gevent  # noqa: E402
 import gevent.select  # noqa: E402
 from gevent.hub import get_hub  # noqa: E402
 
+from mta.access.users import UsersError  # noqa: E402
 from mta.config.schema import Config  # noqa: E402
 from mta.control.answers import Answers  # noqa: E402
 from mta.control.child import Child, run_child  # noqa: E402
 from mta.control.descriptors import Descriptors  # noqa: E402
-from mta.control.exits import CANNOT_CREATE, DATA, TEMPORARY, StartError  # noqa: E402
+from mta.control.exits import CANNOT_CREATE, CONFIG, DATA, TEMPORARY, StartError  # noqa: E402
 from mta.control.hubstore import HubStore  # noqa: E402
 from mta.control.lag import LoopLag  # noqa: E402
 from mta.control.orders import orders_file, read_orders  # noqa: E402
@@ -41,10 +42,13 @@ from mta.delivery.openings import UNBOUNDED  # noqa: E402
 from mta.delivery.routing import Router  # noqa: E402
 from mta.delivery.settle import Settler  # noqa: E402
 from mta.inject.balance import Balance  # noqa: E402
+from mta.inject.certificates import CertificateError  # noqa: E402
 from mta.inject.claims import DirectoryError  # noqa: E402
 from mta.inject.intake import Accepted, Intake  # noqa: E402
 from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
+from mta.inject.logins import Logins, Watch  # noqa: E402
 from mta.inject.pickup_service import PickupService  # noqa: E402
+from mta.inject.usage import Usage  # noqa: E402
 from mta.queue.ids import IdSource, shard_of  # noqa: E402
 from mta.queue.orders import Orders  # noqa: E402
 from mta.queue.records import Message  # noqa: E402
@@ -87,10 +91,8 @@ class Worker:
         self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit, self.engine.pacing.admit)
         self.balance = Balance(config.run, self.number, child.setup.workers)
         self.occupancy = Occupancy(self.store.coming, self.balance)
-        self.listeners = [
-            SmtpListener(sock, config, config.listeners[index], self.intake.submit, self.intake_closed, self.occupancy)
-            for index, sock in child.sockets()
-        ]
+        self.listeners = self._listeners()
+        self.watch = Watch(self.logins.refresh, *(listener.refresh for listener in self.listeners))
         self.pickups = [self._pickup(one.directory, shard) for one in config.pickup for shard in self.stores]
         self.doors: list[SmtpListener | PickupService] = [*self.listeners, *self.pickups]
         self._share_descriptors()
@@ -114,6 +116,18 @@ class Worker:
             except (StoreError, OSError) as error:
                 raise StartError(CANNOT_CREATE, str(error)) from None
         return stores
+
+    def _listeners(self) -> list[SmtpListener]:
+        config, usage = self.config, Usage(self.limits.count)
+        try:
+            self.logins = Logins(config)
+            return [
+                SmtpListener(sock, config, config.listeners[index], self.intake.submit, self.intake_closed,
+                             self.occupancy, self.logins, usage)
+                for index, sock in self.child.sockets()
+            ]
+        except (UsersError, CertificateError) as error:
+            raise StartError(CONFIG, str(error)) from None
 
     def _pickup(self, directory: str, shard: int) -> PickupService:
         """New files go into our own shard; for a shard that is only emptied, what was begun is finished."""
@@ -179,6 +193,7 @@ class Worker:
         self.service.start()
         self.lag.start()
         self.thrift.start()
+        self.watch.start()
         # After the service: who writes a new order down later than we read finds us, and tells us.
         self.engine.controls.begin(self.written_orders())
         self.engine.start()
@@ -219,6 +234,7 @@ class Worker:
         for store in self.stores.values():
             store.configure(config)
         self.intake.configure(config)
+        self.logins.configure(config)
         for door in self.doors:
             door.configure(config)
         self._share_descriptors()
@@ -243,6 +259,8 @@ class Worker:
         self.service.stop()
         self.lag.stop()
         self.thrift.stop()
+        self.watch.stop()
+        self.logins.close()
         for store in self.stores.values():
             try:
                 store.close()

@@ -70,13 +70,16 @@ class Source(NamedTuple):
     tls: bool = False
     labels: LabelValues | None = None  # of all that comes in there
     label_headers: bool = True  # whether header fields may give labels
-    comment: str = ""  # in `Received`, for mail that came in no session
+    comment: str = ""  # in `Received`, where there is no address
+    authenticated: bool = False  # the client has logged in
 
     @classmethod
     def smtp(cls, address: str, port: int, helo: str, hostname: str = "", tls: bool = False,
-             labels: LabelValues | None = None, label_headers: bool = True) -> Source:
-        """The client of an SMTP session."""
-        return cls(f"smtp {address}:{port} {helo[:255]}", address, hostname, tls, labels, label_headers)
+             labels: LabelValues | None = None, label_headers: bool = True, user: str = "") -> Source:
+        """The client of an SMTP session; without an address that of a Unix socket. `user`: who has logged in."""
+        where = f"{address}:{port}" if address else "local"
+        origin = f"smtp {where} {helo[:255]}{f' as {user}' if user else ''}"
+        return cls(origin, address, hostname, tls, labels, label_headers, "(local socket)", bool(user))
 
     @classmethod
     def pickup(cls, path: str, uid: int, labels: LabelValues | None = None) -> Source:
@@ -167,7 +170,7 @@ class Intake:
 
         smtputf8 = envelope.smtputf8
         if source.address:
-            protocol = trace.protocol(envelope.esmtp, source.tls, smtputf8=smtputf8)
+            protocol = trace.protocol(envelope.esmtp, source.tls, source.authenticated, smtputf8)
             clause = trace.from_clause(envelope.helo, source.address)
             added = trace.received(clause, hostname, f"with {protocol}", queue_id, only, now_us,
                                    envelope.priority)

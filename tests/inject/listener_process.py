@@ -3,8 +3,9 @@
 Run with a JSON object of settings as its argument. It prints `["listening", port]`, then one JSON list per event:
 `["message", sender, recipients, length, origin]` when a message is handed over, `["stopped"]` after `stop`. It reads
 commands from stdin, one per line: `release` lets one message go on that was sent by `hold@...`, `stop SECONDS`,
-`sessions`, `room yes|no`, `relay NETWORK` reloads with another `relay_from`, `exhaust` and `relieve` take and give
-back all file descriptors, `steal` takes every one that the listener gives up from now on.
+`sessions`, `room yes|no`, `relay NETWORK` reloads with another `relay_from`, `config TEXT` with other options,
+`refresh` looks for changed files, `source` tells of the last message, `exhaust` and `relieve` take and give back all
+file descriptors, `steal` takes every one that the listener gives up from now on.
 """
 
 from gevent import monkey
@@ -12,6 +13,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import json  # noqa: E402
+import logging  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import socket  # noqa: E402
@@ -26,9 +28,12 @@ from gevent.fileobject import FileObjectThread  # noqa: E402
 from gevent.lock import Semaphore  # noqa: E402
 
 import mta.inject.listener  # noqa: E402
+from mta.config.loader import loads  # noqa: E402
 from mta.config.schema import Config, Listener, Memory, SmtpIn, SmtpTimeouts  # noqa: E402
 from mta.config.units import Duration, Endpoint, Size  # noqa: E402
 from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
+from mta.inject.logins import Logins  # noqa: E402
+from mta.inject.usage import Usage  # noqa: E402
 from mta.smtp.reply import Reply  # noqa: E402
 
 settings = json.loads(sys.argv[1])
@@ -45,6 +50,7 @@ def tell(*event):
 def submit(envelope, content, source, done):
     """Take every message but those whose sender says otherwise."""
     tell("message", envelope.sender, [to.address for to in envelope.recipients], len(content), source.origin)
+    state.source = source
     if envelope.sender.startswith("fail@"):
         raise RuntimeError("as asked for")
     if envelope.sender.startswith("refuse@"):
@@ -65,6 +71,9 @@ def obey(listener, command, *arguments):
         began_s = time.monotonic()
         listener.stop(began_s + float(arguments[0]))
         tell("stopped", time.monotonic() - began_s)
+    elif command == "source":
+        labels = state.source.labels
+        tell("source", state.source.tls, state.source.authenticated, labels.tenant if labels else None)
     elif command == "sessions":
         tell("sessions", listener.sessions)
     elif command == "room":
@@ -74,6 +83,18 @@ def obey(listener, command, *arguments):
         networks = (ip_network(arguments[0]),)
         listeners = tuple(replace(found, relay_from=networks) for found in state.config.listeners)
         listener.configure(replace(state.config, listeners=listeners))
+        tell("ok")
+    elif command == "config":
+        state.config = with_port(json.loads(" ".join(arguments)), state.config.listeners[0].smtp)
+        listener.logins.configure(state.config)
+        listener.configure(state.config)
+        tell("ok")
+    elif command == "refresh":
+        listener.logins.refresh()
+        listener.refresh()
+        gevent.sleep(0)
+        while listener.logins.config.access.users_file and not listener.logins._state:
+            gevent.sleep(0.01)
         tell("ok")
     elif command == "exhaust":
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
@@ -98,8 +119,28 @@ def obey(listener, command, *arguments):
         tell("ok")
 
 
+def with_port(text, endpoint):
+    """A configuration for the listener that there is."""
+    config = loads(text)
+    return replace(config, listeners=(replace(config.listeners[0], smtp=endpoint),))
+
+
+counts = {}
+
+
+def count(name, number, limit, period_s):
+    """As `Limits.count`, for one process and one period."""
+    total = counts.get(name, 0) + number
+    if number > 0 and limit is not None and total > limit:
+        return False
+    counts[name] = max(total, 0)
+    return True
+
+
 def main():
     """Listen and obey until stdin ends."""
+    if "log" in settings:
+        logging.basicConfig(level=settings["log"])
     limits = dict(settings.get("smtp", {}))
     if "message_size" in limits:
         limits["message_size"] = Size(limits["message_size"])
@@ -116,7 +157,15 @@ def main():
         smtp=SmtpIn(**limits),
         memory=Memory(receiving=Size(settings.get("receiving", 256_000_000))),
     )
-    listener = SmtpListener(sock, config, config.listeners[0], submit, lambda: state.closed, Occupancy())
+    if "config" in settings:
+        config = state.config = with_port(settings["config"], config.listeners[0].smtp)
+    if "unix" in settings:
+        sock.close()
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(settings["unix"])
+        sock.listen(100)
+    listener = SmtpListener(sock, config, config.listeners[0], submit, lambda: state.closed, Occupancy(),
+                            Logins(config), Usage(count))
     listener.start()
     tell("listening", port)
     commands = FileObjectThread(sys.stdin.buffer, "rb")

@@ -1,0 +1,301 @@
+"""Decides on logins: asks the file of users, threads that compute hashes, or another server, and counts failures.
+
+All of it on the hub but for what takes time. Each outcome is told in the log, with user and address, never with a
+password; who is answered is not told more than that it failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import gevent
+from gevent.hub import get_hub
+
+from mta.access import external
+from mta.access.attempts import Attempts
+from mta.access.users import Entry, Users, UsersError, read
+from mta.access.verification import Verifier
+from mta.config.access import Mechanism
+from mta.config.problems import printable
+from mta.config.schema import Config
+from mta.inject.permissions import ListenerPermissions
+from mta.smtp.peer import Identity, Peer
+from mta.smtp.reply import Reply
+from mta.smtp.sasl import Attempt, PasswordAttempt, ScramAttempt, ScramKeys, ScramProof
+
+LOOK_S: Final = 5.0
+"""How often the file of users, and certificates, are looked at for changes."""
+EXTERNAL_AT_ONCE: Final = 50
+_EXTERNAL_KEPT: Final = 10_000
+
+CLOSED_ADDRESS: Final = Reply(421, "4.7.0", ("Too many failed logins, try again later",))
+_CLOSED_USER: Final = Reply(454, "4.7.0", ("Too many failed logins of this user, try again later",))
+_NOT_NOW: Final = Reply(454, "4.7.0", ("Temporary authentication failure",))
+
+log = logging.getLogger(__name__)
+
+
+class Keys(NamedTuple):
+    """The answer to who begins with SCRAM; None: there is no such user."""
+
+    keys: ScramKeys | None
+
+
+Outcome = Identity | Keys | Reply | None
+"""None is a refusal like any other, `535 5.7.8`."""
+
+
+class Logins:
+    """Those of one worker."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises UsersError when the file of users cannot be used."""
+        self.config = config
+        self.users = Users()
+        self.on_change: list[Callable[[], None]] = []
+        """Called when there are other users."""
+        self._state: tuple[int, ...] = ()
+        self._complained = ""
+        self._outside: OrderedDict[str, None] = OrderedDict()  # users whom the other server knows
+        self._asking = 0
+        access = config.access
+        self._attempts = Attempts(access.failures, access.user_failures, access.failure_time, access.failure_delay)
+        if access.users_file is not None:
+            self._state = _state(access.users_file)
+            self.users = read(access.users_file)
+        loop = get_hub().loop
+        self._async = loop.async_()
+        self._verifier = Verifier(self._async.send, access.threads, access.remembered)
+        self._async.start(self._verifier.collect)
+
+    def configure(self, config: Config) -> None:
+        """Take other options. A file of users that cannot be read is told, and the users from before stay."""
+        before, self.config = self.config.access, config
+        access = config.access
+        self._attempts.configure(access.failures, access.user_failures, access.failure_time, access.failure_delay)
+        self._verifier.configure(access.threads, access.remembered)
+        if access.users_file is None:
+            self.users, self._state = Users(), ()
+        elif access.users_file != before.users_file:
+            self._state = ()
+        self.refresh()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._verifier.close()
+        self._async.stop()
+        self._async.close()
+
+    def refresh(self) -> None:
+        """Read the file of users again if it has changed; in a thread, as there may be many."""
+        path = self.config.access.users_file
+        if path is None:
+            return
+        state = _state(path)
+        if state == self._state:
+            return
+        self._state = state
+        gevent.spawn(self._read, path, state)
+
+    def _read(self, path: str, state: tuple[int, ...]) -> None:
+        found = get_hub().threadpool.apply(_users_or_why_not, (path,))
+        if path != self.config.access.users_file or state != self._state:
+            return  # a later one is being read
+        if isinstance(found, UsersError):
+            if str(found) != self._complained:
+                self._complained = str(found)
+                log.error("the changed file of users cannot be used, the users from before stay: %s", found.problems[0])
+            self._state = ()  # the next look tries again
+            return
+        self._complained = ""
+        self.users = found
+        log.info("%s: %d users", printable(path), len(found.entries))
+        for tell in self.on_change:
+            tell()
+
+    # -- who is a user ---------------------------------------------------------------------------------------------
+
+    def is_user(self, identity: Identity) -> bool:
+        """Whether who has logged in still could. Asked at every MAIL."""
+        options = self.config.users.get(identity.user)
+        if options is not None and not options.enabled:
+            return False
+        return identity.via == "xclient" or self._is_known(identity.user)
+
+    def _is_known(self, user: str) -> bool:
+        return user in self.users.entries or user in self._outside or (
+            user in self.config.users and self.config.access.users_file is None)
+
+    def by_certificate(self, names: tuple[str, ...], peer: Peer, permissions: ListenerPermissions) -> Identity | None:
+        """The user whom a client's certificate names; None when it names none."""
+        for name in names:
+            if self._is_known(name):
+                if why := permissions.may_log_in(name, peer.address):
+                    self._tell_refusal(name, peer, why)
+                    return None
+                self._tell(Identity(name, "certificate"), peer)
+                return Identity(name, "certificate")
+        return None
+
+    def mechanisms(self) -> tuple[Mechanism, ...]:
+        """What can be offered: SCRAM only if all who have a password can use it, as clients choose it first."""
+        access, entries = self.config.access, self.users.entries.values()
+        passwords = access.check_url is not None or any(entry.hash for entry in entries)
+        scram = access.check_url is None and any(entry.keys for entry in entries) and all(
+            entry.keys for entry in entries if entry.hash)
+        return tuple(one for one in access.mechanisms if (scram if one.startswith("SCRAM") else passwords))
+
+    # -- attempts --------------------------------------------------------------------------------------------------
+
+    def attempt(self, attempt: Attempt, peer: Peer, listener: str, permissions: ListenerPermissions,
+                done: Callable[[Outcome], None]) -> None:
+        """Decide on an attempt; `done` is called at once, or later on the hub."""
+        now_s = time.monotonic()
+        user = attempt.user
+        if self._attempts.address_is_closed(peer.address, now_s):
+            self._tell_refusal(user, peer, "too many failures from this address")
+            done(CLOSED_ADDRESS)
+        elif self._attempts.user_is_closed(user, peer.address, now_s):
+            self._tell_refusal(user, peer, "too many failures of this user")
+            done(_CLOSED_USER)
+        elif isinstance(attempt, ScramAttempt):
+            entry = self.users.entries.get(user)
+            done(Keys(entry.keys if entry is not None else None))
+        elif isinstance(attempt, ScramProof):
+            why = "" if attempt.valid else self._why_wrong(user)
+            self._decide(Identity(user, "scram"), attempt.authorize_as, peer, permissions, why, done)
+        else:
+            self._check_password(attempt, peer, listener, permissions, done)
+
+    def _why_wrong(self, user: str) -> str:
+        return "wrong password" if user in self.users.entries else "no such user"
+
+    def _check_password(self, attempt: PasswordAttempt, peer: Peer, listener: str, permissions: ListenerPermissions,
+                        done: Callable[[Outcome], None]) -> None:
+        user = attempt.user
+
+        def answered(right: bool | None) -> None:
+            if right is None:
+                self._tell_refusal(user, peer, "the password cannot be checked now")
+                done(_NOT_NOW)
+            else:
+                self._decide(Identity(user, "password"), attempt.authorize_as, peer, permissions,
+                             "" if right else self._why_wrong(user), done)
+
+        entry: Entry | None = self.users.entries.get(user)
+        if entry is None and self.config.access.check_url is not None:
+            self._ask(attempt, peer, listener, answered)
+        else:
+            self._verifier.verify(user, attempt.password, entry.hash if entry is not None else "", answered)
+
+    def _ask(self, attempt: PasswordAttempt, peer: Peer, listener: str,
+             answered: Callable[[bool | None], None]) -> None:
+        if self._asking >= EXTERNAL_AT_ONCE:
+            answered(None)
+            return
+        self._asking += 1
+        gevent.spawn(self._ask_and_wait, attempt, peer, listener, answered)
+
+    def _ask_and_wait(self, attempt: PasswordAttempt, peer: Peer, listener: str,
+                      answered: Callable[[bool | None], None]) -> None:
+        access = self.config.access
+        assert access.check_url is not None
+        right: bool | None = None
+        try:
+            with gevent.Timeout(access.check_timeout, external.UnknownError("no answer in time")):
+                right = external.ask(access.check_url, attempt.user, attempt.password, peer.address, listener,
+                                     access.check_timeout)
+        except external.UnknownError as error:
+            log.error("%s does not say whether a password is right: %s", printable(access.check_url), error)
+        except Exception:
+            log.exception("bug: asking about a password")
+        finally:
+            self._asking -= 1
+        if right:
+            self._outside[attempt.user] = None
+            self._outside.move_to_end(attempt.user)
+            if len(self._outside) > _EXTERNAL_KEPT:
+                self._outside.popitem(last=False)
+        elif right is False:
+            self._outside.pop(attempt.user, None)
+        answered(right)
+
+    def _decide(self, identity: Identity, authorize_as: str, peer: Peer, permissions: ListenerPermissions, why: str,
+                done: Callable[[Outcome], None]) -> None:
+        if not why and authorize_as:
+            why = "it wants to act for another user"
+        why = why or permissions.may_log_in(identity.user, peer.address)
+        if not why:
+            self._attempts.succeeded(identity.user, peer.address)
+            self._tell(identity, peer)
+            done(identity)
+            return
+        self._tell_refusal(identity.user, peer, why)
+        delay_s = self._attempts.failed(identity.user, peer.address, time.monotonic())
+        if not delay_s:
+            done(None)
+            return
+        timer = get_hub().loop.timer(delay_s)
+
+        def answer() -> None:
+            timer.close()
+            done(None)
+
+        timer.start(answer)
+
+    @staticmethod
+    def _tell(identity: Identity, peer: Peer) -> None:
+        log.debug("login of %s from [%s] by %s", printable(identity.user, 130), peer.address, identity.via)
+
+    @staticmethod
+    def _tell_refusal(user: str, peer: Peer, why: str) -> None:
+        log.warning("login of %s from [%s] refused: %s", printable(user, 130), peer.address, why)
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """What tells one state of the file from another."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (0,)
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode)
+
+
+def _users_or_why_not(path: str) -> Users | UsersError:
+    """In a thread of gevent's, which would print what is raised there."""
+    try:
+        return read(path)
+    except UsersError as error:
+        return error
+
+
+class Watch:
+    """Looks now and then whether files have changed."""
+
+    def __init__(self, *looks: Callable[[], Any]) -> None:
+        self._looks = looks
+        self._timer: Any = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._timer = get_hub().loop.timer(LOOK_S, LOOK_S)
+        self._timer.start(self._look)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+    def _look(self) -> None:
+        for look in self._looks:
+            try:
+                look()
+            except Exception:
+                log.exception("bug: looking for changed files")
