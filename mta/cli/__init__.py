@@ -22,7 +22,7 @@ from mta.control import exits
 COMMANDS: Final = (
     "run", "check", "config", "shaping", "status", "queue", "explain", "message", "events",
     "pause", "resume", "freeze", "reroute", "retry", "expire", "delete", "suspend", "unsuspend", "limit", "orders",
-    "spool", "send", "dns", "rules", "sandbox", "demo", "simulate",
+    "spool", "user", "send", "dns", "rules", "sandbox", "demo", "simulate",
 )  # fmt: skip
 
 # Of commands that share a module with others.

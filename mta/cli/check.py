@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import ssl
 from collections.abc import Iterator
 
+from mta.access.users import UsersError
+from mta.access.users import read as read_users
 from mta.cli.options import add_config, add_json, add_parser
 from mta.config.loader import read
 from mta.config.problems import printable
@@ -74,6 +77,7 @@ def _summary(config: Config) -> Iterator[tuple[str, str]]:
         yield "accepts", f"files in {printable(pickup.directory)}"
     if not config.listeners and not config.pickup:
         yield "accepts", "nothing: no listeners, no pickup; only what is in the queue would be delivered"
+    yield from (("logins", text) for text in _access(config))
     yield "workers", f"{cores}, one per core" if config.workers == "auto" else str(config.workers)
     if config.user:
         yield "user", config.user
@@ -90,9 +94,36 @@ def _summary(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _listener_text(listener: Listener) -> str:
-    if not listener.relay_from:
-        return f"smtp on {listener.smtp}, from nobody: relay_from is empty, every recipient is refused"
-    return f"smtp on {listener.smtp}, to any domain from {', '.join(map(format_network, listener.relay_from))}"
+    where = f"smtp on {listener.smtp}"
+    if listener.smtp.is_unix:
+        return f"{where}, to any domain from who may open it (mode {listener.mode})"
+    tls = {"off": "", "offered": ", STARTTLS", "required": ", STARTTLS required", "implicit": ", TLS"}[listener.tls]
+    login = "who logs in" if listener.auth != "off" else ""
+    networks = "" if listener.auth == "required" else ", ".join(map(format_network, listener.relay_from))
+    if not (login or networks):
+        return f"{where}{tls}, from nobody: relay_from is empty, every recipient is refused"
+    return f"{where}{tls}, to any domain from {' and '.join(filter(None, (login, networks)))}"
+
+
+def _access(config: Config) -> Iterator[str]:
+    """How logins are checked, and what can be said of the files now, by whoever checks."""
+    access = config.access
+    if access.users_file is not None:
+        try:
+            yield f"{len(read_users(access.users_file).entries)} users in {printable(access.users_file)}"
+        except UsersError as error:
+            yield f"warning: {error.problems[0]}"
+    if access.check_url is not None:
+        yield f"other users are asked for at {printable(access.check_url)}"
+    for listener in config.listeners:
+        if listener.tls != "off":
+            try:
+                for one in config.certificates:
+                    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                    context.load_cert_chain(one.certificate, one.key, password=lambda: "")
+            except (OSError, ssl.SSLError) as error:
+                yield f"warning: {printable(one.certificate)} cannot be used: {error.strerror}"
+            break
 
 
 def _routes(config: Config) -> Iterator[str]:
