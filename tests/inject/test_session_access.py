@@ -197,8 +197,8 @@ def test_new_certificates(pki: Pki, users: str) -> None:
     path = pki.make("mx.example.net", file="renewed")
 
     def serial(process: Process) -> str:
-        with socket.create_connection(("127.0.0.1", process.port), timeout=20) as sock:
-            tls = unnamed(pki).wrap_socket(sock)
+        with socket.create_connection(("127.0.0.1", process.port), timeout=20) as sock, \
+                unnamed(pki).wrap_socket(sock) as tls:
             return str(tls.getpeercert()["serialNumber"])  # type: ignore[index]
 
     shown = [{"certificate": path}]
