@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -53,6 +54,42 @@ def test_an_address_of_another_machine_is_said() -> None:
     with pytest.raises(StartError, match="this machine does not have the address") as caught:
         listen.listen(config("192.0.2.1:0"))
     assert caught.value.exit_code == exits.UNAVAILABLE
+
+
+def test_a_unix_socket_has_its_mode_and_replaces_a_dead_one(tmp_path: Path) -> None:
+    """What a killed instance has left is replaced; what is listened on, or is no socket, is left alone and told."""
+    path = tmp_path / "smtp"
+    for mode in ("0660", "0600"):
+        (sock,) = listen.listen(loads(
+            f"hostname: mta.example.net\nlisteners: [{{smtp: 'unix:{path}', mode: {mode}}}]\n"))
+        assert stat.S_IMODE(path.stat().st_mode) == int(mode, 8)
+        assert listen.endpoint(sock) == Endpoint(str(path), 0)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+        with pytest.raises(StartError, match="somebody listens on it"):
+            listen.listen(config(f"unix:{path}"))
+        sock.close()  # its name stays, as after kill -9
+    path.unlink()
+    path.write_text("mine")
+    with pytest.raises(StartError, match="something else than a socket"):
+        listen.listen(config(f"unix:{path}"))
+    assert path.read_text() == "mine"
+    with pytest.raises(StartError, match="there is no group 'nobody-has-this'") as caught:
+        listen.listen(loads("hostname: a.example\nlisteners: [{smtp: 'unix:/x', group: nobody-has-this}]\n"))
+    assert caught.value.exit_code == exits.CONFIG
+
+
+def test_a_unix_socket_of_systemd_is_used(tmp_path: Path) -> None:
+    """`ListenStream=/path` is the listener `unix:/path`; its mode is systemd's."""
+    path = tmp_path / "smtp"
+    with socket.socket(socket.AF_UNIX) as passed:
+        passed.bind(str(path))
+        passed.listen()
+        os.chmod(path, 0o666)
+        assert listen.listen(config(f"unix:{path}"), [passed]) == [passed]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        with pytest.raises(StartError, match="no listener has this address"):
+            listen.listen(config("127.0.0.1:0"), [passed])
 
 
 def test_passed_sockets_are_for_the_process_that_they_name() -> None:
