@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
+import hmac
 import json
 import shutil
 import smtplib
@@ -82,6 +85,61 @@ def test_starttls_and_login(pki: Pki, users: str) -> None:
         assert b"login of acme from [127.0.0.1] refused: wrong password" in process.complaint()
         assert b"login of nobody from [127.0.0.1] refused: no such user" in process.complaint()
     assert b"secret" not in process.errors
+
+
+def scram(smtp: smtplib.SMTP, user: str, password: str, *, plus: bool) -> tuple[int, bytes]:
+    """A login by SCRAM-SHA-256, as RFC 5802 and 7677 tell a client to do it."""
+    def text(raw: bytes) -> str:
+        return base64.b64encode(raw).decode()
+
+    header, bound = b"n,,", b""
+    if plus:
+        assert isinstance(smtp.sock, ssl.SSLSocket)
+        certificate = smtp.sock.getpeercert(binary_form=True)
+        header, bound = b"p=tls-server-end-point,,", hashlib.sha256(certificate or b"").digest()
+    first = f"n={user},r=rOprNGfwEbeRWgbNEkqO".encode()
+    code, challenge = smtp.docmd("AUTH", f"SCRAM-SHA-256{'-PLUS' if plus else ''} {text(header + first)}")
+    assert code == 334, challenge
+    server_first = base64.b64decode(challenge)
+    nonce, salt, iterations = (part[2:] for part in server_first.split(b","))
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(salt), int(iterations))
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    unproved = b"c=" + base64.b64encode(header + bound) + b",r=" + nonce
+    signed = b",".join((first, server_first, unproved))
+    signature = hmac.digest(hashlib.sha256(client_key).digest(), signed, "sha256")
+    proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
+    code, answer = smtp.docmd(text(unproved + b",p=" + base64.b64encode(proof)))
+    if code != 334:
+        return code, answer
+    server_key = hmac.digest(salted, b"Server Key", "sha256")
+    assert base64.b64decode(answer) == b"v=" + base64.b64encode(hmac.digest(server_key, signed, "sha256"))
+    return smtp.docmd("")
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_scram(pki: Pki, users: str, plus: bool) -> None:
+    """SCRAM knows the right password, and the server proves that it has the keys; PLUS binds to the certificate. Of
+    nobody it shows the same salt each time, also of another process."""
+    salts = set()
+    for _ in range(2):
+        with submission(pki, users) as process:
+            salts.add(_salt(process, pki))
+            with client(process, pki) as smtp:
+                assert scram(smtp, "acme", "wrong", plus=plus)[0] == 535
+                assert scram(smtp, "nobody", "secret", plus=plus)[0] == 535
+            with client(process, pki) as smtp:
+                assert scram(smtp, "acme", "secret", plus=plus)[0] == 235
+                smtp.sendmail("a@x.example", ["b@example.org"], CONTENT)
+                assert process.expect("message")[3].endswith(" as acme")
+    assert len(salts) == 1
+
+
+def _salt(process: Process, pki: Pki) -> bytes:
+    """What SCRAM shows of a user who does not exist."""
+    with client(process, pki) as smtp:
+        code, challenge = smtp.docmd("AUTH", "SCRAM-SHA-256 " + base64.b64encode(b"n,,n=nobody,r=abc").decode())
+        assert (code, smtp.docmd("*")[0]) == (334, 501)
+        return base64.b64decode(challenge).split(b",")[1]
 
 
 def test_not_before_tls(pki: Pki, users: str) -> None:
