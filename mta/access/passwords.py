@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import hmac
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import argon2
-import bcrypt
+if TYPE_CHECKING:  # both are imported where they are used: who has no users does without them
+    import argon2
 
 MEMORY_LIMIT: Final = 256 * 1024 * 1024
 """Octets that computing one hash may take."""
 _ARGON2_PASSES: Final = 20
 _BCRYPT_ROUNDS: Final = 16  # a power of two: seconds
 _BCRYPT_LENGTH: Final = 72  # octets that bcrypt looks at
-
-# OWASP's lesser memory: many may be checked at once, on a machine that has something else to do.
-_HASHER: Final = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 
 _BASE64: Final = "[A-Za-z0-9+/.]+"
 _ARGON2: Final = re.compile(
@@ -40,9 +38,24 @@ class HashError(ValueError):
     """Not a hash that is known, or one that would cost too much; the text does not hold the hash."""
 
 
+@functools.cache
+def _hasher() -> argon2.PasswordHasher:
+    from argon2 import PasswordHasher
+
+    # OWASP's lesser memory: many may be checked at once, on a machine that has something else to do.
+    return PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+
+
+def load() -> None:
+    """Import what checks need, before a thread does: what a module does when it is imported is the hub's business."""
+    import bcrypt  # noqa: F401
+
+    _hasher()
+
+
 def hash_password(password: str) -> str:
     """A new hash. 20 ms."""
-    return _HASHER.hash(password)
+    return _hasher().hash(password)
 
 
 DUMMY: Final = "$argon2id$v=19$m=19456,t=2,p=1$" + "A" * 22 + "$" + "A" * 43
@@ -76,11 +89,15 @@ def verify(stored: str, password: str) -> bool:
     if "\0" in password:
         return False  # to HMAC, and so to scrypt, one at the end is none; SASLprep forbids them
     if stored.startswith("$argon2"):
+        from argon2.exceptions import VerificationError
+
         try:
-            return _HASHER.verify(stored, password)
-        except argon2.exceptions.VerificationError:
+            return _hasher().verify(stored, password)
+        except VerificationError:
             return False
     if stored.startswith("$2"):
+        import bcrypt
+
         # bcrypt itself looks at no more; newer versions of the library raise instead.
         return bcrypt.checkpw(password.encode()[:_BCRYPT_LENGTH], stored.encode())
     match = _SCRYPT.fullmatch(stored)

@@ -66,6 +66,7 @@ class Verifier:
             if self._idle:
                 thread = self._idle.pop()
             elif len(self._threads) < self._most:
+                passwords.load()
                 thread = WorkThread(self._completions, self._wake)
                 self._threads.append(thread)
             else:

@@ -19,15 +19,13 @@ import ssl
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtensionOID, NameOID
+from typing import TYPE_CHECKING, Any, Final
 
 from mta.config.access import Certificate
 from mta.config.problems import printable
+
+if TYPE_CHECKING:  # where it is used, it is imported: who has no certificates does without its 6 MB
+    from cryptography import x509
 
 # The plain one: gevent's, in a patched process, expects a socket of its own where we have memory buffers.
 _SNI_CALLBACK: Final[Any] = vars(_ssl._SSLContext)["sni_callback"]
@@ -89,6 +87,8 @@ def make_contexts(certificates: Iterable[Certificate], client_ca: str | None, ho
 
 
 def _load(certificate: Certificate, client_ca: str | None) -> _Shown:
+    from cryptography import x509
+
     path, key = certificate.certificate, certificate.key
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -126,6 +126,9 @@ def _load(certificate: Certificate, client_ca: str | None) -> _Shown:
 
 def _names(certificate: x509.Certificate) -> frozenset[str]:
     """The DNS names it is for."""
+    from cryptography import x509
+    from cryptography.x509.oid import ExtensionOID, NameOID
+
     try:
         names = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
         assert isinstance(names, x509.SubjectAlternativeName)
@@ -137,6 +140,9 @@ def _names(certificate: x509.Certificate) -> frozenset[str]:
 
 def _end_point(certificate: x509.Certificate) -> bytes:
     """The hash of the certificate, by the hash function of its signature, and no weaker one than SHA-256."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding
+
     try:
         used = certificate.signature_hash_algorithm
     except UnsupportedAlgorithm:

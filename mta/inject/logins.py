@@ -16,7 +16,6 @@ from typing import Any, Final, NamedTuple
 import gevent
 from gevent.hub import get_hub
 
-from mta.access import external
 from mta.access.attempts import Attempts
 from mta.access.users import Entry, Users, UsersError, read
 from mta.access.verification import Verifier
@@ -203,6 +202,8 @@ class Logins:
 
     def _ask_and_wait(self, attempt: PasswordAttempt, peer: Peer, listener: str,
                       answered: Callable[[bool | None], None]) -> None:
+        from mta.access import external  # who does not ask does without an HTTP client
+
         access = self.config.access
         assert access.check_url is not None
         right: bool | None = None
