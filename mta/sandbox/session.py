@@ -31,6 +31,7 @@ ACROSS_S: Final = 0.02  # time for an envelope that was sent with a body to arri
 _PATH: Final = rb'(\s*)<((?:"(?:\\.|[^"\\])*"|[^">])*)> ?([^\r\n]*)'
 _MAIL: Final = re.compile(rb"(?i:MAIL FROM:)" + _PATH)
 _RCPT: Final = re.compile(rb"(?i:RCPT TO:)" + _PATH)
+_BDAT: Final = re.compile(rb"(?i:BDAT) ([0-9]{1,12})(?i:( LAST)?)\r\n")
 _TLS_ALERT: Final = bytes((21, 3, 3, 0, 2, 2, 40))  # a record with the fatal alert handshake_failure (RFC 8446 6)
 
 _MAIL_OK: Final = Reply(250, b"250 2.1.0 Sender ok\r\n")
@@ -44,6 +45,8 @@ _NO_RCPT: Final = Reply(554, b"554 5.5.1 No valid recipients\r\n")
 _NO_HELO: Final = Reply(503, b"503 5.5.1 EHLO first\r\n")
 _NESTED: Final = Reply(503, b"503 5.5.1 One transaction at a time\r\n")
 _ACROSS: Final = Reply(503, b"503 5.5.0 No pipelining across messages\r\n")
+_MIXED: Final = Reply(503, b"503 5.5.1 No DATA among chunks\r\n")
+_CHUNK_OK: Final = Reply(250, b"250 2.0.0 Chunk ok\r\n")
 _SYNTAX: Final = Reply(501, b"501 5.5.4 Syntax error\r\n")
 _UNKNOWN: Final = Reply(502, b"502 5.5.1 Command not implemented\r\n")
 _TOO_LARGE: Final = Reply(552, b"552 5.3.4 Message too large\r\n")
@@ -87,6 +90,7 @@ class Session:
         self._pipelined = self._across = False
         self._data_reply = ""
         self._mail_at = 0.0
+        self._chunks: list[bytes] | None = None  # of content, once there is one
 
     # --- the whole session -----------------------------------------------------------------------------------------
 
@@ -218,6 +222,7 @@ class Session:
                 "8BITMIME": behaviour.eight_bit,
                 "SMTPUTF8": behaviour.smtputf8,
                 "DSN": behaviour.dsn,
+                "CHUNKING": behaviour.chunking != "off",
                 "STARTTLS": behaviour.starttls != "off" and not self.wire.tls,
                 "ENHANCEDSTATUSCODES": True,
             }
@@ -354,8 +359,8 @@ class Session:
 
     def _data(self, line: bytes) -> None:
         wire, domain = self.wire, self._domain
-        if self._sender is None:
-            wire.say(_NO_MAIL)
+        if self._sender is None or self._chunks is not None:
+            wire.say(_NO_MAIL if self._chunks is None else _MIXED)
             return
         if domain is None and not self.host.conduct.behaviour.data_always:
             wire.say(_NO_RCPT)
@@ -391,6 +396,53 @@ class Session:
             return self._long_content(conduct)
         wire.position = end + 5
         return buffer[position : end + 2]
+
+    def _chunk(self, line: bytes) -> None:
+        """BDAT (RFC 3030 2). A chunk is read to its end, whatever becomes of it."""
+        wire, behaviour, domain = self.wire, self.host.conduct.behaviour, self._domain
+        match = _BDAT.fullmatch(line)
+        if behaviour.chunking == "dropped":
+            wire.abort()
+        if behaviour.chunking != "offered" or not self._esmtp or match is None:
+            wire.say(_UNKNOWN if behaviour.chunking != "offered" or not self._esmtp else _SYNTAX)
+            return
+        limit = MAX_CONTENT if behaviour.size is None else behaviour.size
+        data = self._octets(int(match[1]), limit)
+        if self._sender is None or domain is None:
+            wire.say(_NO_MAIL if self._sender is None else _NO_RCPT)
+            return
+        conduct = domain.conduct
+        for stage in ("data", "body"):
+            rule = self._rule(stage, self._first, conduct) if conduct.rules else None
+            if rule is not None:
+                self._lose(rule.reply)
+                self._carry_out(rule)
+                return
+        if self._chunks is None:
+            self._chunks = []
+        self._chunks.append(data)
+        self._data_reply = "BDAT"
+        if match[2]:
+            self._dot(conduct, b"".join(self._chunks), stuffed=False)
+        else:
+            wire.say(_CHUNK_OK)
+
+    def _octets(self, count: int, limit: int) -> bytes:
+        """The next `count` octets; one more than `limit` is kept of more."""
+        wire, rate = self.wire, self.host.conduct.behaviour.read_rate
+        kept = bytearray(wire.buffer[wire.position : wire.position + count])
+        wire.position += len(kept)
+        missing = count - len(kept)
+        if missing:
+            wire.flush()
+        while missing:
+            chunk = wire.receive(min(missing, READ if rate is None else max(1, min(READ, rate // 10))))
+            missing -= len(chunk)
+            kept += chunk
+            del kept[limit + 1 :]
+            if rate is not None:
+                gevent.sleep(len(chunk) / rate)
+        return bytes(kept)
 
     def _long_content(self, conduct: Conduct) -> bytes | None:
         """As `_content`, for content that comes in pieces, slowly, or with rules for its way."""
@@ -440,9 +492,11 @@ class Session:
         self.wire.flush()
         return True
 
-    def _dot(self, conduct: Conduct, content: bytes) -> None:
+    def _dot(self, conduct: Conduct, content: bytes, stuffed: bool = True) -> None:
         """Decide about a message whose end has come. Hot path."""
         wire, behaviour = self.wire, self.host.conduct.behaviour
+        if stuffed:
+            content = contents.unstuffed(content)
         rule = self._rule("dot", self._first, conduct) if conduct.rules else None
         if behaviour.pipelining_across != "accepted":
             gevent.sleep(ACROSS_S)
@@ -475,7 +529,6 @@ class Session:
     def _keep(self, content: bytes, reply: Reply | None) -> None:
         """Take a message. Without a reply the client is not told. Hot path."""
         ledger = self.ledger
-        content = contents.unstuffed(content)
         key = contents.message_key(content)
         ledger.accept(key, self._accepted, len(content))
         if self._visit is not None and self._domain is not None:
@@ -554,6 +607,6 @@ def _declared_size(parameters: dict[str, str]) -> int:
 
 _VERBS: Final = {
     b"EHLO": Session._hello, b"HELO": Session._hello, b"MAIL": Session._mail, b"RCPT": Session._rcpt,
-    b"DATA": Session._data, b"RSET": Session._reset, b"NOOP": Session._noop, b"VRFY": Session._verify,
-    b"QUIT": Session._quit,
+    b"DATA": Session._data, b"BDAT": Session._chunk, b"RSET": Session._reset, b"NOOP": Session._noop,
+    b"VRFY": Session._verify, b"QUIT": Session._quit,
 }

@@ -141,6 +141,9 @@ class Behaviour:
     eight_bit: bool = option(True, "8BITMIME is offered.")
     smtputf8: bool = option(True, "SMTPUTF8 is offered.")
     dsn: bool = option(True, "DSN is offered.")
+    chunking: Literal["off", "offered", "refused", "dropped"] = option(
+        "off", "CHUNKING; `refused`: offered, yet BDAT is answered 502 and its content taken for commands; `dropped`: "
+        "offered, yet the connection ends with a reset at BDAT.")
     data_always: bool = option(False, "DATA is answered 354 even when every recipient was refused.")
     size: Size | None = option(
         Size(50_000_000), "SIZE is offered with this limit, and a larger message gets `552 5.3.4`; `off`: not offered.")
