@@ -33,7 +33,7 @@ _END = b"\r\n.\r\n"
 class Session:
     """One connection."""
 
-    __slots__ = ("closing", "content_done", "in_content", "recipients", "replies", "rest", "socket", "unsent",
+    __slots__ = ("chunk", "closing", "content_done", "in_content", "recipients", "replies", "rest", "socket", "unsent",
                  "waiting")
 
     def __init__(self, connection: socket.socket) -> None:
@@ -43,6 +43,7 @@ class Session:
         self.unsent = b""
         self.recipients: list[int] = []
         self.in_content = False
+        self.chunk = 0  # octets of a chunk to come, the end of which is the end of content
         self.content_done = False
         """Among the replies to come is one to content."""
         self.closing = False
@@ -97,13 +98,14 @@ class Sink:
     """The loop."""
 
     def __init__(self, addresses: list[str], port: int, delay_s: float, content_delay_s: float, refuse: bool,
-                 gather: int = 0) -> None:
+                 gather: int = 0, chunking: bool = False) -> None:
         self.counts = Counts()
         self._delay_s = delay_s
         self._content_delay_s = content_delay_s
         self._refuse = refuse
         self._gather = gather
         self._gather_until_s = 0.0
+        self._capabilities = b"250-CHUNKING\r\n" * chunking + _CAPABILITIES
         self._poll = select.epoll()
         self._stop = Stop(self._poll)
         self._listeners: dict[int, socket.socket] = {}
@@ -204,6 +206,15 @@ class Sink:
         """Everything whole in `data`; what is not whole yet becomes `session.rest`."""
         position = 0
         while not session.closing:
+            if session.chunk:
+                taken = min(session.chunk, len(data) - position)
+                position += taken
+                session.chunk -= taken
+                if session.chunk:
+                    session.rest = b""
+                    return
+                self._content_came(session)
+                continue
             if session.in_content:
                 # The search begins at the CRLF before the content, so that a lone dot is found too.
                 end = data.find(_END, position)
@@ -212,10 +223,7 @@ class Sink:
                     return
                 position = end + len(_END)
                 session.in_content = False
-                self.counts.message(session.recipients, time.monotonic())
-                session.recipients = []
-                session.replies.append(b"250 2.0.0 ok\r\n")
-                session.content_done = True
+                self._content_came(session)
                 continue
             end = data.find(b"\n", position) + 1
             if not end:
@@ -223,6 +231,12 @@ class Sink:
             self._command(session, data[position:end])
             position = end - 2 if session.in_content else end
         session.rest = data[position:]
+
+    def _content_came(self, session: Session) -> None:
+        self.counts.message(session.recipients, time.monotonic())
+        session.recipients = []
+        session.replies.append(b"250 2.0.0 ok\r\n")
+        session.content_done = True
 
     def _command(self, session: Session, line: bytes) -> None:
         verb = line[:4].upper()
@@ -239,8 +253,10 @@ class Sink:
         elif verb == b"DATA":
             session.in_content = bool(session.recipients)
             replies.append(b"354 go ahead\r\n" if session.in_content else b"503 5.5.1 no recipients\r\n")
+        elif verb == b"BDAT":  # always the last chunk, and not an empty one
+            session.chunk = int(line.split()[1])
         elif verb == b"EHLO":
-            replies.append(_CAPABILITIES)
+            replies.append(self._capabilities)
         elif verb == b"HELO":
             replies.append(b"250 sink.test\r\n")
         elif verb in (b"RSET", b"NOOP"):
@@ -316,6 +332,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("-i", dest="idle_s", type=float, default=60, metavar="S", help="end when nothing comes for S")
     parser.add_argument("-X", dest="limit_s", type=float, default=900, metavar="S", help="end after S in any case")
     parser.add_argument("-t", dest="refuse", action="store_true", help="answer 451 to every MAIL and RCPT")
+    parser.add_argument("--chunking", action="store_true", help="offer CHUNKING")
     parser.add_argument("-c", dest="times", metavar="FILE", help="when each recipient came, as JSON")
     parser.add_argument("-o", dest="output", metavar="FILE", help="result as JSON; stdout without it")
     return parser
@@ -328,7 +345,7 @@ def main() -> int:
     try:
         addresses = consecutive(options.first, options.addresses)
         sink = Sink(addresses, options.port, options.delay_ms / 1000,
-                    options.content_delay_ms / 1000, options.refuse, options.gather)
+                    options.content_delay_ms / 1000, options.refuse, options.gather, options.chunking)
     except (ValueError, OSError) as error:
         print(f"bench.sink: {error}", file=sys.stderr)
         return 2
