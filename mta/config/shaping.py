@@ -100,6 +100,9 @@ class Shaping:
         "than send in clear, `off` never encrypts.",
     )
     pipelining: bool = option(True, "Use PIPELINING where it is offered.")
+    chunking: Literal["auto", "off"] = option(
+        "auto", "`auto`: content goes in one chunk, without a round trip for DATA and without dots added, where "
+        "CHUNKING is offered; a host that does not bear it gets DATA for an hour. `off`: always DATA.")
     port: int = option(25, "Port of MX hosts; relays have their own.", min=1, max=65_535,
                        destination_only=True)
     families: Families = option(

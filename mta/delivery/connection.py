@@ -187,7 +187,8 @@ class Connection:
         now_s = time.monotonic()
         client = self.client = Client(
             self.path.source.ehlo, tls=tls, esmtp=esmtp,
-            pipelining=shaping.pipelining and not engine.no_pipelining.has(target.address, now_s))
+            pipelining=shaping.pipelining and not engine.no_pipelining.has(target.address, now_s),
+            chunking=shaping.chunking == "auto" and not engine.no_chunking.has(target.address, now_s))
         client.pipeline_across = not engine.no_pipelining_across.has(target.address, now_s)
         self._waited_for = None
         wire.deadline = now_s + timeouts.connect
@@ -297,7 +298,7 @@ class Connection:
             log.exception("bug: the conversation with %s ends", self.name)
             self._handle(client.lost(f"internal error: {error}"))
         finally:
-            if client.pipelining_suspect:
+            if client.pipelining_suspect or client.chunking_suspect:
                 self._remember_suspect()
 
     def _fill(self) -> None:
@@ -392,8 +393,13 @@ class Connection:
             self.wire.deadline = time.monotonic() + seconds
 
     def _remember_suspect(self) -> None:
-        """The host did not bear a form of pipelining: it gets the next plainer one for a while."""
+        """The host did not bear a form of pipelining, or chunks: it gets the next plainer one for a while."""
         assert self.target is not None
+        if self.client.chunking_suspect:
+            log.info("%s does not bear BDAT; it gets DATA for a while", self.name)
+            self.engine.no_chunking.add(self.target.address, time.monotonic())
+        if not self.client.pipelining_suspect:
+            return
         log.info("%s does not bear pipelining %s messages; not used for a while", self.name,
                  "inside" if self.client.pipelining_suspect == "inside" else "across")
         memory = (self.engine.no_pipelining if self.client.pipelining_suspect == "inside"

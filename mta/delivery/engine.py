@@ -84,6 +84,7 @@ class Engine:
         self.broken_tls = HostMemory()
         self.no_pipelining = HostMemory()
         self.no_pipelining_across = HostMemory()
+        self.no_chunking = HostMemory()
         self.lanes: dict[str, Lane] = {}
         self.paths: dict[str, Path] = {}
         self.connections: set[Connection] = set()

@@ -24,7 +24,7 @@ def opportunistic_context() -> ssl.SSLContext:
 
 
 class HostMemory:
-    """Addresses remembered for a time: those whose TLS fails, or that do not bear pipelining. Bounded."""
+    """Addresses remembered for a time: those whose TLS fails, or that do not bear pipelining or chunks. Bounded."""
 
     def __init__(self, keep_s: float = BROKEN_FOR_S, at_most: int = BROKEN_KEPT) -> None:
         self._keep_s = keep_s

@@ -34,6 +34,7 @@ def batch(envelope: Envelope, content: bytes, most: int) -> Iterator[bytes]:
         if transaction.local_reply is not None:
             raise exits.OperatorError(exits.DATA, str(transaction.local_reply))
         yield "".join(commands).encode()
+        yield b"DATA\r\n"
         yield stuffed
         yield b".\r\n"
 

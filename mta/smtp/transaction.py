@@ -90,13 +90,14 @@ class Transaction:
     rcpts: list[Reply | None] = field(default_factory=list)  # by position in `recipients`
     data: Reply | None = None
     final: Reply | None = None  # to the content: the verdict for every recipient that was accepted
-    dot_sent: bool = False  # content and final dot were put into the output: the peer may have the message
+    dot_sent: bool = False  # content and its end were put into the output: the peer may have the message
     lost: str = ""  # why the session ended before the transaction did
     lost_phase: str = ""  # the phase it was lost in; empty when it is handed back untouched
     local_reply: Reply | None = None  # nothing was sent, because this stands in the way
     sent_8bit_unannounced: bool = False  # 8-bit content went to a host without 8BITMIME
     dsn_offered: bool = False  # the host takes over what RET, ENVID, NOTIFY and ORCPT ask for (RFC 3461 5.2)
     pipelined: Pipelining = ""  # how its envelope was sent
+    chunked: bool = False  # its content goes as a chunk (RFC 3030)
 
     def __post_init__(self) -> None:
         self.rcpts = [None] * len(self.recipients)
@@ -109,7 +110,7 @@ class Transaction:
 
 
 def commands_for(transaction: Transaction, can: Capabilities) -> list[str]:
-    """The commands of an envelope, with the parameters that the host offers. May set `local_reply` instead."""
+    """MAIL and RCPT of an envelope, with the parameters that the host offers. May set `local_reply` instead."""
     sender = transaction.sender
     recipients = transaction.recipients
     parameters = ""
@@ -137,7 +138,6 @@ def commands_for(transaction: Transaction, can: Capabilities) -> list[str]:
     else:
         commands = [f"RCPT TO:<{to.address}>\r\n" for to in recipients]
     commands.insert(0, f"MAIL FROM:<{sender}>{parameters}\r\n")
-    commands.append("DATA\r\n")
     if transaction.smtputf8 or not all(map(str.isascii, commands)):
         return _international(transaction, can, commands)
     return commands

@@ -34,6 +34,7 @@ class Noting(Sited):
         self.seen: list[list[bytes]] = []  # the commands of each connection; with what came in one go in one piece
         self.ended_s: list[float] = []
         self.hangs = ""
+        self.chunks = ""  # offered if not empty; "unknown": but answered 502
         super().__init__(**options)
 
     def converse(self, sock: Any) -> None:
@@ -71,10 +72,20 @@ class Noting(Sited):
             self._hang(sock, verb.decode().lower())
             if verb == b"EHLO":
                 offers = b"250-mx\r\n250-PIPELINING\r\n" + (b"250-STARTTLS\r\n" if self.tls else b"")
+                if self.chunks:
+                    offers += b"250-CHUNKING\r\n"
                 sock.sendall(offers + b"250 OK\r\n")
             elif verb == b"STAR" and self.tls:
                 sock.sendall(b"220 go\r\n")
                 sock = self.tls.wrap_socket(sock, server_side=True)
+            elif verb == b"BDAT" and self.chunks == "unknown":
+                sock.sendall(b"502 what\r\n")
+            elif verb == b"BDAT":
+                octets = int(line.split()[1])
+                while len(held) < octets:
+                    held += sock.recv(65536)
+                held = held[octets:]
+                sock.sendall(b"250 ok\r\n")
             elif verb == b"DATA":
                 sock.sendall(b"354 go\r\n")
                 if self.hangs == "block":
@@ -146,6 +157,20 @@ def pipelining() -> None:
         world.until(world.over)
         together = [line for said in world.seen for line in said if line.endswith(b" +")]
         assert bool(together) == wanted, world.seen
+
+
+def chunking() -> None:
+    """`auto`: BDAT where it is offered; a host that does not know it is asked once, and no message suffers for it.
+    `off`: never."""
+    for wanted, chunks, data, bdat in (("auto", "", 3, 0), ("auto", "taken", 0, 3), ("off", "taken", 3, 0),
+                                       ("auto", "unknown", 3, 1)):
+        world = Noting(shaping=quick(connections=1, chunking=wanted), pause=60)
+        world.chunks = chunks
+        for _ in range(3):
+            world.make()
+        world.until(world.drained)
+        assert (sum(world.count(b"DATA")), sum(world.count(b"BDAT"))) == (data, bdat), (wanted, world.seen)
+        assert (world.shelf.told("delivered"), world.shelf.told("deferred")) == (3, 0), world.shelf.events
 
 
 def tls() -> None:

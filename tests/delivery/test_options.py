@@ -16,8 +16,8 @@ import pytest
 from tests.delivery.test_exits import _has_ipv6
 
 PHASES = ("connect", "greeting", "ehlo", "starttls", "mail", "rcpt", "data", "block", "dot")
-SCENARIOS = ("messages_per_connection", "connection_age", "idle", "recipients_per_message", "pipelining", "tls",
-             "families", *(f"timeouts {phase}" for phase in PHASES))
+SCENARIOS = ("messages_per_connection", "connection_age", "idle", "recipients_per_message", "pipelining", "chunking",
+             "tls", "families", *(f"timeouts {phase}" for phase in PHASES))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -50,6 +50,24 @@ def test_content_arrives_as_it_was_sent(make_mta: Callable[..., Mta], sandbox: S
     assert received.startswith("Received: from ")
 
 
+@pytest.mark.parametrize("kind", ["offered", "refused"])
+def test_chunks(kind: str, make_mta: Callable[..., Mta]) -> None:
+    """In a chunk content arrives as it was sent, dots and all; so it does, by DATA and at once, at a host that offers
+    chunks and cannot take them."""
+    body = b"..two dots\r\n.\r\n.one\r\n\r\nQUIT\r\n"
+    content = message(1, "u@d.test").partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + body
+    with Sandbox({"log_content": "1MB", "default": {"chunking": kind}}) as sandbox:
+        mta = make_mta(dns={"servers": [sandbox.dns]}, shaping={"default": {"port": sandbox.smtp_port}})
+        with mta:
+            mta.send("a@x.test", ["u@d.test"], content)
+            sandbox.wait_for(lambda stats: bool(stats["messages"] == 1))
+            mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+        entry = sandbox.log()[-1]
+    assert entry["content"].encode("latin-1").endswith(content)
+    assert entry["replies"][1] == ("BDAT" if kind == "offered" else "354")
+    assert [event["event"] for event in mta.events()] == ["received", "delivered"]
+
+
 def test_recipients_of_one_domain_go_in_one_transaction(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
     """A message to several recipients is one transaction per domain, never with two domains in it."""
     recipients = [f"u{index}@{domain}" for domain in ("a.test", "b.test") for index in range(5)]
@@ -153,6 +171,13 @@ def test_mail_that_nobody_takes_expires_with_its_reason(make_mta: Callable[..., 
     {"esmtp": False},
     {"pipelining_across": "refused"},
     {"pipelining_across": "dropped"},
+    {"chunking": "offered"},
+    {"chunking": "offered", "pipelining": False},
+    {"chunking": "offered", "pipelining_across": "refused"},
+    {"chunking": "offered", "pipelining_across": "dropped"},
+    {"chunking": "offered", "rules": [{"at": "dot", "times": 1, "reply": "452 4.3.1 full"}]},
+    {"chunking": "refused"},
+    {"chunking": "dropped"},
     {"starttls": "offered"},
     {"starttls": "broken"},
     {"starttls": "refused"},

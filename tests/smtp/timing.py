@@ -74,12 +74,14 @@ def chunk_step() -> Callable[[], object]:
     return step
 
 
-def client_step(across: bool) -> Callable[[], object]:
-    """One transaction of the client: pipelined across messages, or one command at a time."""
+def client_step(across: bool, chunks: bool = False) -> Callable[[], object]:
+    """One transaction of the client: pipelined across messages, or one command at a time; by DATA or in chunks."""
     client = Client("client.example")
     client.receive(b"220 mx.example.net\r\n")
-    client.receive(b"250-mx.example.net\r\n" + b"250-PIPELINING\r\n" * across + b"250 SIZE 10000000\r\n")
+    client.receive(b"250-mx.example.net\r\n" + b"250-PIPELINING\r\n" * across
+                   + b"250-CHUNKING\r\n" * chunks + b"250 SIZE 10000000\r\n")
     recipients = [Recipient("user@example.org")]
+    taken = b"".join(TAKEN.splitlines(keepends=True)[:2]) if chunks else TAKEN
     number = 0
 
     def step() -> None:
@@ -88,9 +90,9 @@ def client_step(across: bool) -> Callable[[], object]:
         replies = [b"250 2.0.0 Ok: queued as %d\r\n" % number]
         client.send(Transaction("sender@example.com", recipients, CONTENT))
         if across:
-            replies[0] += TAKEN
+            replies[0] += taken
         else:
-            replies = [*TAKEN.splitlines(keepends=True), *replies]
+            replies = [*taken.splitlines(keepends=True), *replies]
         for reply in replies:
             client.output()
             client.receive(reply)
@@ -98,7 +100,7 @@ def client_step(across: bool) -> Callable[[], object]:
     if across:
         client.send(Transaction("sender@example.com", recipients, CONTENT))
         client.output()
-        client.receive(TAKEN)
+        client.receive(taken)
     return step
 
 
@@ -118,6 +120,8 @@ def main() -> None:
         ("server, one read, BDAT", chunk_step()),
         ("client, pipelined across", client_step(across=True)),
         ("client, without pipelining", client_step(across=False)),
+        ("client, chunks, pipelined across", client_step(across=True, chunks=True)),
+        ("client, chunks, without pipelining", client_step(across=False, chunks=True)),
         ("content: all of reading", read_content),
         ("content: bare CR, LF, NUL, long lines", lambda: fault(CONTENT, 998)),
         ("content: stuffing", lambda: stuff(CONTENT)),
