@@ -123,7 +123,7 @@ class _Judging:
         transaction = self.transaction
         local = transaction.local_reply
         if local is not None:
-            return self.all("mail", local, "message")
+            return self.unsendable(local)
         closing = _closing_reply(transaction)
         if transaction.final is None and transaction.dot_sent and transaction.lost:
             return self.unknown()
@@ -173,6 +173,16 @@ class _Judging:
     def all(self, stage: Stage, reply: Reply, failure: str) -> Outcome:
         results = [self.refused(recipient, stage, reply, failure) for recipient in self.transaction.recipients]
         return Outcome(results, reconnect=self.reconnect)
+
+    def unsendable(self, reply: Reply) -> Outcome:
+        """We sent nothing because of the message, or because of some recipients: then the others go without them."""
+        unfit = self.transaction.unfit
+        if not unfit:
+            return self.all("mail", reply, "message")
+        return Outcome([
+            self.refused(recipient, "rcpt", reply, "recipient") if recipient in unfit
+            else Result(recipient, End.AGAIN, reply, "recipient")
+            for recipient in self.transaction.recipients])
 
     def unknown(self) -> Outcome:
         """Lost after the dot: recipients that were refused at RCPT are settled, the others are in doubt."""

@@ -94,6 +94,7 @@ class Transaction:
     lost: str = ""  # why the session ended before the transaction did
     lost_phase: str = ""  # the phase it was lost in; empty when it is handed back untouched
     local_reply: Reply | None = None  # nothing was sent, because this stands in the way
+    unfit: list[Recipient] = field(default_factory=list)  # whom alone `local_reply` is about; empty: all
     sent_8bit_unannounced: bool = False  # 8-bit content went to a host without 8BITMIME
     dsn_offered: bool = False  # the host takes over what RET, ENVID, NOTIFY and ORCPT ask for (RFC 3461 5.2)
     pipelined: Pipelining = ""  # how its envelope was sent
@@ -147,13 +148,13 @@ def _international(transaction: Transaction, can: Capabilities, commands: list[s
     """The envelope of a message with addresses or headers in UTF-8 (RFC 6531 3.4)."""
     addresses = [transaction.sender, *(to.address for to in transaction.recipients)]
     needed = not all(address.rpartition("@")[0].isascii() for address in addresses)
-    if transaction.smtputf8 and not needed:
+    utf8_header = False
+    if transaction.smtputf8 and (not needed or not can.smtputf8):
         header = transaction.content.partition(b"\r\n\r\n")[0]
-        needed = not header.isascii()
-    if needed:
+        utf8_header = not header.isascii()
+    if needed or utf8_header:
         if not can.smtputf8:
-            text = "The message needs SMTPUTF8, which the host does not offer"
-            transaction.local_reply = Reply(550, "5.6.7", (text,), local=True)
+            _cannot_be_sent(transaction, utf8_header)
         commands[0] = f"{commands[0][:-2]} SMTPUTF8\r\n"
         return commands
     try:
@@ -165,6 +166,23 @@ def _international(transaction: Transaction, can: Capabilities, commands: list[s
     except AddressError as error:
         transaction.local_reply = Reply(550, "5.6.7", (f"No form in ASCII: {error}",), local=True)
     return commands
+
+
+def _cannot_be_sent(transaction: Transaction, utf8_header: bool) -> None:
+    """Say what needs SMTPUTF8, which the host does not offer (RFC 6531 3.5): the header or the sender; else some of the
+    recipients, which is none of the others' business."""
+    if utf8_header:
+        code, enhanced, what = 554, "5.6.9", "The header of the message is in UTF-8"
+    elif not transaction.sender.rpartition("@")[0].isascii():
+        code, enhanced, what = 553, "5.6.7", f"The sender <{transaction.sender}> is not in ASCII"
+    else:
+        transaction.unfit = [to for to in transaction.recipients if not to.address.rpartition("@")[0].isascii()]
+        named = f"<{transaction.unfit[0].address}>"
+        others = len(transaction.unfit) - 1
+        code, enhanced, what = 553, "5.6.7", f"{named} is not in ASCII" if not others else (
+            f"{named} and {others} more of the recipients are not in ASCII")
+    text = f"{what}, and the host does not offer SMTPUTF8"
+    transaction.local_reply = Reply(code, enhanced, (text,), local=True)
 
 
 _NOTIFY = ((NOTIFY_NEVER, "NEVER"), (NOTIFY_SUCCESS, "SUCCESS"), (NOTIFY_FAILURE, "FAILURE"), (NOTIFY_DELAY, "DELAY"))

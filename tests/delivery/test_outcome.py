@@ -151,6 +151,18 @@ def test_what_cannot_be_sent_to_this_host_ends_locally() -> None:
     assert ends(judge(local, False, 0)) == [("failed", "message")]
 
 
+def test_recipients_that_cannot_be_sent_to_this_host_leave_the_others() -> None:
+    """The reply of ours is about those alone; the others go in the next transaction, which is no attempt."""
+    local = transaction(3)
+    local.local_reply = Reply(553, "5.6.7", ("not in ASCII",), local=True)
+    local.unfit = [local.recipients[1]]
+
+    outcome = judge(local, False, 0)
+
+    assert ends(outcome) == [("again", "recipient"), ("failed", "recipient"), ("again", "recipient")]
+    assert outcome.host_failure is None
+
+
 def test_recipients_refused_for_good_are_settled_even_when_the_connection_is_lost() -> None:
     """A 5xx that was said is not asked for again."""
     lost = transaction(2)

@@ -68,6 +68,27 @@ def test_chunks(kind: str, make_mta: Callable[..., Mta]) -> None:
     assert [event["event"] for event in mta.events()] == ["received", "delivered"]
 
 
+def test_addresses_beyond_ascii_at_a_host_without_smtputf8(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """The one whose local part is in UTF-8 bounces, named; the others get the message, the domain as A-labels."""
+    sandbox.set("xn--bcher-kva.test", {"smtputf8": False})
+    with make_mta() as mta:
+        with smtplib.SMTP(*mta.smtp) as client:
+            client.ehlo()
+            assert client.mail("", ["SMTPUTF8"])[0] == 250
+            client.command_encoding = "utf-8"
+            for local in ("b", "ä", "c"):
+                assert client.rcpt(f"{local}@bücher.test")[0] == 250
+            assert client.data(message(1, "b@x.test"))[0] == 250
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+
+    (entry,) = sandbox.log()
+    assert entry["recipients"] == ["b@xn--bcher-kva.test", "c@xn--bcher-kva.test"]
+    (bounced,) = [event for event in mta.events() if event["event"] == "bounced"]
+    assert bounced["recipients"] == ["ä@bücher.test"]
+    assert (bounced["code"], bounced["enhanced"]) == (553, "5.6.7")
+    assert "<ä@bücher.test>" in bounced["text"]
+
+
 def test_recipients_of_one_domain_go_in_one_transaction(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
     """A message to several recipients is one transaction per domain, never with two domains in it."""
     recipients = [f"u{index}@{domain}" for domain in ("a.test", "b.test") for index in range(5)]

@@ -390,20 +390,36 @@ def test_smtputf8_where_it_is_offered() -> None:
 
 
 def test_smtputf8_where_it_is_not() -> None:
-    """A message that needs SMTPUTF8 stays here with 5.6.7; a domain goes as A-labels, which every host understands."""
+    """A message that needs SMTPUTF8 is not sent, and the reason is named (RFC 6531 3.5): the sender or the recipient,
+    5.6.7, the header, 5.6.9. A domain goes as A-labels, which every host understands."""
     client = new_client(b"250-mx\r\n250 PIPELINING\r\n")
-    for sent in (
-        smtputf8("jürgen@example.com", "b@example.org"),
-        smtputf8("a@example.com", "b@example.org", "Subject: grüße\r\n\r\nx\r\n".encode()),
+    for sent, code, enhanced, named in (
+        (smtputf8("jürgen@example.com", "b@example.org"), 553, "5.6.7", "sender <jürgen@example.com>"),
+        (smtputf8("jürgen@example.com", "ä@example.org"), 553, "5.6.7", "sender <jürgen@example.com>"),
+        (smtputf8("a@example.com", "ä@bücher.example"), 553, "5.6.7", "<ä@bücher.example> is"),
+        (smtputf8("a@example.com", "b@example.org", "Subject: grüße\r\n\r\nx\r\n".encode()), 554, "5.6.9", "header"),
+        (smtputf8("a@example.com", "ä@example.org", "Subject: grüße\r\n\r\nx\r\n".encode()), 554, "5.6.9", "header"),
     ):
         assert client.send(sent) == [Finished(sent)]
-        assert sent.local_reply is not None
-        assert (sent.local_reply.enhanced, sent.local_reply.local) == ("5.6.7", True)
+        reply = sent.local_reply
+        assert reply is not None
+        assert (reply.code, reply.enhanced, reply.local) == (code, enhanced, True)
+        assert named in reply.text
+        assert sent.unfit == ([] if "ä" not in named else sent.recipients)
     assert client.send(smtputf8("ä@example.com", "b@example.org"))
     assert client.send(smtputf8("a@bücher.example", "b@bücher.example")) == []
     assert wire(client) == (
         b"MAIL FROM:<a@xn--bcher-kva.example>\r\nRCPT TO:<b@xn--bcher-kva.example>\r\nDATA\r\n"
     )
+
+
+def test_recipients_that_the_host_cannot_take_do_not_hold_up_the_others() -> None:
+    """Only those beyond ASCII are refused by us, and the first of them is named."""
+    client = new_client(b"250-mx\r\n250 PIPELINING\r\n")
+    sent = transaction("b@x.example", "ä@x.example", "c@bücher.example", "ö@x.example")
+    assert client.send(sent) == [Finished(sent)]
+    assert [to.address for to in sent.unfit] == ["ä@x.example", "ö@x.example"]
+    assert "<ä@x.example> and 1 more" in str(sent.local_reply)
 
 
 @pytest.mark.parametrize("evil", ["a@example.com>\r\nRCPT TO:<x@y.example", "a\nb@example.com", "a\rb@example.com"])
