@@ -16,10 +16,11 @@ from tests.smtp.helpers import TRUSTED, converse, finished, server_settings
 class Pair:
     """A client and a server, and what arrived."""
 
-    def __init__(self, cut: int = 1 << 30, pipelining: bool = True, across: bool = True, **limits: int) -> None:
+    def __init__(self, cut: int = 1 << 30, pipelining: bool = True, across: bool = True, chunks: bool = True,
+                 **limits: int) -> None:
         self.cut = cut
         self.server = Server(server_settings(**limits), TRUSTED)
-        self.client = Client("client.example", tls="off", pipelining=pipelining)
+        self.client = Client("client.example", tls="off", pipelining=pipelining, chunking=chunks)
         self.client.pipeline_across = across
         self.client.receive(self.server.greeting())
         self.arrived: list[tuple[Envelope, bytes]] = []
@@ -62,11 +63,13 @@ transactions = st.builds(
 
 @settings(deadline=None)
 @given(
-    st.lists(transactions, min_size=1, max_size=5), st.integers(1, 600), st.sampled_from(["none", "inside", "across"])
+    st.lists(transactions, min_size=1, max_size=5), st.integers(1, 600), st.sampled_from(["none", "inside", "across"]),
+    st.booleans(),
 )
-def test_what_is_sent_arrives(sent: list[Transaction], cut: int, pipelining: str) -> None:
-    """Every message arrives once, in order, with sender, recipients, parameters and content as they were."""
-    pair = Pair(cut, pipelining != "none", pipelining == "across")
+def test_what_is_sent_arrives(sent: list[Transaction], cut: int, pipelining: str, chunks: bool) -> None:
+    """Every message arrives once, in order, with sender, recipients, parameters and content as they were; by DATA or in
+    chunks."""
+    pair = Pair(cut, pipelining != "none", pipelining == "across", chunks)
     assert pair.deliver(sent) == sent
     assert len(pair.arrived) == len(sent)
     for transaction, (envelope, content) in zip(sent, pair.arrived, strict=True):
@@ -87,13 +90,15 @@ def test_what_is_sent_arrives(sent: list[Transaction], cut: int, pipelining: str
         )  # fmt: skip
         assert transaction.final == Reply(250, "2.0.0", ("Ok",))
         assert not transaction.lost
+        assert transaction.chunked == chunks
 
 
 @pytest.mark.parametrize("cut", [1, 50, 1 << 30])
 @pytest.mark.parametrize("pipelining", ["none", "inside", "across"])
-def test_refusals_do_not_hurt_the_neighbours(cut: int, pipelining: str) -> None:
+@pytest.mark.parametrize("chunks", [True, False])
+def test_refusals_do_not_hurt_the_neighbours(cut: int, pipelining: str, chunks: bool) -> None:
     """A mixture of accepted, refused and partly refused messages on one connection: each gets its own replies."""
-    pair = Pair(cut, pipelining != "none", pipelining == "across", message_size=1000, recipients=2)
+    pair = Pair(cut, pipelining != "none", pipelining == "across", chunks, message_size=1000, recipients=2)
     pair.verdicts = [Reply(250, "2.0.0", ("one",)), Reply(451, "4.3.0", ("two",)), Reply(250, "2.0.0", ("three",))]
 
     def message(*to: str, content: bytes = b"x\r\n", sender: str = "s@example.com") -> Transaction:
@@ -119,7 +124,7 @@ def test_refusals_do_not_hurt_the_neighbours(cut: int, pipelining: str) -> None:
     assert bare.final.enhanced == "5.6.0"
     assert too_big.local_reply is not None
     assert [len(envelope.recipients) for envelope, _ in pair.arrived] == [1, 1, 2, 1]
-    assert pair.client.pipelining_suspect == ""
+    assert (pair.client.pipelining_suspect, pair.client.chunking_suspect) == ("", False)
     assert not any(t.lost for t in sent)
 
 
