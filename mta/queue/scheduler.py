@@ -469,7 +469,8 @@ class Scheduler:
 
     def _shorten(self) -> None:
         """Keep the soonest WAKES wakes; the index remembers the others."""
-        live = sorted(wake for wake in self._wakes if self._wake_at.get((wake[1], wake[2])) == wake[0])
+        # Some are there twice: a time that was superseded by a sooner one, and came again.
+        live = sorted({wake for wake in self._wakes if self._wake_at.get((wake[1], wake[2])) == wake[0]})
         self._wakes, dropped = live[: self.WAKES], live[self.WAKES:]
         for due_us, shard, name in dropped:
             del self._wake_at[(shard, name)]

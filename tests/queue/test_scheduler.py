@@ -309,6 +309,34 @@ def test_more_queues_than_wakes_are_all_found_again(monkeypatch: object) -> None
     assert taken == 60
 
 
+def test_queues_that_wake_for_the_same_time_again_are_all_found_again() -> None:
+    """Each queue has something due later, and its site stands still for a shorter time: after each look the same later
+    time is a wake once more, so the heap has it twice. When the heap is shortened no queue is forgotten."""
+    shelf = Shelf(Memory(bodies=Size(1000), deliveries=1000, window=10))
+    shelf.scheduler.WAKES = 100  # type: ignore[misc]
+    names = [f"d{number:02d}.org" for number in range(60)]
+    for number, name in enumerate(names):
+        indexed(shelf, delivery(number, name, SECOND), delivery(100 + number, name, (30 + number) * SECOND))
+    for _ in range(2):
+        shelf.suspended_until = dict.fromkeys(names, shelf.now_us + 2 * SECOND)
+        shelf.scheduler.run()
+        shelf.settle()
+        shelf.now_us += 2 * SECOND
+    shelf.suspended_until = {}
+    shelf.scheduler.run()
+    shelf.settle()
+
+    shelf.scheduler.checkpoint(0, [(f"x{number}.org", 20 * SECOND) for number in range(60)])
+
+    assert len(shelf.scheduler._wakes) <= 200
+    taken = len(shelf.deliver_all())
+    for _ in range(120):
+        shelf.now_us += SECOND
+        shelf.scheduler.run()
+        taken += len(shelf.deliver_all())
+    assert taken == 2 * len(names)
+
+
 def indexed(shelf: Shelf, *deliveries: Delivery) -> None:
     """Put deliveries where only loads and scans find them."""
     for one in deliveries:
