@@ -326,8 +326,11 @@ class Scheduler:
 
     def next_wake_us(self) -> int:
         """When `run` has to be called next; FOREVER_US when nothing waits for a time."""
-        soonest = self._wakes[0][0] if self._wakes and not self.starved else FOREVER_US
-        return min(soonest, self._rescan_us)
+        if self.starved:
+            return self._rescan_us
+        soonest = self._wakes[0][0] if self._wakes else FOREVER_US
+        unknown = [horizon for shard, horizon in self._horizon.items() if shard not in self._scanning]
+        return min([soonest, self._rescan_us, *unknown])
 
     def repark(self, until_us: Callable[[str, int], int]) -> None:
         """Have parked queues wait until another time: `until_us` gives it for a name and the time so far."""
@@ -366,11 +369,13 @@ class Scheduler:
             for shard in self._horizon:
                 self._horizon[shard] = 0
                 self._scan_from[shard] = b""
-        if len(self._wakes) < self.WAKES // 2:
-            for shard, horizon in self._horizon.items():
-                if horizon < FOREVER_US and shard not in self._scanning:
-                    self._scanning.add(shard)
-                    self._io.scan(shard, self._scan_from[shard], self.WAKES // 2)
+        # What is due is looked for even if there are many wakes: those of sites that stand still come again and again.
+        has_place = len(self._wakes) < self.WAKES // 2
+        for shard, horizon in self._horizon.items():
+            if (horizon < FOREVER_US and shard not in self._scanning
+                    and (has_place or (horizon <= now_us and not self.starved))):
+                self._scanning.add(shard)
+                self._io.scan(shard, self._scan_from[shard], self.WAKES // 2)
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -257,6 +257,8 @@ def test_content_is_kept_within_the_bound() -> None:
 def test_a_parked_queue_costs_nothing_until_its_time() -> None:
     """While a path is suspended its mail is not read, not woken by checkpoints, and in full afterwards."""
     shelf = Shelf()
+    shelf.scheduler.run()
+    shelf.settle()
     shelf.suspended_until["a.org"] = 60 * SECOND
     keys = [shelf.accept("a.org").key for _ in range(12)]
     shelf.checkpoint()
@@ -335,6 +337,46 @@ def test_queues_that_wake_for_the_same_time_again_are_all_found_again() -> None:
         shelf.scheduler.run()
         taken += len(shelf.deliver_all())
     assert taken == 2 * len(names)
+
+
+def test_more_queues_stand_still_than_there_are_wakes_and_others_get_what_is_due() -> None:
+    """400 sites take nothing, and their queues come back as long as they are there, which keeps the heap of 100 wakes
+    full. Each is tried all the same, and so is what others have due, also what waits for a retry."""
+    shelf = Shelf(Memory(bodies=Size(1000), deliveries=5000, window=10))
+    shelf.scheduler.WAKES = 100  # type: ignore[misc]
+    dead = {f"dead{number}.org" for number in range(400)}
+    for number, name in enumerate(sorted(dead)):
+        indexed(shelf, *[delivery(1000 * turn + number, name, (1 + 40 * turn) * SECOND) for turn in range(3)])
+    indexed(shelf, delivery(90_000, "live.org", 30 * SECOND))
+    tried: dict[str, int] = {}  # when last
+    shelf.scheduler.run()
+    for second in range(1, 150):
+        if second == 50:  # a first attempt was deferred
+            retry = delivery(90_001, "greylists.org", 70 * SECOND)
+            shelf.stored[retry.key] = retry
+            shelf.changed.add(retry.queue)
+            shelf.checkpoint()
+        shelf.keep_time()
+        while shelf.pending or shelf.offered:
+            shelf.settle()
+            for queue in list(shelf.offered):
+                tried[queue.name] = second
+                if queue.name in dead:
+                    shelf.suspended_until[queue.name] = shelf.now_us + 20 * SECOND
+                    shelf.scheduler.park(queue, shelf.now_us + 20 * SECOND)
+                elif (one := shelf.scheduler.pop(queue)) is not None:
+                    del shelf.stored[one.key]
+                    shelf.changed.add(one.queue)
+                    shelf.scheduler.done(queue, one)
+            shelf.keep_time()
+        shelf.checkpoint()
+        assert len(shelf.scheduler._wakes) <= 200
+        shelf.now_us += SECOND
+
+    assert (tried["live.org"], tried["greylists.org"]) == (30, 70)
+    assert dead <= tried.keys()
+    assert min(tried.values()) >= 30
+    assert sum(second >= 100 for second in tried.values()) > 300  # not the same few all the time
 
 
 def indexed(shelf: Shelf, *deliveries: Delivery) -> None:
