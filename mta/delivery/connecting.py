@@ -243,9 +243,8 @@ class Connecting:
 
     def _serve_waiting(self, name: str) -> None:
         """Leases of `name` may be free: the paths that wait for one try again in turn, until one is refused."""
-        waiting = self._waiting.get(name)
         had_before = len(self._engine.connections)
-        while waiting:
+        while waiting := self._waiting.get(name):  # a path that is called may end the wait of others with its lane
             if len(self._engine.connections) - had_before >= OPENED_PER_CALL:
                 self._engine.hub.spawn(self._serve_waiting, name)
                 return
@@ -255,10 +254,9 @@ class Connecting:
             self.kick_path(path)
             if path.waiting_for == name:
                 if len(path.connections) == had:
-                    waiting.move_to_end(path, last=False)
+                    self._waiting[name].move_to_end(path, last=False)
                 return
-        if waiting is not None:
-            del self._waiting[name]
+        if self._waiting.pop(name, None) is not None:
             self._engine.limits.want(name, 0)
 
     def is_wanted(self, connection: Connection) -> bool:
