@@ -280,10 +280,10 @@ class Ways:
     def _forget_paths(self) -> None:
         """Drop the memory of the sites that failed longest ago. Looks at all, so only after many have been added."""
         engine = self._engine
-        idle = [path for path in engine.paths.values() if not path.connections and not path.has_work]
+        idle = [path for path in engine.paths.values()
+                if not (path.connections or path.claims or any(lane.connections or lane.turns for lane in path.lanes))]
         for path in idle[: max(len(engine.paths) - PATHS_KEPT * 9 // 10, 0)]:
-            del engine.paths[path.name]
-            for lane in list(path.lanes):
-                if not lane.connections and not lane.turns:
-                    self.drop(lane)
+            for lane in list(path.lanes):  # with its other paths, which may be among these
+                self.drop(lane)
+            engine.paths.pop(path.name, None)
         self._forget_above = max(PATHS_KEPT, len(engine.paths) + PATHS_KEPT // 10)
