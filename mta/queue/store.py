@@ -610,7 +610,20 @@ class Store:
         self._index_thread.post(attempt, take)
 
     def _after_checkpoint(self, work: Callable[[], Any], deliver: Callable[[Any], None]) -> None:
-        """Read when all that is durable now is in the index. (If that fails, as of the last checkpoint.)"""
+        """Read when all that was submitted before is in the index. (If the disk does not take it, or the checkpoint
+        fails, as of what there is.)
+        """
+        self._after_writing(2, partial(self._read_anew, work, deliver))
+
+    def _after_writing(self, groups: int, go_on: Callable[[], None]) -> None:
+        """Go on when so many groups have been written: the one on its way, and what has gathered meanwhile."""
+        if not groups or not self._commits or self._commits.held_back or self._closing:
+            go_on()
+        else:
+            self.flush()
+            self._disk_thread.post(_nothing, lambda _: self._after_writing(groups - 1, go_on))
+
+    def _read_anew(self, work: Callable[[], Any], deliver: Callable[[Any], None]) -> None:
         if self._effects.size == 0 and self._checkpointing is None:
             self._read(work, deliver)
         else:

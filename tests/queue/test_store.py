@@ -191,6 +191,21 @@ def test_queues_come_in_the_order_of_their_due_time(bench: Bench) -> None:
     bench.close()
 
 
+def test_lists_are_as_of_all_that_was_submitted(bench: Bench) -> None:
+    """A delivery that has ended is not in a list that is asked for afterwards, though its end is not durable yet: it
+    waits for others, or for a slow disk."""
+    first, second = bench.accept("a.example", "b.example")
+    bench.answer(bench.store.list_queues, "", 10)
+    bench.store.patient = True
+    bench.store.submit(Transaction(removes=[first]))
+    bench.store.flush()  # on its way
+    bench.store.submit(Transaction(removes=[second]))  # gathers
+
+    _, totals = bench.answer(bench.store.list_queues, "", 10)
+
+    assert totals.recipients == 0
+
+
 def test_listing_shows_the_largest_queues(bench: Bench) -> None:
     """`list_queues` has counts, next due time and last reply, as of now, filtered by a shell pattern."""
     for n in range(1, 5):
