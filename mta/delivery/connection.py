@@ -62,6 +62,10 @@ class RefusalError(Exception):
         self.phase = phase
 
 
+class LateError(Exception):
+    """It took so long until the connection could be opened that its rate is used up. Nobody's fault."""
+
+
 class Connection:
     """A connection of `path` that pulls from `lane`. Made by `Connecting`, which spawns `run`."""
 
@@ -109,6 +113,8 @@ class Connection:
             self._converse()
         except ShortageError as shortage:
             self.engine.connecting.lacking(str(shortage))
+        except LateError:
+            pass
         except MemoryError:
             raise  # the process ends and starts anew
         except Exception as error:
@@ -137,14 +143,15 @@ class Connection:
     # -- opening -------------------------------------------------------------------------------------------------
 
     def _open(self) -> Reply | None:
-        """Try addresses in order of preference until one gives a session; else what the most telling of them said."""
+        """Try addresses in order of preference until one gives a session; else what the most telling of them said.
+        Raises LateError and ShortageError."""
         best: RefusalError | None = None
         engine, path = self.engine, self.path
         assert path.route is not None
         for target in targets(path.name, path.route, path.shaping, engine.router.addresses, path.source.serves,
                               engine.reachability, engine.monotonic()):
-            if best is None:
-                engine.pacing.await_opening(path, self.opened_s)
+            if best is None and not engine.pacing.await_opening(path, self.opened_s):
+                raise LateError
             try:
                 self._open_one(target)
                 engine.reachability.served(path.name, target)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mta.delivery.lane import Lane
 
 EARLY_S: Final = 0.001  # a timer may be so much early
+OPENING_S: Final = 5.0  # that a connection which holds all it needs may wait for its rate
 UNCOUNTED: Final = 1 << 40  # more than any queue has
 
 
@@ -126,14 +127,21 @@ class Pacing:
         self._call(path, at_s)
         return False
 
-    def await_opening(self, path: Path, granted_s: float) -> None:
+    def await_opening(self, path: Path, granted_s: float) -> bool:
         """A new connection is about to be opened, by the right taken at `granted_s`. If that was so long ago, because
-        of DNS or a busy event loop, that it would come on top of others, it is taken once more and waited for."""
-        rates = path.connection_rates
-        while rates and self._engine.monotonic() - granted_s > min(bucket.fresh for bucket in rates):
-            while at_s := self._engine.limits.reserve(rates):
-                self._engine.hub.sleep(max(at_s - self._engine.monotonic(), 0.0) + EARLY_S)
-            granted_s = self._engine.monotonic()
+        of DNS or a busy event loop, that it would come on top of others, it is taken once more and waited for. False:
+        that would be long, with leases and a place among those that are opened; the path is called then."""
+        rates, engine = path.connection_rates, self._engine
+        if not rates or engine.monotonic() - granted_s <= min(bucket.fresh for bucket in rates):
+            return True
+        while at_s := engine.limits.reserve(rates):
+            wait_s = max(at_s - engine.monotonic(), 0.0)
+            if wait_s > OPENING_S or engine.stopping:
+                path.open_not_before_s = at_s
+                self._call(path, at_s)
+                return False
+            engine.hub.sleep(wait_s + EARLY_S)
+        return True
 
     def _call(self, path: Path, until_s: float) -> None:
         wait_s = max(until_s - self._engine.monotonic(), 0.0)

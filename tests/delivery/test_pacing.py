@@ -56,6 +56,29 @@ def test_a_timer_that_comes_too_early_is_set_again() -> None:
     assert kicked == [path]
 
 
+def test_a_connection_that_comes_late_waits_for_its_rate_for_seconds_only() -> None:
+    """DNS took long, and the right to open would come on top of others: it is taken again. With a rate of a few in an
+    hour that would be many minutes, with leases and a place among those that are opened: the path is called instead."""
+    now, timers, slept = [100.0], list[tuple[Any, ...]](), list[float]()
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    engine: Any = SimpleNamespace(
+        monotonic=lambda: now[0], stopping=False, limits=Rates(102.0, 0.0, 700.0),
+        hub=SimpleNamespace(later=lambda *call: timers.append(call), sleep=sleep))
+    path: Any = SimpleNamespace(connection_rates=(SimpleNamespace(fresh=0.5),), open_not_before_s=0.0)
+    pacing = Pacing(engine)
+    assert pacing.await_opening(path, 99.8)
+    assert not slept
+    assert pacing.await_opening(path, 99.0)
+    assert [round(seconds) for seconds in slept] == [2]
+    assert not pacing.await_opening(path, 99.0)
+    assert len(slept) == len(timers) == 1
+    assert path.open_not_before_s == 700.0
+
+
 EARLY_PROGRAM = """
 import gevent, time
 from mta.delivery.hub import GeventHub
