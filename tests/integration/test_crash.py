@@ -14,7 +14,7 @@ from mta.queue.verify import verify_spool
 from mta.sandbox.client import Sandbox
 from tests.integration.support import Injector, Mta, ends_of
 
-ROUNDS = int(os.environ.get("MTA_CRASH_ROUNDS", "15"))
+ROUNDS = int(os.environ.get("MTA_CRASH_ROUNDS", "30"))
 SEED = int(os.environ.get("MTA_CRASH_SEED", "0")) or random.randrange(1 << 30)
 
 
