@@ -173,12 +173,10 @@ class Session:
                 self._dropped += len(data)
                 if self._dropped >= DROPPED_AT_THE_END:
                     self._end()
+            elif self._tls is None:
+                self._took(data)
             else:
-                events = self.machine.receive(data)
-                if events:
-                    self._act(events)
-                if not self._storing:
-                    self._go_on()
+                self._take_ciphertext(data)
         except BlockingIOError:
             pass
         except OSError:
@@ -187,6 +185,14 @@ class Session:
             self._no_memory()
         except Exception:
             self._failed()
+
+    def _took(self, data: bytes) -> None:
+        """The client's words. Hot path."""
+        events = self.machine.receive(data)
+        if events:
+            self._act(events)
+        if not self._storing and self._sock is not None:
+            self._go_on()
 
     def _act(self, events: list[ServerEvent]) -> None:
         """Have messages stored, and go on with what was held behind them, until the store has to work. Hot path."""
@@ -501,7 +507,7 @@ class Session:
         peer = replace(before, tls=tls, identity=None)
         identity = self._listener.user_of_certificate(names, peer)
         refusal = self._enter_as(identity) if identity is not None else None
-        self._await(self._tls_readable)
+        self._await(self._readable)
         self._talks = True
         if self.machine.state == TLS:
             self._act(self.machine.tls_started(tls, identity))
@@ -526,52 +532,21 @@ class Session:
         else:
             self._listen(anew=True)
 
-    def _tls_readable(self) -> None:
-        """As `_readable`, under TLS. Hot path."""
-        if self._storing:
-            self._io.stop()
-            self._reading = False
-            return
-        try:
-            data = self._sock.recv(CHUNK)
-            if not data:
-                self._end()
-            elif self._parting:
-                self._dropped += len(data)
-                if self._dropped >= DROPPED_AT_THE_END:
-                    self._end()
-            else:
-                self._take_ciphertext(data)
-        except BlockingIOError:
-            pass
-        except TlsError as error:
-            log.info("TLS with [%s] ends: %s", self.client or "local", error)
-            self._end()
-        except OSError:
-            self._end()
-        except MemoryError:
-            self._no_memory()
-        except Exception:
-            self._failed()
-
     def _take_ciphertext(self, data: bytes) -> None:
         assert self._tls is not None
         if self._sock is None:
             return
-        text, ended = self._tls.decrypt(data)
+        try:
+            text, ended = self._tls.decrypt(data)
+        except TlsError as error:
+            log.info("TLS with [%s] ends: %s", self.client or "local", error)
+            self._end()
+            return
         self._send_raw(self._tls.output())
         if text:
             self._took(text)
         if ended:
             self._end()
-
-    def _took(self, data: bytes) -> None:
-        """The client's words. Hot path under TLS."""
-        events = self.machine.receive(data)
-        if events:
-            self._act(events)
-        if not self._storing and self._sock is not None:
-            self._go_on()
 
     def _send_raw(self, data: bytes) -> None:
         """Send what is encrypted, or belongs to TLS itself. A client that does not even take that is gone."""

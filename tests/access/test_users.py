@@ -26,7 +26,9 @@ def test_lines() -> None:
     found = parse(f"# users\n\na:{HASH}\nb::{SCRAM}\r\nc:{HASH}:{SCRAM}\nd:\nbob@example.org:{HASH}\n", "f").entries
     assert {name: entry.kinds for name, entry in found.items()} == {
         "a": "bcrypt", "b": "scram", "c": "bcrypt, scram", "d": "certificate only", "bob@example.org": "bcrypt"}
-    assert found["c"].keys == scram_keys("pencil", found["c"].keys.salt, 4096)  # type: ignore[union-attr]  # RFC 7677 3
+    keys = found["c"].keys
+    assert keys is not None
+    assert keys == scram_keys("pencil", keys.salt, 4096)  # RFC 7677 3
     assert [format_entry(name, found[name]) for name in "abc"] == [f"a:{HASH}", f"b::{SCRAM}", f"c:{HASH}:{SCRAM}"]
 
 
