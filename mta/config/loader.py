@@ -1,7 +1,7 @@
 """A configuration file to `Config`, or to every problem in it at once.
 
-Whatever the file or text, only `ConfigError` is raised. The steps: bytes to text here, text to a tree with places
-(`mta.config.tree`), tree to dataclasses (`mta.config.build`), the same for the file of providers that it names,
+Whatever the file or text, only `ConfigError` is raised. The steps: bytes to text (`mta.config.textfile`), text to a tree
+with places (`mta.config.tree`), tree to dataclasses (`mta.config.build`), the same for the file of providers that it names,
 contradictions between options (`mta.config.rules`, `mta.config.shaping_rules`).
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from mta.config.reply_book import ReplyRules, provider_problems, read_file, samp
 from mta.config.reply_rules import ReplyRule
 from mta.config.schema import Config
 from mta.config.shaping import DestinationRules, Layer, Place
+from mta.config.textfile import file_text
 
 SHIPPED_PROVIDERS = os.path.realpath(os.path.join(os.path.dirname(__file__), "providers.yaml"))
 
@@ -58,33 +58,8 @@ def check(path: str) -> tuple[Config | None, list[Problem]]:
 
 def read(path: str) -> Reading:
     """Like `check`, with the places where options are set."""
-    text, problem = _text(path)
+    text, problem = file_text(path)
     return Reading(path, None, [problem], {}) if problem is not None else read_text(text, path)
-
-
-def _text(path: str) -> tuple[str, Problem | None]:
-    """What is in a file, or what is wrong with it as a whole."""
-    try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            data = file.read(tree.MAX_BYTES + 1)
-    except FileNotFoundError:
-        return "", Problem(path, 0, 0, "there is no such file")
-    except IsADirectoryError:
-        return "", Problem(path, 0, 0, "is a directory, expected a file")
-    except (OSError, ValueError) as error:
-        return "", Problem(path, 0, 0, f"cannot be read: {getattr(error, 'strerror', None) or error}")
-    if os.geteuid() == 0 and stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IWOTH:
-        return "", Problem(path, 0, 0, "anybody may write to it and root would obey it, expected mode 0644 or less")
-    if len(data) > tree.MAX_BYTES:
-        return "", Problem(path, 0, 0, f"larger than {tree.MAX_BYTES} bytes")
-    try:
-        return data.decode("utf-8"), None
-    except UnicodeDecodeError as error:
-        before = data[: error.start].decode("utf-8")
-        line, column = tree.position(before, len(before))
-        message = f"the byte 0x{data[error.start]:02x} is not UTF-8, expected a file in UTF-8"
-        return "", Problem(path, line, column, message)
 
 
 def read_text(text: str, name: str = "<text>") -> Reading:
@@ -125,7 +100,7 @@ def _with_providers(config: Config, builder: Builder) -> tuple[Config, list[Prob
     elif config.providers == "shipped":
         found, problems = _shipped_providers()
     elif config.providers != "none":
-        text, problem = _text(config.providers)
+        text, problem = file_text(config.providers)
         if problem is None:
             found, problems = read_providers(text, config.providers)
         elif problem.line:
@@ -140,7 +115,7 @@ def _with_providers(config: Config, builder: Builder) -> tuple[Config, list[Prob
 
 @functools.cache
 def _shipped_providers() -> tuple[DestinationRules, list[Problem]]:
-    text, problem = _text(SHIPPED_PROVIDERS)
+    text, problem = file_text(SHIPPED_PROVIDERS)
     assert problem is None, problem
     return read_providers(text, SHIPPED_PROVIDERS)
 
@@ -167,7 +142,7 @@ def _with_rules(config: Config, builder: Builder) -> tuple[Config, list[Problem]
     if config.rules_file == "shipped":
         shipped, problems = _shipped_rules()
     elif config.rules_file != "none":
-        text, problem = _text(config.rules_file)
+        text, problem = file_text(config.rules_file)
         if problem is None:
             shipped, problems = read_file(text, config.rules_file)
         elif problem.line:
@@ -188,7 +163,7 @@ def _with_rules(config: Config, builder: Builder) -> tuple[Config, list[Problem]
 
 @functools.cache
 def _shipped_rules() -> tuple[tuple[ReplyRule, ...], list[Problem]]:
-    text, problem = _text(SHIPPED_RULES)
+    text, problem = file_text(SHIPPED_RULES)
     assert problem is None, problem
     return read_file(text, SHIPPED_RULES)
 

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, NoReturn, Union, get_args, get_origin
 from mta.config import tree
 from mta.config.describe import Option, expected_text, is_optional, options_of, section_of, without_none
 from mta.config.problems import ConfigError, Problem, printable, quoted
+from mta.config.textfile import file_text
 from mta.config.tree import Node, Scalar, Sequence
 from mta.config.units import KINDS, parse_endpoint, parse_name
 from mta.sandbox.settings import HOME, HOME_IPV6, Personality, Phase, Rule, Settings
@@ -23,12 +24,9 @@ from mta.sandbox.settings import HOME, HOME_IPV6, Personality, Phase, Rule, Sett
 
 def read_settings(path: str) -> Settings:
     """The settings in the file `path`. Raises ConfigError with all problems."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(tree.MAX_BYTES)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError([Problem(path, 0, 0, f"cannot be read: {reason}")]) from None
+    text, problem = file_text(path)
+    if problem is not None:
+        raise ConfigError([problem])
     return read_text(text, path)
 
 

@@ -17,8 +17,9 @@ from typing import Any, Final, NewType
 from mta.config import tree
 from mta.config.build import Builder
 from mta.config.option import option
-from mta.config.problems import ConfigError, Problem
+from mta.config.problems import ConfigError
 from mta.config.schema import Priority
+from mta.config.textfile import file_text
 from mta.config.units import KINDS, Duration, Kind, Rate, Size, parse_name
 from mta.queue.records import queue_name
 
@@ -104,12 +105,9 @@ class Flow:
 
 def read_campaign(path: str) -> Campaign:
     """The campaign in a YAML file. Raises ConfigError with all problems."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(tree.MAX_BYTES)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError([Problem(path, 0, 0, f"cannot be read: {reason}")]) from None
+    text, problem = file_text(path)
+    if problem is not None:
+        raise ConfigError([problem])
     return read_text(text, path)
 
 
