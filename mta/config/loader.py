@@ -1,8 +1,8 @@
 """A configuration file to `Config`, or to every problem in it at once.
 
-Whatever the file or text, only `ConfigError` is raised. The steps: bytes to text (`mta.config.textfile`), text to a tree
-with places (`mta.config.tree`), tree to dataclasses (`mta.config.build`), the same for the file of providers that it names,
-contradictions between options (`mta.config.rules`, `mta.config.shaping_rules`).
+Whatever the file or text, only `ConfigError` is raised. The steps: bytes to text (`mta.config.textfile`), text to a
+tree with places (`mta.config.tree`), tree to dataclasses (`mta.config.build`), the same for the file of providers that
+it names, contradictions between options (`mta.config.rules`, `mta.config.shaping_rules`).
 """
 
 from __future__ import annotations
