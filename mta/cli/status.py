@@ -91,6 +91,9 @@ def _print(status: Status, total: WorkerStatus, now_us: int) -> None:
     )
     print(f"sessions   {total.sessions:,} in, {total.connections:,} out")
     print(f"accepted   {count(total.accepted_messages, 'message')}, {count(total.accepted_recipients, 'recipient')}")
+    if total.check_refusals or total.check_warnings:
+        print(f"checks     {count(total.check_refusals, 'message')} refused, "
+              f"{count(total.check_warnings, 'message')} taken with a warning")
     print(
         f"outcomes   {total.delivered:,} delivered, {total.bounced:,} bounced, {total.expired:,} expired, "
         f"{total.deleted:,} deleted; {count(total.deferred, 'attempt')} deferred"

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias, TypeVar
 
 from mta.config import access_rules, shaping_rules
+from mta.config.checks import CheckChanges, changed, uri_fault
 from mta.config.problems import OptionPath, path_text
 from mta.config.schema import Config, Retry, SmtpIn
 from mta.config.units import Duration, Endpoint, Network, format_duration, format_size
@@ -39,6 +40,7 @@ def contradictions(
     yield from access_rules.contradictions(config, view)
     yield from _directories(config, view)
     yield from _limits(config, view)
+    yield from _checks(config, view)
     yield from _delivery(config, view)
     yield from _pools(config, view)
     yield from _routes(config, view)
@@ -164,6 +166,34 @@ def _limits(config: Config, view: _View) -> Iterator[Finding]:
             f"memory.receiving ({format_size(config.memory.receiving)}), for all sessions, is below smtp.message_size "
             f"({format_size(smtp.message_size)}), which one message may have"
         )
+
+
+def _checks(config: Config, view: _View) -> Iterator[Finding]:
+    places: list[tuple[OptionPath, CheckChanges | None]] = [
+        (("checks",), None),
+        *((("tenants", name, "checks"), one.checks) for name, one in config.tenants.items()),
+        *((("listeners", index, "checks"), one.checks) for index, one in view.items(("listeners",), config.listeners)),
+        *((("pickup", index, "checks"), one.checks) for index, one in view.items(("pickup",), config.pickup)),
+        *((("users", name, "checks"), one.checks) for name, one in config.users.items()),
+    ]
+    for path, changes in places:
+        rules = changed(config.checks, changes)
+        uri = view.first_given((*path, "unsubscribe_uri"))
+        if uri and rules.unsubscribe_uri is not None:
+            fault = uri_fault(rules.unsubscribe_uri)
+            if fault:
+                yield uri, fault
+        adds = view.first_given((*path, "unsubscribe"))
+        if adds and rules.unsubscribe == "add" and not rules.unsubscribe_uri and view.sound((*path, "unsubscribe_uri")):
+            yield adds, "add has nothing to add without unsubscribe_uri"
+        foreign = view.first_given((*path, "foreign_from"))
+        if foreign and changes is not None and changes.foreign_from is not None and not rules.from_domains \
+                and view.sound((*path, "from_domains")):
+            yield foreign, "has no effect without from_domains"
+    size = view.first_given(("checks", "field_size"), ("checks", "header_size"))
+    if size and config.checks.field_size > config.checks.header_size:
+        yield size, (f"checks.field_size ({format_size(config.checks.field_size)}) is above checks.header_size "
+                     f"({format_size(config.checks.header_size)}), of which it is a part")
 
 
 def _delivery(config: Config, view: _View) -> Iterator[Finding]:

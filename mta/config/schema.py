@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mta.config.access import Access, Allowance, Certificate
+from mta.config.checks import CheckChanges, Checks
 from mta.config.option import option
 from mta.config.reply_book import ReplyRules
 from mta.config.shaping import Adaptive, DeliveryTimeouts, Retry, Shaping, ShapingRules, top_layer
@@ -43,9 +44,9 @@ from mta.config.units import (
 )
 
 __all__ = [
-    "Access", "Adaptive", "Allowance", "Bounces", "Certificate", "Config", "Delivery", "DeliveryTimeouts", "Dns",
-    "Events", "Listener", "Memory", "Pickup", "Retry", "Route", "Shaping", "ShapingRules", "SmtpIn", "SmtpTimeouts",
-    "Store", "User",
+    "Access", "Adaptive", "Allowance", "Bounces", "Certificate", "CheckChanges", "Checks", "Config", "Delivery",
+    "DeliveryTimeouts", "Dns", "Events", "Listener", "Memory", "Pickup", "Retry", "Route", "Shaping", "ShapingRules",
+    "SmtpIn", "SmtpTimeouts", "Store", "User",
 ]
 
 
@@ -107,6 +108,7 @@ class Listener:
     labels: LabelValues = option(LabelValues, "Labels of mail that comes in here, where no header field gives them.")
     label_headers: bool = option(
         True, "Whether the fields of `labels` in the header are believed. Off, they are only removed.")
+    checks: CheckChanges = option(CheckChanges, "What is different in `checks` for mail that comes in here.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,8 @@ class User:
     label_headers: bool = option(
         True, "Whether the fields of `labels` in the header are believed. Off, they are only removed.")
     limits: Allowance = option(Allowance, "How much the user may send.")
+    checks: CheckChanges = option(
+        CheckChanges, "What is different in `checks` for the user's mail, such as `from_domains`; before the listener.")
     enabled: bool = option(True, "Off: the user cannot log in.")
 
 
@@ -169,6 +173,7 @@ class Pickup:
         reload="restart")
     scan: Duration = option(Duration(30), "How often to look even if the kernel announced nothing.", min=1)
     labels: LabelValues = option(LabelValues, "Labels of mail that comes in here, where no header field gives them.")
+    checks: CheckChanges = option(CheckChanges, "What is different in `checks` for mail that comes in here.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +251,7 @@ class Tenant:
                                   "more. Spool directories refuse none, but what comes by them counts.", min=1)
     daily_volume: int | None = option(
         None, "Messages taken in one day (UTC) by SMTP; `452 4.7.1` for more.", min=1)
+    checks: CheckChanges = option(CheckChanges, "What is different in `checks` for its mail.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,6 +356,7 @@ class Config:
         dict, "Rights and limits of users, by name.", example="{acme: {senders: [acme.example], limits: {messages: "
         "[10000/d]}}}")
     smtp: SmtpIn = option(SmtpIn, "Limits of incoming SMTP.")
+    checks: Checks = option(Checks, "What mail must be like to be taken.")
     pickup: tuple[Pickup, ...] = option((), "Spool directories that accept mail as files.", reload="restart")
     dns: Dns = option(Dns, "Name resolution.")
     routes: dict[RouteKey, Route] = option(

@@ -97,7 +97,8 @@ class Answers:
             intake=worker.store.room() or worker.occupancy.content.trouble() or "",
             accepted_messages=counters.accepted_messages, accepted_recipients=counters.accepted_recipients,
             delivered=counters.delivered, deferred=counters.deferred, bounced=counters.bounced,
-            expired=counters.expired, deleted=counters.deleted, sources=self._sources(),
+            expired=counters.expired, deleted=counters.deleted, check_refusals=worker.intake.checker.refused,
+            check_warnings=worker.intake.checker.warned, sources=self._sources(),
         )
 
     def _sources(self) -> list[protocol.SourceRow]:

@@ -136,6 +136,8 @@ class WorkerStatus:
     bounced: int = 0
     expired: int = 0
     deleted: int = 0
+    check_refusals: int = 0  # messages that `checks` refused, or warned of
+    check_warnings: int = 0
     # of the event loop, in the last minute
     loop_lag_p99_ms: float = 0.0  # how late it was, but for its worst hundredth
     loop_lag_max_ms: float = 0.0  # and at its worst
@@ -146,6 +148,7 @@ class WorkerStatus:
 SUMMED: Final = (
     "memory", "cpu_s", "queued_messages", "queued_deliveries", "queued_recipients", "in_flight", "sessions",
     "connections", "accepted_messages", "accepted_recipients", "delivered", "deferred", "bounced", "expired", "deleted",
+    "check_refusals", "check_warnings",
 )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ written. `submit` does that and commits it; the answer, `250` or not, is given w
 Decisions of this door, with their reasons:
 
 * More `Received` lines than `smtp.hops`: `554 5.4.6`, a loop (RFC 5321 6.3).
-* A header section above 256 KiB: `554 5.6.0`. Large receivers refuse it, and it would hold up the hub.
+* A header section above 256 KiB: `550 5.6.0`. Large receivers refuse it, and it would hold up the hub.
+* What `checks` asks for (`mta.inject.checking`): a message is refused, told of, or fields are added at the top.
 * No header section at all: accepted. Our lines and an empty line are put before it, so that text does not become
   header. A mailbox separator (`From somebody Mon ...`) before the header section is dropped, as other MTAs do.
 * Return-Path is removed: only the host of final delivery adds it (RFC 5321 4.4). No other field is changed or moved,
@@ -29,7 +30,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from mta.config.checks import NO_CHANGES, CheckChanges
 from mta.config.schema import Config, LabelValues
+from mta.inject.checking import Checker, unsubscribe_lines
 from mta.inject.labels import Labeller
 from mta.message import headers, trace
 from mta.queue import events
@@ -72,6 +75,7 @@ class Source(NamedTuple):
     label_headers: bool = True  # whether header fields may give labels
     comment: str = ""  # in `Received`, where there is no address
     authenticated: bool = False  # the client has logged in
+    checks: CheckChanges | None = None  # what is different in `checks`
 
     @classmethod
     def smtp(cls, address: str, port: int, helo: str, hostname: str = "", tls: bool = False,
@@ -82,9 +86,15 @@ class Source(NamedTuple):
         return cls(origin, address, hostname, tls, labels, label_headers, "(local socket)", bool(user))
 
     @classmethod
-    def pickup(cls, path: str, uid: int, labels: LabelValues | None = None) -> Source:
+    def pickup(cls, path: str, uid: int, labels: LabelValues | None = None, checks: CheckChanges | None = None,
+               ) -> Source:
         """A file of a spool directory, which the user `uid` wrote."""
-        return cls(f"pickup {path} uid {uid}", labels=labels, comment=f"(spool directory, userid {uid})")
+        return cls(f"pickup {path} uid {uid}", labels=labels, comment=f"(spool directory, userid {uid})",
+                   checks=checks if checks != NO_CHANGES else None)
+
+    def checked(self, checks: CheckChanges) -> Source:
+        """The same, where `checks` is changed so."""
+        return self._replace(checks=checks) if checks != NO_CHANGES else self
 
 
 @dataclass(slots=True)
@@ -113,6 +123,7 @@ class Intake:
         self._next_id = next_id
         self._clock_us = clock_us
         self._commit = commit
+        self.checker = Checker(config)
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -120,6 +131,7 @@ class Intake:
         self._hostname = config.hostname
         self._hops = config.smtp.hops
         self._labeller = Labeller(config)
+        self.checker.configure(config)
 
     def submit(self, envelope: Envelope, content: bytes, source: Source, done: Callable[[Reply], None]) -> None:
         """Accept a message and call `done` with the reply to its final dot, at once or when the store has it."""
@@ -145,13 +157,16 @@ class Intake:
             content = _with_header_section(content)
             scan = headers.scan(content)
         if scan.end < 0:
-            return Reply(554, "5.6.0", (f"The header section is larger than {headers.HEADER_LIMIT} octets",))
+            return self.checker.refuse_size(headers.HEADER_LIMIT, source.origin)
         if scan.received > self._hops:
             return Reply(554, "5.4.6", (f"Too many hops: {scan.received} Received lines, this message loops",))
         labelled = self._labeller.read(content, scan.end, envelope.sender, source.labels, source.label_headers)
         if isinstance(labelled, Reply):
             return labelled
         labels, unwanted = labelled
+        verdict = self.checker.check(content, scan, envelope, labels, source.checks, source.origin)
+        if isinstance(verdict, Reply):
+            return verdict
         size_before = len(content)
         if scan.has_return_path or unwanted:
             content = headers.remove(content, ("Return-Path", *unwanted))
@@ -182,6 +197,11 @@ class Intake:
             added = f"{added}Message-ID: {message_id}\r\n"
         if not scan.has_date:
             added = f"{added}Date: {trace.date(now_us)}\r\n"
+        if verdict.add_from:
+            sender = envelope.sender
+            added = f"{added}From: {sender if '@' in sender else f'{sender}@{hostname}'}\r\n"
+        if verdict.unsubscribe_uri:
+            added = f"{added}{unsubscribe_lines(verdict.unsubscribe_uri, queue_id, labels)}"
         content = added.encode() + content
 
         size = len(content)
@@ -222,7 +242,7 @@ class Intake:
             Delivery(message, index, queue_name(domain, *labels), domain, group, now_us)
             for index, (domain, group) in enumerate(groups.items())
         ]
-        return Accepted(message, deliveries, events.received(message, deliveries))
+        return Accepted(message, deliveries, events.received(message, deliveries, verdict.warnings))
 
     def _domain(self, address: str) -> str:
         """The domain that `address` is routed by: lower case, A-labels. `postmaster` alone is ours (RFC 5321 4.5.1)."""

@@ -28,6 +28,7 @@ from gevent import monkey
 from gevent.event import Event
 from gevent.hub import get_hub
 
+from mta.config.checks import changed
 from mta.config.schema import Config, LabelValues, Listener
 from mta.config.units import Network
 from mta.inject.balance import Balance
@@ -369,8 +370,9 @@ class SmtpListener:
         """Where the mail of a client comes from, and for whom it counts."""
         listener, identity = self._listener, peer.identity
         user = self._config.users.get(identity.user) if identity is not None else None
-        labels, believed = listener.labels, listener.label_headers
+        labels, believed, checks = listener.labels, listener.label_headers, listener.checks
         if user is not None:
+            checks = changed(checks, user.checks)
             labels = LabelValues(
                 tenant=user.labels.tenant or labels.tenant, campaign=user.labels.campaign or labels.campaign,
                 pool=user.labels.pool or labels.pool, priority=user.labels.priority or labels.priority)
@@ -378,7 +380,7 @@ class SmtpListener:
         source = Source.smtp(
             peer.address, peer.port, helo, self.settings.hostname, tls=peer.tls is not None,
             labels=labels if labels != _NO_LABELS else None, label_headers=believed,
-            user=identity.user if identity is not None else "")
+            user=identity.user if identity is not None else "").checked(checks)
         accounts = (self._accounts.get(identity.user) if identity is not None else None, self._own_account)
         return source, tuple(account for account in accounts if account is not None and account.counts)
 

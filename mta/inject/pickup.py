@@ -44,6 +44,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
+from mta.config.checks import NO_CHANGES
 from mta.config.schema import Config
 from mta.inject.batch import BEGIN, Position
 from mta.inject.claims import Claim, FileError, SpoolDirectory, shown
@@ -147,7 +148,9 @@ class Pickup:
             "line_length": config.smtp.line_length,
             "command_length": config.smtp.command_length,
         })
-        self._labels = next((one.labels for one in config.pickup if one.directory == self.directory.directory), None)
+        options = next((one for one in config.pickup if one.directory == self.directory.directory), None)
+        self._labels = options.labels if options is not None else None
+        self._checks = options.checks if options is not None else NO_CHANGES
 
     def close(self) -> None:
         """Let go of the directory and of what is open in it. Claims stay for the next start."""
@@ -353,7 +356,7 @@ class Pickup:
     # -- both -------------------------------------------------------------------------------------------------------
 
     def _prepare(self, claim: Claim, submission: Submission, uid: int) -> Accepted | Reply:
-        source = Source.pickup(shown(f"{self.directory.directory}/{claim.name}"), uid, self._labels)
+        source = Source.pickup(shown(f"{self.directory.directory}/{claim.name}"), uid, self._labels, self._checks)
         return self._intake.prepare(submission.envelope, submission.content, source)
 
     def _committed(self, accepted: list[Accepted], marks: list[tuple[bytes, bytes]]) -> bool:

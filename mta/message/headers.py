@@ -24,11 +24,19 @@ MESSAGE_ID_LIMIT = 998
 """Characters kept of a Message-ID: a whole line of RFC 5322. It is stored with the message and in every event."""
 
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")  # RFC 5322 2.2 and, for the space before the colon, 4.5
+ONCE = (b"date", b"from", b"message-id", b"subject", b"to", b"cc", b"bcc", b"sender", b"reply-to", b"in-reply-to",
+        b"references")
+"""The fields that a message has at most once (RFC 5322 3.6)."""
+
+
+def _in_any_case(name: bytes) -> bytes:
+    return b"".join(b"[%c%c]" % (char - 32, char) if 97 <= char <= 122 else re.escape(b"%c" % char) for char in name)
+
+
+# A search for a literal CRLF is four times as fast as (?mi)^; names are cheaper to have than matches.
 _SCANNED = re.compile(
-    rb"\r\n(?:([Rr][Ee][Cc][Ee][Ii][Vv][Ee][Dd])|([Dd][Aa][Tt][Ee])|([Mm][Ee][Ss][Ss][Aa][Gg][Ee]-[Ii][Dd])"
-    rb"|([Rr][Ee][Tt][Uu][Rr][Nn]-[Pp][Aa][Tt][Hh]))[ \t]*:"
-)  # a search for a literal CRLF is four times as fast as (?mi)^
-_RECEIVED, _DATE, _MESSAGE_ID = 1, 2, 3  # groups of _SCANNED; the fourth is Return-Path
+    rb"\r\n(%b)[ \t]*:" % b"|".join(map(_in_any_case, (*ONCE, b"received", b"return-path"))))
+_MESSAGE_ID = re.compile(rb"\r\n%b[ \t]*:" % _in_any_case(b"message-id"))
 _ENDS_OF_VALUE = re.compile(rb"\r\n(?![ \t])")
 
 
@@ -40,6 +48,8 @@ class HeaderScan(NamedTuple):
     has_date: bool
     message_id: str  # value of the first Message-ID that is not empty, unfolded and cut to MESSAGE_ID_LIMIT; or ""
     has_return_path: bool
+    has_from: bool = True
+    repeated: str = ""  # a field of ONCE that is there more than once, in lower case
 
 
 class Field(NamedTuple):
@@ -51,8 +61,8 @@ class Field(NamedTuple):
     end: int
 
 
-_NO_SECTION = HeaderScan(0, 0, False, "", False)
-_TOO_LONG = HeaderScan(-1, 0, False, "", False)
+_NO_SECTION = HeaderScan(0, 0, False, "", False, False)
+_TOO_LONG = HeaderScan(-1, 0, False, "", False, False)
 
 
 def section_end(content: bytes) -> int:
@@ -70,22 +80,29 @@ def scan(content: bytes) -> HeaderScan:
     end = section_end(content)
     if end <= 0:
         return _NO_SECTION if end == 0 else _TOO_LONG
-    received = 0
-    has_date = has_return_path = False
-    message_id = ""
     section = b"\r\n" + content[:end]
-    for match in _SCANNED.finditer(section):
-        group = match.lastindex
-        if group == _RECEIVED:
-            received += 1
-        elif group == _DATE:
-            has_date = True
-        elif group == _MESSAGE_ID:
-            # An empty one counts as missing: the value is what we pass on in events and what receivers look for.
-            message_id = message_id or _text(section, match.end(), _end_of_value(section, match.end()))
-        else:
-            has_return_path = True
-    return HeaderScan(end, received, has_date, message_id, has_return_path)
+    names = [name.lower() for name in _SCANNED.findall(section)]
+    present = set(names)
+    received = names.count(b"received")
+    repeated = ""
+    if len(names) - received != len(present) - (received > 0):
+        # The first in the order of ONCE is told. Return-Path may be there more than once: all are removed.
+        repeated = next((name.decode() for name in ONCE if names.count(name) > 1), "")
+    message_id = ""
+    if b"message-id" in present:
+        at = section.find(b"\r\nMessage-ID:") if repeated != "message-id" else -1
+        message_id = _text(section, at + 13, _end_of_value(section, at + 13)) if at >= 0 else _message_id(section)
+    return HeaderScan(end, received, b"date" in present, message_id, b"return-path" in present, b"from" in present,
+                      repeated)
+
+
+def _message_id(section: bytes) -> str:
+    """The first that is not empty, in whatever case."""
+    for match in _MESSAGE_ID.finditer(section):
+        text = _text(section, match.end(), _end_of_value(section, match.end()))
+        if text:
+            return text
+    return ""
 
 
 def fields(content: bytes, end: int | None = None) -> Iterator[Field]:

@@ -72,6 +72,8 @@ FIELDS: Final = (
     Field("size", "received attempts", int, "Size of the message in bytes, with the header lines we added."),
     Field("message_id", "received attempts", str, "Value of the Message-ID header, with its brackets."),
     Field("origin", "received", str, "Where it came from: `smtp ADDRESS:PORT HELO`, `pickup FILE uid USER`, or `dsn`."),
+    Field("warnings", "received", list, "What `checks` would have it otherwise: `repeated`, `from`, `from-domain`, "
+          "`unsubscribe`."),
     Field("attempt", "attempts expired", int, "Number of this attempt, from 1; for `expired`, how many there were."),
     Field("age_s", "attempts expired", float, "Seconds since the message was accepted."),
     Field("duration_s", "attempts", float, "Seconds from the start of the transaction to the reply that ended it."),
@@ -140,15 +142,16 @@ class Remote:
         )
 
 
-def received(message: Message, deliveries: Sequence[Delivery]) -> bytes:
-    """The message was accepted with these deliveries, at its arrival time."""
+def received(message: Message, deliveries: Sequence[Delivery], warnings: Sequence[str] = ()) -> bytes:
+    """The message was accepted with these deliveries, at its arrival time. `warnings` are plain words."""
     if len(deliveries) == 1:
         queue, addresses = deliveries[0].queue, _addresses(deliveries[0].recipients)
     else:
         queue, addresses = "", _addresses([r for delivery in deliveries for r in delivery.recipients])
     return (
         f'{_head("received", message.arrival_us, message, queue, addresses)},"size":{message.size},'
-        f'"message_id":{_quoted(message.message_id)},"origin":{_quoted(message.origin)}}}'
+        f'"message_id":{_quoted(message.message_id)},"origin":{_quoted(message.origin)},'
+        f'"warnings":[{",".join(map(_quoted, warnings)) if warnings else ""}]}}'
     ).encode()
 
 

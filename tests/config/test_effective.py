@@ -132,6 +132,9 @@ def test_changes() -> None:
         ("listeners[1].hostname", "", "null", True),
         *((f"listeners[1].labels.{label}", "", "null", True) for label in ("tenant", "campaign", "pool", "priority")),
         ("listeners[1].label_headers", "", "true", True),
+        *((f"listeners[1].checks.{name}", "", "[]" if name == "from_domains" else "null", True) for name in (
+            "missing_date", "missing_message_id", "missing_from", "repeated", "from_domains", "foreign_from",
+            "unsubscribe", "unsubscribe_for", "unsubscribe_uri")),
         ("expires", "5d", "4d", False),
         ("routes[a.example]", "mx", "", False),
     ]

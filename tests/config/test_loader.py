@@ -286,7 +286,7 @@ x: 1
         "7:25: retry.cap: retry.first (2h) is above retry.cap (1h)",
         '7:37: retry.jitter: "5" is too large, expected 0.9 or less',
         ("8:1: x: unknown option, expected hostname, workers, user, spool, run, listeners, certificates, access, "
-         "users, smtp, pickup, dns, routes, delivery, sources, pools, labels, tenants, turns, "
+         "users, smtp, checks, pickup, dns, routes, delivery, sources, pools, labels, tenants, turns, "
          "providers, shaping, rules, rules_file, retry, expires, bounces, events, store, memory, shutdown or log"),
     ]
 

@@ -19,7 +19,8 @@ from mta.smtp.reply import Reply
 NOW_US = 1_136_214_245_123_456
 ID = parse_id("0kx8zzg800001")
 SOURCE = Source.smtp("192.0.2.9", 4711, "client.example")
-WHOLE = b"Date: Mon, 02 Jan 2006 15:04:05 +0000\r\nMessage-ID: <one@sender.example>\r\n"
+WHOLE = b"Date: Mon, 02 Jan 2006 15:04:05 +0000\r\nMessage-ID: <one@sender.example>\r\nFrom: a@b.example\r\n"
+ADDED_FROM = b"From: alice@sender.example\r\n"
 TRACE = (
     b"Received: from client.example ([192.0.2.9])\r\n\tby mta.example with ESMTP id 0kx8zzg800001\r\n"
     b"\tfor <bob@example.org>;\r\n\tMon, 02 Jan 2006 15:04:05 +0000\r\n"
@@ -59,12 +60,13 @@ def test_a_complete_message_gets_a_received_line_and_nothing_else() -> None:
 
 
 def test_date_and_message_id_are_added_when_missing() -> None:
-    """RFC 6409 8.2, 8.3: each by itself; the id is that of the message, the date that of its arrival."""
+    """RFC 6409 8.2, 8.3, and a From of the envelope sender: each by itself; the id is that of the message, the date
+    that of its arrival."""
     date = b"Date: Mon, 02 Jan 2006 15:04:05 +0000\r\n"
     number = b"Message-ID: <0kx8zzg800001@mta.example>\r\n"
-    assert stored(b"Subject: x\r\n\r\n") == TRACE + number + date + b"Subject: x\r\n\r\n"
-    assert stored(date + b"\r\n") == TRACE + number + date + b"\r\n"
-    assert stored(b"message-id: <x@y>\r\n\r\n") == TRACE + date + b"message-id: <x@y>\r\n\r\n"
+    assert stored(b"Subject: x\r\n\r\n") == TRACE + number + date + ADDED_FROM + b"Subject: x\r\n\r\n"
+    assert stored(date + b"\r\n") == TRACE + number + ADDED_FROM + date + b"\r\n"
+    assert stored(b"message-id: <x@y>\r\n\r\n") == TRACE + date + ADDED_FROM + b"message-id: <x@y>\r\n\r\n"
 
 
 def test_the_records_say_what_was_accepted() -> None:
@@ -163,12 +165,12 @@ def test_a_loop_is_stopped(count: int, accepted: bool) -> None:
 
 
 def test_a_header_section_without_end_is_refused() -> None:
-    """Above the limit of the scan: 554 5.6.0, also behind a mailbox separator."""
+    """Above the limit of the scan: 550 5.6.0, also behind a mailbox separator."""
     huge = b"X: " + b"y" * HEADER_LIMIT + b"\r\n\r\n"
     for content in (huge, b"From x Mon\r\n" + huge):
         prepared = intake().prepare(envelope(), content, SOURCE)
         assert isinstance(prepared, Reply)
-        assert (prepared.code, prepared.enhanced) == (554, "5.6.0")
+        assert (prepared.code, prepared.enhanced) == (550, "5.6.0")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_text_never_becomes_header(content: bytes, rest: bytes) -> None:
     accepted = accept(content)
     assert accepted.message.content is not None
     assert accepted.message.content.startswith(b"Received:")
-    assert accepted.message.content.endswith(b" +0000\r\n" + rest)
+    assert accepted.message.content.endswith(b" +0000\r\n" + ADDED_FROM + rest)
     header = accepted.message.content[: accepted.message.header_size]
     assert header.endswith(b"\r\n")
     assert accepted.message.content[len(header) : len(header) + 2] in (b"\r\n", b"")

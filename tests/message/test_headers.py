@@ -61,15 +61,19 @@ def slow_scan(content: bytes) -> HeaderScan:
         "date" in names,
         ids[0] if ids else "",
         "return-path" in names,
+        "from" in names,
+        next((name.decode() for name in headers.ONCE if names.count(name.decode()) > 1), ""),
     )
 
 
 def test_scan_sees_the_header_section_and_nothing_else() -> None:
     """Names count in any case and with a space before the colon; values, continuations and the body do not count."""
-    assert headers.scan(MESSAGE) == HeaderScan(MESSAGE.index(b"\r\n\r\n") + 2, 2, True, "<one@b.example>", False)
+    assert headers.scan(MESSAGE) == HeaderScan(
+        MESSAGE.index(b"\r\n\r\n") + 2, 2, True, "<one@b.example>", False, has_from=False, repeated="message-id")
 
 
-names = st.sampled_from([b"Received", b"received", b"DATE", b"Date", b"Message-ID", b"Return-Path", b"X-Date", b"To"])
+names = st.sampled_from([b"Received", b"received", b"DATE", b"Date", b"Message-ID", b"Return-Path", b"X-Date", b"To",
+                         b"FROM", b"From", b"Reply-to", b"Reply-To", b"In-Reply-To", b"References", b"Subject"])
 values = st.sampled_from(
     [b"", b" ", b" <a@b>", b"\t<c@d> x", b" Date: no", b" \xc3\xa4", b" a\r\n\t<e@f>", b"\r\n <g@h>"]
 )
