@@ -15,10 +15,10 @@ from mta.smtp.address import AddressError, domain_to_ascii, parse_address
 
 
 def size_fault(content: bytes, end: int, header_size: int, field_size: int, lines: int) -> str:
-    """What is too large about the header section of `end` octets. Hot path: one count where nothing is."""
+    """What is too large about the header section of `end` octets. Hot path."""
     if end > header_size:
         return f"The header section is larger than {header_size} octets, make it smaller"
-    if content.count(b"\r\n", 0, end) > lines:
+    if end > 2 * lines and content.count(b"\r\n", 0, end) > lines:  # a line has two octets at least
         return f"The header section has more than {lines} lines, make it smaller"
     if end > field_size:
         for field in headers.fields(content, end):

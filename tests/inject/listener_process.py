@@ -4,8 +4,9 @@ Run with a JSON object of settings as its argument. It prints `["listening", por
 `["message", sender, recipients, length, origin]` when a message is handed over, `["stopped"]` after `stop`. It reads
 commands from stdin, one per line: `release` lets one message go on that was sent by `hold@...`, `stop SECONDS`,
 `sessions`, `room yes|no`, `relay NETWORK` reloads with another `relay_from`, `config TEXT` with other options,
-`refresh` looks for changed files, `source` tells of the last message, `exhaust` and `relieve` take and give back all
-file descriptors, `steal` takes every one that the listener gives up from now on.
+`refresh` looks for changed files, `source` tells of the last message, `checks` what is different in `checks` for it,
+`exhaust` and `relieve` take and give back all file descriptors,
+`steal` takes every one that the listener gives up from now on.
 """
 
 from gevent import monkey
@@ -71,6 +72,9 @@ def obey(listener, command, *arguments):
         began_s = time.monotonic()
         listener.stop(began_s + float(arguments[0]))
         tell("stopped", time.monotonic() - began_s)
+    elif command == "checks":
+        checks = state.source.checks
+        tell("checks", checks and [checks.repeated, checks.missing_from, *checks.from_domains])
     elif command == "source":
         labels = state.source.labels
         tell("source", state.source.tls, state.source.authenticated, labels.tenant if labels else None)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from mta.config import schema
+from mta.config.checks import CheckChanges
 from mta.config.schema import Config, SmtpIn
 from mta.inject import claims, reading
 from mta.inject import pickup as pickup_module
@@ -87,6 +89,19 @@ def test_what_intake_refuses_is_a_bad_file(tmp_path: Path) -> None:
     drop(tmp_path, "loop", message("1@x.example").replace("Subject", "Received: x\n" * 6 + "Subject"))
     finish(make(tmp_path, MemoryStore(), hops=5))
     assert "554 5.4.6 Too many hops" in (tmp_path / "failed/loop.error").read_text()
+
+
+def test_a_directory_has_checks_of_its_own(tmp_path: Path) -> None:
+    """Files and batches: what `checks` would take, it may refuse, and the reason says the field."""
+    pickup = make(tmp_path, MemoryStore())
+    checks = CheckChanges(from_domains=("acme.example",))
+    pickup.configure(Config(hostname="mta.example", pickup=(schema.Pickup(directory=str(tmp_path), checks=checks),)))
+    drop(tmp_path, "one", "x-sender: a@acme.example\nx-receiver: b@x.example\nFrom: a@evil.example\n\nx\n")
+    drop(tmp_path, "two.bsmtp",
+         "MAIL FROM:<a@acme.example>\nRCPT TO:<b@x.example>\nDATA\nFrom: a@evil.example\n\nx\n.\n")
+    finish(pickup)
+    for name in ("one", "two.bsmtp"):
+        assert "550 5.7.1 From: not allowed to send as evil" in (tmp_path / f"failed/{name}.error").read_text()
 
 
 def test_a_name_in_failed_is_never_taken_twice(tmp_path: Path) -> None:

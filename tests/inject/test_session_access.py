@@ -66,6 +66,22 @@ def refusal(call: Any, *args: Any) -> tuple[int, bytes]:
     return error.value.smtp_code, error.value.smtp_error  # type: ignore[return-value]
 
 
+def test_checks_of_user_and_listener(pki: Pki, users: str) -> None:
+    """What a listener changes in `checks`, changed by the user; of one who did not log in, by the listener alone."""
+    listener = {**TLS, "relay_from": "127.0.0.0/8", "checks": {"repeated": "warn", "missing_from": "warn"}}
+    user = {"checks": {"repeated": "accept", "from_domains": "acme.example"}}
+    with submission(pki, users, listener, users={"acme": user}) as process, client(process, pki) as smtp:
+        smtp.sendmail("a@acme.example", ["b@example.org"], CONTENT)
+        process.expect("message")
+        process.tell("checks")
+        assert process.expect("checks") == [["warn", "warn"]]
+        smtp.login("acme", "secret")
+        smtp.sendmail("a@acme.example", ["b@example.org"], CONTENT)
+        process.expect("message")
+        process.tell("checks")
+        assert process.expect("checks") == [["accept", "warn", "acme.example"]]
+
+
 def test_starttls_and_login(pki: Pki, users: str) -> None:
     """STARTTLS, then AUTH by each mechanism: what is sent is the user's, and the message is counted as ESMTPSA."""
     with submission(pki, users, users={"acme": {"labels": {"tenant": "acme"}}}) as process:
