@@ -38,11 +38,10 @@ class Fault(Exception):  # noqa: N818 -- never leaves what reads the configurati
 
 def printable(text: str, limit: int = 4096) -> str:
     """`text` on one line, at most `limit` characters, with what is invisible or breaks lines written as escapes."""
-    if len(text) > limit:
-        text = text[: limit - 3] + "..."
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    shown = text[: limit + 1]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
 def quoted(text: str) -> str:

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 import idna
 
+from mta.config.problems import printable
+
 Duration = NewType("Duration", float)
 """A length of time in seconds, a whole number of milliseconds."""
 
@@ -330,7 +332,7 @@ def parse_name(text: str) -> str:
         try:
             name = idna.encode(name, uts46=True).decode("ascii")
         except (idna.IDNAError, UnicodeError, IndexError) as error:
-            raise ValueError(f"not an internationalised domain name: {error}") from error
+            raise ValueError(f"not an internationalised domain name: {printable(str(error), 200)}") from error
     name = name.lower()
     if len(name) > 253:
         raise ValueError("a name has at most 253 characters")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mta.config import units
@@ -218,6 +218,7 @@ def test_networks_round_trip(address: ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 @given(st.text(max_size=80))
+@example("0" * 30 + "\x1f" * 18 + "\U0001004e" * 13)  # ten characters each where a report shows them
 def test_any_text_is_read_or_refused(text: str) -> None:
     """No text makes a reader raise anything but ValueError, and what it says fits into one line of a report."""
     for kind in units.KINDS.values():
