@@ -37,7 +37,7 @@ class Gate(Unsynced):
 @pytest.mark.parametrize("fails", [False, True])
 def test_changes_during_a_checkpoint(tmp_path: Path, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What becomes durable while a checkpoint is written is in the next one, whether the first succeeds or not."""
-    monkeypatch.setattr("mta.queue.store.RETRY_S", 0.01)
+    monkeypatch.setattr("mta.queue.checkpointing.RETRY_S", 0.01)
     files = Gate()
     bench = Bench(tmp_path / "000", files=files)
     stored = bench.accept("a.test", "b.test", recipients=2)

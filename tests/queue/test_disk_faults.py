@@ -23,7 +23,7 @@ from tests.queue.helpers import START_US, Bench, config, outcome, removal
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again soon."""
     monkeypatch.setattr("mta.queue.commits.RETRY_S", 0.01)
-    monkeypatch.setattr("mta.queue.store.RETRY_S", 0.01)
+    monkeypatch.setattr("mta.queue.checkpointing.RETRY_S", 0.01)
 
 
 @pytest.mark.parametrize("partial", [0, 1, 100, 5000])
@@ -328,7 +328,7 @@ def test_what_has_ended_is_not_found_while_the_index_cannot_be_written(tmp_path:
 
 def test_a_failing_index_is_tried_again_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at every turn: with each attempt the work of it grows."""
-    monkeypatch.setattr("mta.queue.store.RETRY_S", 3600)
+    monkeypatch.setattr("mta.queue.checkpointing.RETRY_S", 3600)
     files = Failing("commit")
     bench = Bench(tmp_path / "000", config(checkpoint=0.0), files)
     files.error = NO_SPACE
@@ -579,7 +579,7 @@ def test_a_start_on_a_broken_disk_says_so(tmp_path: Path) -> None:
 def test_whoever_asks_an_index_that_cannot_be_read_gets_the_answer_later(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a failed reopening the index is closed until the next checkpoint: a read meanwhile waits for that."""
-    monkeypatch.setattr("mta.queue.store.RETRY_S", 0.01)
+    monkeypatch.setattr("mta.queue.checkpointing.RETRY_S", 0.01)
     bench = Bench(tmp_path / "000")
     one, = bench.accept("a.test")
     bench.checkpoint()

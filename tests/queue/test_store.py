@@ -415,7 +415,7 @@ def test_checkpoints_come_by_themselves(tmp_path: Path) -> None:
 
 def test_many_changes_make_an_early_checkpoint(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of changes that wait for a checkpoint is bounded."""
-    monkeypatch.setattr("mta.queue.store.CHECKPOINT_ENTRIES", 10)
+    monkeypatch.setattr("mta.queue.checkpointing.CHECKPOINT_ENTRIES", 10)
     bench.accept(*(f"d{n}.test" for n in range(12)))
     bench.until(lambda: bench.checkpoints)
     bench.close()
@@ -423,7 +423,7 @@ def test_many_changes_make_an_early_checkpoint(bench: Bench, monkeypatch: pytest
 
 def test_a_long_journal_makes_a_checkpoint(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The length of journal that a recovery has to read is bounded, also when all mail goes straight out."""
-    monkeypatch.setattr("mta.queue.store.CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr("mta.queue.checkpointing.CHECKPOINT_BYTES", 100_000)
     for _ in range(5):
         bench.commit(removal(bench.accept("a.test", content=bytes(30_000))))
     bench.until(lambda: bench.store.statistics.checkpoints)
@@ -432,7 +432,7 @@ def test_a_long_journal_makes_a_checkpoint(bench: Bench, monkeypatch: pytest.Mon
 
 def test_intake_stops_when_the_index_does_not_keep_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for the index is bounded: then the journal waits, and `room` says why."""
-    monkeypatch.setattr("mta.queue.store.ENTRIES_MAX", 3)
+    monkeypatch.setattr("mta.queue.checkpointing.ENTRIES_MAX", 3)
     monkeypatch.setattr(bench.store, "_begin_checkpoint", lambda: None)
     bench.accept("a.test", "b.test", "c.test")
     assert "index does not keep up" in str(bench.store.room())
