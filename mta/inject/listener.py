@@ -35,6 +35,7 @@ from mta.inject.balance import Balance
 from mta.inject.certificates import CertificateError, Certificates, Contexts
 from mta.inject.intake import HONOURED, Source
 from mta.inject.logins import Logins
+from mta.inject.opening import Opening
 from mta.inject.permissions import ListenerPermissions
 from mta.inject.session import Session
 from mta.inject.usage import Account, Usage, no_count
@@ -337,7 +338,7 @@ class SmtpListener:
 
     # -- what sessions ask ----------------------------------------------------------------------------------------
 
-    def entered(self, session: Session, address: str, port: int) -> bool:
+    def entered(self, session: Opening, address: str, port: int) -> bool:
         """A load balancer has said who the client is. Whether that one may have a session more; else it is told."""
         self._occupancy.leave(session.client)
         refusal = self._occupancy.enter(address, self.limits.sessions, self.limits.sessions_per_client)
