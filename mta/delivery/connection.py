@@ -21,7 +21,7 @@ from mta.delivery.settle import Peer
 from mta.delivery.targets import Target, targets
 from mta.delivery.wire import ShortageError, SourceError, TlsError, Wire, WireError
 from mta.queue import events
-from mta.queue.records import DOTLESS, EIGHT_BIT, SMTPUTF8, Delivery
+from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, SMTPUTF8, Delivery
 from mta.queue.scheduler import Queue
 from mta.smtp.client import Client, ClientEvent, Finished, Greeted, Ready, Refused, StartTls, Transaction
 from mta.smtp.errors import RemoteProtocolError
@@ -430,6 +430,7 @@ def transaction_for(delivery: Delivery, at_most: int) -> Transaction:
         ret=message.ret,
         envid=message.envid,
         priority=None if message.wishes is None else message.wishes.priority,
+        binary=bool(message.flags & BINARY),
         dotless=bool(message.flags & DOTLESS),
     )
 

@@ -18,6 +18,7 @@ from mta.message import dsn
 from mta.queue import events
 from mta.queue.ids import format_id
 from mta.queue.records import (
+    BINARY,
     EIGHT_BIT,
     NOTIFICATION,
     NOTIFY_DELAY,
@@ -151,8 +152,9 @@ def notify(
 
 
 def _returns_full(action: dsn.Action, message: Message, content: bytes, config: Config) -> bool:
-    # Only a failure returns the content (RFC 3461 6.2), and no large one, whatever was asked.
-    if action != "failed" or len(content) > config.bounces.full_size:
+    # Only a failure returns the content (RFC 3461 6.2), and no large one, whatever was asked. Content that is no text
+    # would make the notification binary, too.
+    if action != "failed" or len(content) > config.bounces.full_size or message.flags & BINARY:
         return False
     return message.ret == "FULL" or (not message.ret and config.bounces.returned == "full")
 

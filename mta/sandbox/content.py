@@ -107,4 +107,6 @@ def not_offered(given: dict[str, str], behaviour: Behaviour | None) -> list[str]
         offered.discard("SMTPUTF8")
     if not behaviour.dsn:
         offered -= {"RET", "ENVID", "NOTIFY", "ORCPT"}
+    keywords = {line.split()[0].upper() for line in behaviour.extensions if line.strip()}
+    offered |= {"BY" if keyword == "DELIVERBY" else keyword for keyword in keywords}
     return [name for name in given if name not in offered]

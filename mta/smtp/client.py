@@ -37,6 +37,7 @@ Rules
   refused: the replies to the rest of the envelope are read and mean nothing.
 * RSET is sent only before a MAIL that follows a transaction which DATA, the end of the recipients or a refused chunk
   left open.
+* Binary content (BODY=BINARYMIME) goes as it is, in a chunk, to hosts that offer that; to others not at all.
 * No parameter that EHLO did not offer. SMTPUTF8 only where an address or the header needs it; a domain in UTF-8 goes
   as A-labels where that is enough.
 * A chunk refused with 500 to 504 by a host that has taken none in this session: the host does not bear chunks, and may
@@ -226,7 +227,7 @@ class Client:
         """
         if not self.can_send:
             raise LocalProtocolError(f"no transaction can be sent now: {self!r}")
-        commands = commands_for(transaction, self.capabilities)
+        commands = commands_for(transaction, self.capabilities, self._chunking)
         text = "".join(commands)
         if text.count("\n") != len(commands) or text.count("\r") != len(commands):
             # It should never have come so far; and it must not end as a command of its own.
@@ -413,7 +414,7 @@ class Client:
         """Everything is answered that comes before the content: the whole of it as one chunk (RFC 3030 2)."""
         if self._taken:
             content = transaction.content
-            if not (transaction.dotless or content.endswith(b"\r\n") or not content):
+            if not (transaction.dotless or transaction.binary or content.endswith(b"\r\n") or not content):
                 content += b"\r\n"
             self._asked.append("dot")
             self._output += (b"BDAT %d LAST\r\n" % len(content), content)

@@ -65,6 +65,13 @@ def fault(content: bytes, line_length: int, *, no_bare_cr: bool = False) -> str:
     return ""
 
 
+def header_fault(content: bytes, line_length: int) -> str:
+    """What is wrong with the header section of content that is no text, as of `fault`: header lines are text in any
+    case, and are quoted in notifications. What has no empty line is header to its end."""
+    end = -2 if content.startswith(b"\r\n") else content.find(b"\r\n\r\n")
+    return fault(content if end == -1 else content[: end + 2], line_length)
+
+
 class _Reader:
     """Keeps and examines the content of one message as it comes.
 

@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 
 from mta.smtp.peer import Peer
 from mta.smtp.replies import reply
-from mta.smtp.transaction import CARRIED
 
 
 class Extension(NamedTuple):
@@ -91,7 +90,10 @@ class Offers:
         return reply(250, "", self._hostname, *lines)
 
 
-IN_FILES: Final = Offers("", {"SIZE": ""} | dict.fromkeys(CARRIED, ""))
+EVERYWHERE: Final = frozenset(("8BITMIME", "SMTPUTF8", "DSN"))
+"""Those beyond that make sense whichever door an envelope comes by: not of listeners alone."""
+
+IN_FILES: Final = Offers("", {"SIZE": ""} | dict.fromkeys(EVERYWHERE, ""))
 """What files with envelopes in them may ask for, as no EHLO told them."""
 
 

@@ -12,7 +12,7 @@ from mta.queue.records import Recipient
 from mta.smtp import replies
 from mta.smtp.address import AddressError, parse_path
 from mta.smtp.conversation import CHUNK, CHUNKED, CLOSED, CONTENT, MAIL, PAUSED, RCPT, READY, START, Conversation
-from mta.smtp.data import ChunkReader, DataReader
+from mta.smtp.data import ChunkReader, DataReader, header_fault
 from mta.smtp.envelope import Envelope, ParameterError, read_mail_parameters, read_rcpt_parameters
 from mta.smtp.events import MessageReceived
 
@@ -199,9 +199,15 @@ class Receiving(Conversation):
         elif reader.fault:
             self._reject(replies.bad_content(reader.fault))
         else:
+            content = reader.content()
+            if envelope.binary:
+                wrong = header_fault(content, self._settings.line_length)
+                if wrong:
+                    self._reject(replies.bad_content(wrong))
+                    return
             envelope.dotless = reader.dotless
             self._enter(PAUSED)
-            self._events.append(MessageReceived(envelope, reader.content()))
+            self._events.append(MessageReceived(envelope, content))
 
     def _reject(self, reply: bytes, *, counts: bool = True) -> None:
         """Refuse a message after its content."""

@@ -51,6 +51,7 @@ Decisions where the standards leave room
   a login included (RFC 3207 4.2).
 * AUTH wants an EHLO and no transaction, and happens once. A login that is refused counts as an error, and the session
   ends at `auth_failures` of them; so do responses that are none. A client that cancels has done no wrong.
+* Of a binary message (BODY=BINARYMIME) the header lines are text all the same, and looked at like others.
 * The octets of a chunk that is refused are read and dropped, then it is answered. A message whose chunk was refused is
   forgotten: what follows of it is `503`. A BDAT whose size cannot be read is the end of the session.
 * A client that is trusted to (XCLIENT) may say for whom it speaks; then the session begins anew, with a greeting.

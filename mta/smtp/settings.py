@@ -10,11 +10,10 @@ from typing import Final
 
 from mta.smtp.budget import UNKNOWN, Budget
 from mta.smtp.coming import Coming
-from mta.smtp.extensions import BEYOND, Offers, choose
+from mta.smtp.extensions import BEYOND, EVERYWHERE, Offers, choose
 from mta.smtp.peer import CLOSED_TO_ALL, Peer, Permissions
 from mta.smtp.reply import Reply
 from mta.smtp.sasl import MECHANISMS, SCRAM_ITERATIONS
-from mta.smtp.transaction import CARRIED
 
 FUTURE_RELEASE_S: Final = 30 * 86_400
 
@@ -46,7 +45,7 @@ class ServerSettings:
         auth_failures: int = 3,
         fake_salt_key: bytes = b"",
         scram_iterations: int = SCRAM_ITERATIONS,
-        honours: Iterable[str] = CARRIED,
+        honours: Iterable[str] = EVERYWHERE,
         future_release_s: int = FUTURE_RELEASE_S,
         deliver_by_s: int = 0,
         clock: Callable[[], float] = time.time,

@@ -12,7 +12,7 @@ from mta.smtp.xtext import orcpt_to_ascii
 
 Pipelining: TypeAlias = Literal["", "inside", "across"]
 
-CARRIED: Final = frozenset(("8BITMIME", "SMTPUTF8", "DSN"))
+CARRIED: Final = frozenset(("8BITMIME", "BINARYMIME", "SMTPUTF8", "DSN"))
 """The extensions whose wishes this side carries on to the next host, or answers for when that does not offer them. Of
 those that ask for it (`mta.smtp.extensions`) our server offers no other."""
 
@@ -28,6 +28,7 @@ class Capabilities:
     dsn: bool = False
     starttls: bool = False
     chunking: bool = False
+    binary: bool = False  # BINARYMIME, which goes in chunks only
     mt_priority: bool = False
     size: int | None = None  # largest message in octets; 0: no limit, or none that makes sense
     mail_max: int = 0  # transactions in one session (RFC 9422); 0: unknown, like the next two
@@ -53,6 +54,8 @@ class Capabilities:
                 found.starttls = True
             elif keyword == "CHUNKING":
                 found.chunking = True
+            elif keyword == "BINARYMIME":
+                found.binary = True
             elif keyword == "MT-PRIORITY":
                 found.mt_priority = True
             elif keyword == "SIZE":
@@ -82,6 +85,7 @@ class Transaction:
     ret: str = ""
     envid: str | None = None
     priority: int | None = None  # MT-PRIORITY, for a host that knows of it (RFC 6710 4.2)
+    binary: bool = False  # the content is no text: as it is in chunks, or not at all (RFC 3030 3)
     dotless: bool = False  # no line of the content begins with a dot, and it ends with CRLF: it needs no stuffing
     token: object = None  # the caller's
 
@@ -110,8 +114,9 @@ class Transaction:
         self.dot_sent = False
 
 
-def commands_for(transaction: Transaction, can: Capabilities) -> list[str]:
-    """MAIL and RCPT of an envelope, with the parameters that the host offers. May set `local_reply` instead."""
+def commands_for(transaction: Transaction, can: Capabilities, chunking: bool = True) -> list[str]:
+    """MAIL and RCPT of an envelope, with the parameters that the host offers. May set `local_reply` instead.
+    `chunking`: chunks are used where they are offered."""
     sender = transaction.sender
     recipients = transaction.recipients
     parameters = ""
@@ -122,7 +127,12 @@ def commands_for(transaction: Transaction, can: Capabilities) -> list[str]:
             transaction.local_reply = Reply(552, "5.3.4", (text,), local=True)
             return []
         parameters = f" SIZE={size}"
-    if transaction.eight_bit:
+    if transaction.binary:
+        transaction.local_reply = _binary_refusal(can, chunking)
+        if transaction.local_reply is not None:
+            return []
+        parameters += " BODY=BINARYMIME"
+    elif transaction.eight_bit:
         if can.eight_bit:
             parameters += " BODY=8BITMIME"
         else:
@@ -142,6 +152,17 @@ def commands_for(transaction: Transaction, can: Capabilities) -> list[str]:
     if transaction.smtputf8 or not all(map(str.isascii, commands)):
         return _international(transaction, can, commands)
     return commands
+
+
+def _binary_refusal(can: Capabilities, chunking: bool) -> Reply | None:
+    """Why content that is no text cannot go to this host; None when it can."""
+    if not (can.binary and can.chunking):
+        text = "The message is binary (BODY=BINARYMIME), and the host does not offer BINARYMIME and CHUNKING"
+        return Reply(554, "5.6.3", (text,), local=True)
+    if not chunking:  # for an hour after it did not bear them, or by the configuration
+        text = "The message is binary (BODY=BINARYMIME), and chunks are not used with this host"
+        return Reply(451, "4.6.3", (text,), local=True)
+    return None
 
 
 def _international(transaction: Transaction, can: Capabilities, commands: list[str]) -> list[str]:

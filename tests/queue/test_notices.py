@@ -15,6 +15,7 @@ from mta.message.dsn import Action
 from mta.queue import notices
 from mta.queue.notices import Fate, Notification
 from mta.queue.records import (
+    BINARY,
     EIGHT_BIT,
     NOTIFICATION,
     NOTIFY_DELAY,
@@ -162,6 +163,18 @@ def test_what_is_returned(ret: str, returned: Any, full_size: int, action: Actio
     assert made.message.content is not None
     assert (b"The body." in made.message.content) is full
     assert b"Subject: hello" in made.message.content
+
+
+def test_what_is_no_text_is_not_returned() -> None:
+    """A binary message comes back as its header lines, whatever was asked: the notification is to be text."""
+    config = Config(hostname="mta.example", bounces=Bounces(returned="full"))
+    original = message(ret="FULL", flags=BINARY | EIGHT_BIT)
+    content = HEADER + b"\r\n\0\xff\n\r"
+    made = sent(original, Fate(Recipient("bob@example.org"), REFUSED), config=config, content=content)
+    assert made.message.content is not None
+    assert b"Subject: hello" in made.message.content
+    assert b"\0" not in made.message.content
+    assert not made.message.flags & (BINARY | EIGHT_BIT)
 
 
 def test_envid_and_orcpt_come_back_decoded() -> None:

@@ -245,19 +245,30 @@ BINARY = b"MAIL FROM:<a@example.com> BODY=BINARYMIME\r\nRCPT TO:<b@example.org>\
 def test_binary() -> None:
     """BODY=BINARYMIME: content that is no text comes as it is, by BDAT only (RFC 3030 3)."""
     server = new_server(honours=CARRIED | {"BINARYMIME"})
-    content = bytes(range(256)) * 20 + b"\r\n.\r\n\n\r\0"
+    content = b"Subject: x\r\n\r\n" + bytes(range(256)) * 20 + b"\r\n.\r\n\n\r\0"
     replies, contents, _ = conversation(server, BINARY + bdat(content[:100]) + bdat(content[100:], True), cut=50)
     assert (replies, contents) == (ENVELOPE_OK + TAKEN + DONE, [content])
     assert say(server, *BINARY.decode().split("\r\n")[:2], "DATA")[2] == "503 5.5.1 BODY=BINARYMIME needs BDAT"
-    (event,) = server.receive(bdat(b"\0", True))
+    (event,) = server.receive(bdat(b"\r\n\0", True))
     assert isinstance(event, MessageReceived)
     assert event.envelope.binary
     assert event.envelope.eight_bit
     assert not event.envelope.dotless
 
 
-def test_binary_is_not_offered_by_itself() -> None:
-    """Nothing of ours sends it on yet, so it is not offered; and what is not offered is not taken."""
+@pytest.mark.parametrize(
+    "header", [b"A: b\nC: d\r\n\r\n", b"A: \0\r\n\r\n", b"A: b\rC: d\r\n\r\n", b"no end \0", b"\0"])
+def test_header_lines_of_binary_content_are_text(header: bytes) -> None:
+    """A binary body does not make its header binary: that is quoted elsewhere, and goes through text hosts."""
+    server = new_server(honours=CARRIED)
+    replies, contents, _ = conversation(server, BINARY + bdat(header, True))
+    assert replies.startswith(ENVELOPE_OK + b"550 5.6.0 ")
+    assert contents == []
+    assert conversation(server, BINARY + bdat(b"A: b\r\n\r\n\0\n", True))[1] == [b"A: b\r\n\r\n\0\n"]
+
+
+def test_binary_is_not_offered_in_files() -> None:
+    """A listener offers it; a batch file, which has DATA as a rule, does not; and what is not offered is not taken."""
     server = new_server()
     assert b"BINARYMIME" not in talk(server, b"EHLO x.example\r\n")[0]
     assert say(server, "MAIL FROM:<a@example.com> BODY=BINARYMIME")[0].startswith("501 5.5.4")

@@ -7,6 +7,7 @@ import pytest
 from mta.smtp.client import Client, Finished
 from mta.smtp.errors import RemoteProtocolError
 from mta.smtp.reply import Reply
+from mta.smtp.transaction import Transaction
 from tests.smtp.helpers import CONTENT, exchange, fails, finished, new_client, transaction, wire
 
 PIPELINING = b"250-mx.example.net\r\n250-PIPELINING\r\n250 CHUNKING\r\n"
@@ -217,3 +218,45 @@ def test_accepted_before_it_was_sent() -> None:
     wire(client)
     client.receive(TAKEN)
     assert [one.final for one in finished(fails(client, b"250 ok\r\n"))] == [None]
+
+
+BINARY = b"Subject: x\r\n\r\n" + bytes(range(256)) + b"\r\n.\r\nno end of line"
+BOTH = b"250-mx.example.net\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-CHUNKING\r\n250 BINARYMIME\r\n"
+
+
+def binary() -> Transaction:
+    made = transaction(content=BINARY)
+    made.binary = made.eight_bit = True
+    return made
+
+
+def test_binary_content_goes_as_it_is() -> None:
+    """BODY=BINARYMIME, and the very octets in a chunk: no line end is added to them (RFC 3030 3)."""
+    client = new_client(BOTH)
+    sent = binary()
+    client.send(sent)
+    assert wire(client).startswith(b"MAIL FROM:<a@example.com> BODY=BINARYMIME\r\n")
+    client.receive(TAKEN)
+    assert wire(client) == b"BDAT %d LAST\r\n" % len(BINARY) + BINARY
+    assert client.receive(b"250 queued\r\n") == [Finished(sent)]
+
+
+@pytest.mark.parametrize(
+    ("ehlo", "options", "code", "enhanced"),
+    [
+        (b"250-mx\r\n250-8BITMIME\r\n250 CHUNKING\r\n", {}, 554, "5.6.3"),
+        (b"250-mx\r\n250-8BITMIME\r\n250 BINARYMIME\r\n", {}, 554, "5.6.3"),
+        (b"250 mx\r\n", {}, 554, "5.6.3"),
+        (BOTH, {"chunking": False}, 451, "4.6.3"),
+    ],
+)
+def test_binary_content_goes_to_no_other_host(ehlo: bytes, options: dict[str, bool], code: int, enhanced: str) -> None:
+    """Never without the offer: it is returned, as nothing is converted on the way. Where chunks are not used just now
+    it waits."""
+    client = new_client(ehlo, **options)
+    sent = binary()
+    assert client.send(sent) == [Finished(sent)]
+    assert sent.local_reply is not None
+    assert (sent.local_reply.code, sent.local_reply.enhanced) == (code, enhanced)
+    assert wire(client) == b""
+    assert client.can_send

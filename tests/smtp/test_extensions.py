@@ -92,9 +92,11 @@ def test_nothing_is_offered_that_nobody_honours() -> None:
 
 def test_what_is_carried_is_carried() -> None:
     """The client's side passes on the wishes of which it says so, to a host that offers the extension."""
-    wishes = {"8BITMIME": {"eight_bit": True}, "SMTPUTF8": {"smtputf8": True}, "DSN": {"ret": "FULL"}}
+    wishes = {"8BITMIME": {"eight_bit": True}, "SMTPUTF8": {"smtputf8": True}, "DSN": {"ret": "FULL"},
+              "BINARYMIME": {"binary": True}}
     assert set(wishes) == CARRIED
-    host = Capabilities(esmtp=True, eight_bit=True, smtputf8=True, dsn=True, mt_priority=True)
+    host = Capabilities(esmtp=True, eight_bit=True, smtputf8=True, dsn=True, mt_priority=True,
+                        chunking=True, binary=True)
     for keyword, wish in wishes.items():
         content = "Subject: ü\r\n\r\n".encode()
         transaction = Transaction("a@example.com", [Recipient("b@example.org")], content, **wish)  # type: ignore[arg-type]
