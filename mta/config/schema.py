@@ -190,6 +190,10 @@ class Dns:
     min_ttl: Duration = option(Duration(5), "Shortest time to believe an answer.", min=0)
     negative_ttl: Duration = option(Duration(300), "Longest time to believe that a name does not exist.", min=0)
     failure_ttl: Duration = option(Duration(30), "Time to remember that no server answered (RFC 9520).", min=0)
+    validates: bool = option(
+        False, "Whether these resolvers verify DNSSEC, and nobody can change their answers on the way to here, as when "
+        "they run on this machine. Mail that requires TLS (REQUIRETLS) goes to MX hosts only when they say that the "
+        "MX records are authentic.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +221,9 @@ class Delivery:
     unknown_pool: Literal["wait", "default"] = option(
         "wait", "Mail whose pool is no longer in `pools`: it waits until there is one, or it takes the default pool.")
     connections: int = option(5000, "Outgoing connections in all, over all workers.", min=1)
+    ca_file: FilePath | None = option(
+        None, "PEM file with the certificates of the authorities that are trusted where a host's certificate has to be "
+        "verified (REQUIRETLS); the system's when unset. Read anew at a reload.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

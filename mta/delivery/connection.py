@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from mta.config.shaping import DeliveryTimeouts, Shaping, TlsPolicy
+from mta.delivery.protection import not_offered, shortcoming
 from mta.delivery.proxy import negotiate
 from mta.delivery.routing import Host
 from mta.delivery.settle import Peer
 from mta.delivery.targets import Target, targets
 from mta.delivery.wire import ShortageError, SourceError, TlsError, Wire, WireError
 from mta.queue import events
-from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, SMTPUTF8, Delivery
+from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, REQUIRE_TLS, SMTPUTF8, Delivery
 from mta.queue.scheduler import Queue
 from mta.smtp.client import Client, ClientEvent, Finished, Greeted, Ready, Refused, StartTls, Transaction
 from mta.smtp.errors import RemoteProtocolError
@@ -86,6 +87,8 @@ class Connection:
         self.jobs: list[Job] = []
         self.established = False
         self.line: Line[Path] | None = None  # where it counts while it is being opened; the engine's
+        self.protected = False  # it may carry mail that requires TLS (`mta.delivery.protection`)
+        self.shortcoming: Reply | None = None  # why no host of the site gives such a session; None: not asked
         self.idle = False
         self.stopping = False
         self.abandoned = False
@@ -148,6 +151,10 @@ class Connection:
         best: RefusalError | None = None
         engine, path = self.engine, self.path
         assert path.route is not None
+        if engine.protection.is_wanted(path):
+            failure = self._open_protected()
+            if self.protected or failure is not None:
+                return failure
         for target in targets(path.name, path.route, path.shaping, engine.router.addresses, path.source.serves,
                               engine.reachability, engine.monotonic()):
             if best is None and not engine.pacing.await_opening(path, self.opened_s):
@@ -165,6 +172,49 @@ class Connection:
             if self.stopping or self.path.source.lost:
                 break
         return best.reply if best is not None else self.engine.keeper.no_address(self.path)
+
+    def _open_protected(self) -> Reply | None:
+        """Try for a protected session. Without one `shortcoming` says why, and an ordinary one is to be opened; but
+        when no host could be reached at all what that was is returned. Raises LateError and ShortageError."""
+        engine, path, protection = self.engine, self.path, self.engine.protection
+        assert path.route is not None
+        unreachable: Reply | None = None
+        reached = False
+        for target in targets(path.name, path.route, path.shaping, engine.router.addresses, path.source.serves,
+                              engine.reachability, engine.monotonic()):
+            found = protection.unfit(target)
+            if found is None:
+                if not reached and unreachable is None and not engine.pacing.await_opening(path, self.opened_s):
+                    raise LateError
+                try:
+                    self._session(target, "required", verify=True)
+                    if self.client.capabilities.require_tls:
+                        self.protected = True
+                        engine.reachability.served(path.name, target)
+                        return None
+                    found = not_offered(target)
+                    self.client.quit()
+                    self.wire.write(self.client.output(), QUIT_S)
+                except WireError as error:
+                    found = found or shortcoming(target, "ready", Reply(451, "4.4.2", (str(error),), local=True))
+                except RefusalError as refusal:
+                    found = shortcoming(target, refusal.phase, refusal.reply)
+                    if found.code < 500:
+                        unreachable = unreachable or refusal.reply
+                    if refusal.phase in ("connect", "greeting") and refusal.reply.local and not self.stopping:
+                        engine.reachability.failed(target, engine.monotonic())
+                if found.code >= 500:
+                    log.info("%s: %s", self.name, found.text)
+                    protection.found_unfit(target, found)
+            reached = reached or found.code >= 500
+            # Mail waits for a host that may yet give it; what one lacks is told only when all lack something.
+            if self.shortcoming is None or found.code < self.shortcoming.code:
+                self.shortcoming = found
+            if self.stopping or path.source.lost:
+                break
+        if self.shortcoming is None:
+            return engine.keeper.no_address(path)
+        return unreachable if not reached else None
 
     def _open_one(self, target: Target) -> None:
         """A session with `target`, in the plainer forms that some hosts need. Raises RefusalError."""
@@ -184,9 +234,14 @@ class Connection:
             else:
                 raise
 
-    def _session(self, target: Target, tls: TlsPolicy, esmtp: bool = True) -> None:
-        """Connect, greet and wait for Ready. Raises RefusalError."""
+    def _session(self, target: Target, tls: TlsPolicy, esmtp: bool = True, verify: bool = False) -> None:
+        """Connect, greet and wait for Ready; `verify`: the host's certificate, too. Raises RefusalError."""
         engine, shaping = self.engine, self.path.shaping
+        try:
+            context = engine.protection.context(self.path.source) if verify else self.path.source.tls_context
+        except OSError as error:
+            text = f"certificates cannot be read, so none can be verified: {error}"
+            raise RefusalError(Reply(451, "4.3.5", (text,), local=True), "source") from None
         timeouts = shaping.timeouts
         self.wire.close()
         wire = self.wire = Wire(engine.sweeper)
@@ -216,7 +271,7 @@ class Connection:
                         raise WireError(f"connection closed by the host while waiting for {wire.waiting_for}")
                     if client.phase == "handshake":
                         phase = "handshake"
-                        wire.start_tls(self.path.source.tls_context, target.host.name)
+                        wire.start_tls(context, target.host.name)
                         client.tls_established()
                 elif self.stopping:
                     raise WireError("its source is gone" if self.abandoned else "we are shutting down")
@@ -317,6 +372,8 @@ class Connection:
             job = dispatch.next_job(self)
             if job is None:
                 break
+            if job.transaction.require_tls and not self.engine.protection.admits(self, job):
+                continue
             if job.cold:
                 try:
                     self._write()  # what the peer waits for does not wait for our disk
@@ -431,6 +488,7 @@ def transaction_for(delivery: Delivery, at_most: int) -> Transaction:
         envid=message.envid,
         priority=None if message.wishes is None else message.wishes.priority,
         binary=bool(message.flags & BINARY),
+        require_tls=bool(message.flags & REQUIRE_TLS),
         dotless=bool(message.flags & DOTLESS),
     )
 

@@ -33,6 +33,7 @@ class Answer(Generic[T]):
     expires: float  # monotonic seconds
     detail: str = ""
     proven: bool = True  # of `nodata`: there was an SOA with it (RFC 2308 2.2); else it may be a resolver's own fault
+    authentic: bool = False  # verified by DNSSEC, says a server whose word we take (`dns.validates`)
 
 
 class Verdict(NamedTuple):

@@ -101,6 +101,7 @@ class Lookup:
     _useless: set[Server] = field(default_factory=set)  # answered, and that was of no use: not to be asked again
     _names: list[str] = field(default_factory=list)  # followed from CNAME to CNAME over several questions
     _alias_ttl: int | None = None
+    _authentic: bool = True  # what was said so far was
 
     def __post_init__(self) -> None:
         self._question = dns_wire.question(self.name, self.record_type)
@@ -134,13 +135,15 @@ class Lookup:
         if verdict.kind == "unusable":
             return self._useless_answer(ask, verdict.text, now)
         ttl = verdict.ttl or 0
+        self._authentic = self._authentic and message.authentic and self.settings.validates
         if self._alias_ttl is not None:
             ttl = min(ttl, self._alias_ttl)
         if verdict.kind == "alias":
             return self._follow(verdict.text, ttl, now)
         self.current = None
         proven = verdict.kind != "nodata" or message.soa_ttl is not None
-        return Answer(verdict.kind, verdict.records, now + believe_s(verdict.kind, ttl, self.settings), proven=proven)
+        return Answer(verdict.kind, verdict.records, now + believe_s(verdict.kind, ttl, self.settings), proven=proven,
+                      authentic=self._authentic)
 
     def timed_out(self, ask: Ask, now: float) -> Ask | Answer[Any] | None:
         """`dns.timeout` has passed since `ask` was sent."""
@@ -187,7 +190,7 @@ class Lookup:
     def _ask(self, server: Server, now: float, over_tcp: bool = False) -> Ask:
         edns = now >= server.plain_until
         identifier = secrets.randbits(16)
-        wire = dns_wire.query(identifier, self._question, edns)
+        wire = dns_wire.query(identifier, self._question, edns, self.settings.validates)
         self.current = Ask(server, identifier, wire, over_tcp, edns)
         return self.current
 

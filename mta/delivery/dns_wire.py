@@ -54,6 +54,7 @@ _AUTHORITATIVE: Final = 0x0400
 _TRUNCATED: Final = 0x0200
 _RECURSE: Final = 0x0100
 _RECURSION: Final = 0x0080
+_AUTHENTIC: Final = 0x0020
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9_.-]+").fullmatch
 _LABEL: Final = re.compile(r"[!-\[\]-~]{1,63}", re.ASCII).fullmatch  # printable, no backslash
 _LONGEST_NAME: Final = 255  # octets (RFC 1035 2.3.4)
@@ -92,6 +93,7 @@ class Message(NamedTuple):
     answers: list[Record]
     soa_ttl: int | None  # how long a negative answer may be believed (RFC 2308 5); None without an SOA
     referral: bool  # NS records in the authority section: "ask somebody else"
+    authentic: bool = False  # AD: the server has verified all of it by DNSSEC, says the server (RFC 4035 3.2.3)
 
 
 # --- asking --------------------------------------------------------------------------------------------------------
@@ -111,9 +113,10 @@ def question(name: str, record_type: RecordType) -> bytes:
     return encoded + struct.pack("!HH", TYPES[record_type], CLASS_IN)
 
 
-def query(identifier: int, question_section: bytes, edns: bool = True) -> bytes:
-    """A recursive query for one question, with EDNS (RFC 6891) unless the server does not know it."""
-    header = _HEADER.pack(identifier, _RECURSE, 1, 0, 0, 1 if edns else 0)
+def query(identifier: int, question_section: bytes, edns: bool = True, authentic: bool = False) -> bytes:
+    """A recursive query for one question, with EDNS (RFC 6891) unless the server does not know it. `authentic`: the
+    server is to say whether the answer is verified (AD in the question, RFC 6840 5.7)."""
+    header = _HEADER.pack(identifier, _RECURSE | (_AUTHENTIC if authentic else 0), 1, 0, 0, 1 if edns else 0)
     return header + question_section + (_OPT if edns else b"")
 
 
@@ -181,7 +184,7 @@ def _read_plain(wire: bytes) -> Message:
         raise _OddError
     return Message(
         identifier, rcode, truncated, bool(flags & _AUTHORITATIVE), bool(flags & _RECURSION), asked, found, soa_ttl,
-        referral,
+        referral, bool(flags & _AUTHENTIC),
     )
 
 
@@ -313,7 +316,7 @@ def read_by_dnspython(wire: bytes) -> Message:
     rcode = int(message.rcode()) & (0x000F if truncated else 0x0FFF)
     return Message(
         message.id, rcode, truncated, bool(message.flags & _AUTHORITATIVE), bool(message.flags & _RECURSION), asked,
-        found, soa_ttl, referral,
+        found, soa_ttl, referral, bool(message.flags & _AUTHENTIC),
     )
 
 

@@ -39,6 +39,7 @@ from mta.delivery.limits import Limits
 from mta.delivery.pacing import Pacing
 from mta.delivery.path import Path
 from mta.delivery.pathkeeping import PathKeeper
+from mta.delivery.protection import Protection
 from mta.delivery.reactions import Reactions
 from mta.delivery.routing import Router
 from mta.delivery.settle import Settler
@@ -97,6 +98,7 @@ class Engine:
         self.adapting = Adapting(self)
         self.holds = Holds(self)
         self.keeper = PathKeeper(self)
+        self.protection = Protection(self)
         self.reactions = Reactions(self)
         self.controls = Controls(self)
         self.ageing = Ageing(self, self.dispatch.conclude)
@@ -117,6 +119,7 @@ class Engine:
         self.weights = {name: tenant.weight for name, tenant in config.tenants.items()}
         self.scheduler.configure(config.memory)
         self.reactions.configure()
+        self.protection.configure(config)
         self.ways.configure()
         self.pacing.configure()
         for source in self.sources.all.values():

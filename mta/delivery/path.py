@@ -36,7 +36,8 @@ class Path:
     __slots__ = ("allowed", "begun_s", "beside", "blocked", "claims", "connection_rates", "connections", "contended",
                  "domain", "doubted", "failures", "good_until_s", "hold_s", "hold_until_s", "idle", "is_held", "lanes",
                  "learns", "lease", "leases", "message_rates", "most", "name", "not_before_s", "open_not_before_s",
-                 "opening", "outcomes", "own_rates", "paced", "prompt", "provider", "reason", "route", "shaping",
+                 "opening", "outcomes", "own_rates", "paced", "prompt", "protect_until_s",
+                 "provider", "reason", "route", "shaping",
                  "since_us", "source", "suspended_by", "suspended_until_us", "taken", "taken_since_s", "tell_s",
                  "totals", "waiting_for")
 
@@ -82,6 +83,7 @@ class Path:
         self.hold_s = 0.0  # how long that was
         self.good_until_s = 0.0
         self.reason = ""  # why it last stood still: what the peer or the network said
+        self.protect_until_s = 0.0  # until then connections are opened as mail that requires TLS wants them; monotonic
         self.tell_s = 0.0  # when the other workers are to be told again that the site takes connections; monotonic
         self.waiting_for = ""  # the limit that keeps it from one more connection
 

@@ -68,6 +68,7 @@ class Route:
     notes: tuple[str, ...] = ()  # what was left out and why, for operators
     provider: str = ""  # whose site it is; "" when that of none
     provider_why: str = ""  # what tells so, for operators
+    authentic: bool = False  # nobody else can have named these hosts: DNSSEC says so, or no DNS was asked for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ class Router:
         site = "relay:" + ",".join(map(str, relays))
         # The domain tells nothing about who stands behind a relay.
         provider, why = self._provider("", hosts[:1])
-        return Route(site, tuple(hosts), FOREVER, True, tuple(notes), provider, why)
+        return Route(site, tuple(hosts), FOREVER, True, tuple(notes), provider, why, authentic=True)
 
     def _by_literal(self, literal: str) -> Route | RouteFailure:
         """RFC 5321 4.1.3: `[192.0.2.1]`, `[IPv6:2001:db8::1]`."""
@@ -186,7 +187,7 @@ class Router:
         found = self.addresses(host, shaping)
         if found.failure:
             return RouteFailure(False, 451, found.enhanced, found.failure, found.expires)
-        return Route(literal, (host,), FOREVER, False, (), provider, why)
+        return Route(literal, (host,), FOREVER, False, (), provider, why, authentic=True)
 
     def _by_mx(self, domain: str) -> Route | RouteFailure:
         answer = self._resolver.query(domain, "MX")
@@ -206,7 +207,7 @@ class Router:
         literals = [name for name, _ in listed if family_of(name) is not None]
         if literals:
             notes.append(f"an address for a name is no proper MX host, but is tried: {', '.join(literals[:5])}")
-        return self._without_us(domain, listed, answer.expires, notes)
+        return self._without_us(domain, listed, answer.expires, notes, answer.authentic)
 
     def _by_address(self, domain: str, no_mx: Answer[MailHost]) -> Route | RouteFailure:
         """No MX: the domain itself is the host, if it has an address (RFC 5321 5.1)."""
@@ -223,7 +224,7 @@ class Router:
                     return RouteFailure(False, 451, "4.4.4", text, expires)
                 return RouteFailure(True, 550, "5.4.4", text, expires)
             return RouteFailure(False, 451, found.enhanced, found.failure, expires)
-        return self._without_us(domain, [(domain, 0)], expires, ["no MX: its own address is used"])
+        return self._without_us(domain, [(domain, 0)], expires, ["no MX: its own address is used"], no_mx.authentic)
 
     def _with_port(self, domain: str, listed: Sequence[tuple[str, int]]) -> tuple[list[Host], str, str]:
         """The hosts of these names and preferences, their provider, and what tells it."""
@@ -266,7 +267,8 @@ class Router:
         return None
 
     def _without_us(
-        self, domain: str, listed: Sequence[tuple[str, int]], expires: float, notes: list[str]
+        self, domain: str, listed: Sequence[tuple[str, int]], expires: float, notes: list[str],
+        authentic: bool,
     ) -> Route | RouteFailure:
         """Leave out ourselves and every host that is no better (RFC 5321 5.1)."""
         hosts, provider, why = self._with_port(domain, listed)
@@ -288,7 +290,7 @@ class Router:
                     notes.append(f"MX host {host.name} is this MTA: it is skipped, and those that are no better")
                     hosts = better
                     break
-        return Route(site_name(hosts), tuple(hosts), expires, False, tuple(notes), provider, why)
+        return Route(site_name(hosts), tuple(hosts), expires, False, tuple(notes), provider, why, authentic)
 
     def _is_us(self, host: Host) -> tuple[bool, float]:
         """Whether `host` is this MTA, and until when that is known."""

@@ -23,6 +23,20 @@ def opportunistic_context() -> ssl.SSLContext:
     return context
 
 
+def verifying_context(ca_file: str | None, certificate: str | None, key: str | None) -> ssl.SSLContext:
+    """Verify that the host has a certificate for its name from an authority in `ca_file`, or of the system's. With a
+    `certificate` of our own for who asks for one. Takes tens of milliseconds. Raises OSError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which verifies
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca_file is None:
+        context.load_default_certs()
+    else:
+        context.load_verify_locations(ca_file)
+    if certificate is not None:
+        context.load_cert_chain(certificate, key)
+    return context
+
+
 class HostMemory:
     """Addresses remembered for a time: those whose TLS fails, or that do not bear pipelining or chunks. Bounded."""
 

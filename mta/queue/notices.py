@@ -25,6 +25,7 @@ from mta.queue.records import (
     NOTIFY_FAILURE,
     NOTIFY_NEVER,
     NOTIFY_SUCCESS,
+    REQUIRE_TLS,
     SMTPUTF8,
     Attempt,
     Delivery,
@@ -124,6 +125,7 @@ def notify(
         )
     )
     flags = NOTIFICATION | (SMTPUTF8 if built.smtputf8 else 0) | (0 if built.content.isascii() else EIGHT_BIT)
+    flags |= message.flags & REQUIRE_TLS  # it tells of what was to be protected (RFC 8689 5)
     notification = Message(
         number,
         "",
@@ -154,7 +156,8 @@ def notify(
 def _returns_full(action: dsn.Action, message: Message, content: bytes, config: Config) -> bool:
     # Only a failure returns the content (RFC 3461 6.2), and no large one, whatever was asked. Content that is no text
     # would make the notification binary, too.
-    if action != "failed" or len(content) > config.bounces.full_size or message.flags & BINARY:
+    # Mail that requires TLS comes back as header lines, whatever RET says (RFC 8689 5).
+    if action != "failed" or len(content) > config.bounces.full_size or message.flags & (BINARY | REQUIRE_TLS):
         return False
     return message.ret == "FULL" or (not message.ret and config.bounces.returned == "full")
 

@@ -239,6 +239,8 @@ def _write(query: bytes, message: dns.message.Message, answer: Answer, udp: bool
         reply.set_rcode(dns.rcode.from_text(answer.kind))
     if answer.kind == "wrong-id":
         reply.id ^= 1
+    if answer.behaviour.authentic:
+        reply.flags |= dns.flags.AD
     truncated = udp and answer.behaviour.truncate
     if truncated:
         reply.flags |= dns.flags.TC

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import sys
 import time
 from typing import Final
@@ -10,7 +11,7 @@ from typing import Final
 import gevent
 
 from mta.sandbox.capture import Capture
-from mta.sandbox.certificate import server_context
+from mta.sandbox.certificate import NAME, Authority, server_context
 from mta.sandbox.connection import Connection
 from mta.sandbox.internet import Host, Internet
 from mta.sandbox.ledger import Ledger
@@ -27,7 +28,7 @@ class Receiver:
     """All MX hosts of one sandbox."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
-        """Raises OSError when the capture directory cannot be made."""
+        """Raises OSError when the capture directory or the authority's file cannot be made."""
         self.ledger = ledger
         self.internet = Internet(settings, ledger, self._apply)
         self.port = settings.smtp_port
@@ -36,7 +37,11 @@ class Receiver:
         self.checks = settings.check
         self.times = settings.times > 0
         self.capture = Capture(settings.capture) if settings.capture is not None else None
-        self.tls_context = server_context()
+        self._self_signed = server_context()
+        self._authority = Authority()
+        self._certified: dict[str, ssl.SSLContext] = {}  # by the name in the certificate
+        if settings.authority is not None:
+            self._authority.write(settings.authority)
         self.sessions: set[Session] = set()
         self._listeners: dict[str, Listener] = {}
         self._greylist: dict[tuple[str, bytes, bytes], float] = {}
@@ -77,6 +82,17 @@ class Receiver:
                           self.ledger.totals.connections + 1)
         self.sessions.add(session)
         gevent.spawn(session.run)
+
+    def tls_of(self, host: Host) -> ssl.SSLContext:
+        """The TLS of a host."""
+        kind = host.conduct.behaviour.certificate
+        if kind == "self-signed":
+            return self._self_signed
+        name = host.name if kind == "trusted" else NAME
+        context = self._certified.get(name)
+        if context is None:
+            context = self._certified[name] = self._authority.context(name)
+        return context
 
     # --- what sessions ask -----------------------------------------------------------------------------------------
 

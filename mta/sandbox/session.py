@@ -251,7 +251,7 @@ class Session:
             wire.receive(READ)
             wire.out.append(_TLS_ALERT)
             wire.finish()
-        wire.start_tls(self.receiver.tls_context)
+        wire.start_tls(self.receiver.tls_of(self.host))
         self._greeted = self._esmtp = False
         self.ledger.totals.tls_connections += 1
 

@@ -121,6 +121,7 @@ class Dns:
     tcp: bool = option(True, "Whether questions by TCP are answered.")
     ipv4: bool = option(True, "Hosts have an A record.")
     ipv6: bool = option(False, "Hosts have an AAAA record, ::1, which all of them share.")
+    authentic: bool = option(False, "Answers are said to be verified by DNSSEC (AD).")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +150,11 @@ class Behaviour:
         Size(50_000_000), "SIZE is offered with this limit, and a larger message gets `552 5.3.4`; `off`: not offered.")
     extensions: tuple[str, ...] = option((), "More lines of the EHLO reply.", example='["LIMITS RCPTMAX=10"]')
     starttls: Literal["off", "offered", "required", "refused", "broken"] = option(
-        "off", "STARTTLS with a self-signed certificate; `required`: `530 5.7.0` to MAIL without it; `refused`: "
+        "off", "STARTTLS, with a `certificate`; `required`: `530 5.7.0` to MAIL without it; `refused`: "
         "offered, then `454 4.7.0`; `broken`: the handshake fails.")
+    certificate: Literal["self-signed", "trusted", "other-name"] = option(
+        "self-signed", "For STARTTLS. `trusted`: by the sandbox's `authority`, for the host's name; `other-name`: by it "
+        "for another name.")
     latency: Duration = option(Duration(0), "Wait before each burst of replies, as by a long way.")
     idle: Duration | None = option(None, "A client silent for this long gets `421 4.4.2`; `off`: never.")
     read_rate: Size | None = option(None, "Content is read no faster than this in one second; `off`: at once.")
@@ -252,6 +256,8 @@ class Settings:
     check: bool = option(
         True, "Every message is looked through for what no client should send: bare LF or CR, NUL, lines of more than "
         "998 octets, octets above 127 that were not declared, a body that is not what `X-Test-Crc32` says.")
+    authority: str | None = option(
+        None, "File into which the certificate of the sandbox's authority is written, for who is to trust it.")
     capture: str | None = option(None, "Directory into which every accepted message is written as a file.")
     default: Personality = option(Personality, "For every domain without an entry.")
     personalities: dict[str, Personality] = option(

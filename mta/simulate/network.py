@@ -73,7 +73,7 @@ class SimulatedConnection(Connection):
                 self._model.leave()
             self.engine.connecting.closed(self)
 
-    def _session(self, target: Target, tls: TlsPolicy, esmtp: bool = True) -> None:
+    def _session(self, target: Target, tls: TlsPolicy, esmtp: bool = True, verify: bool = False) -> None:
         if self._model is not None:
             self._model.leave()
             self._model = None

@@ -10,9 +10,11 @@ from mta.smtp.address import AddressError, domain_to_ascii
 from mta.smtp.reply import Reply
 from mta.smtp.xtext import orcpt_to_ascii
 
+NO_REQUIRETLS: Final = "The message requires TLS (REQUIRETLS), and the host does not offer to require it, too"
+
 Pipelining: TypeAlias = Literal["", "inside", "across"]
 
-CARRIED: Final = frozenset(("8BITMIME", "BINARYMIME", "SMTPUTF8", "DSN"))
+CARRIED: Final = frozenset(("8BITMIME", "BINARYMIME", "SMTPUTF8", "DSN", "REQUIRETLS"))
 """The extensions whose wishes this side carries on to the next host, or answers for when that does not offer them. Of
 those that ask for it (`mta.smtp.extensions`) our server offers no other."""
 
@@ -28,6 +30,7 @@ class Capabilities:
     dsn: bool = False
     starttls: bool = False
     chunking: bool = False
+    require_tls: bool = False  # REQUIRETLS
     binary: bool = False  # BINARYMIME, which goes in chunks only
     mt_priority: bool = False
     size: int | None = None  # largest message in octets; 0: no limit, or none that makes sense
@@ -56,6 +59,8 @@ class Capabilities:
                 found.chunking = True
             elif keyword == "BINARYMIME":
                 found.binary = True
+            elif keyword == "REQUIRETLS":
+                found.require_tls = True
             elif keyword == "MT-PRIORITY":
                 found.mt_priority = True
             elif keyword == "SIZE":
@@ -86,6 +91,7 @@ class Transaction:
     envid: str | None = None
     priority: int | None = None  # MT-PRIORITY, for a host that knows of it (RFC 6710 4.2)
     binary: bool = False  # the content is no text: as it is in chunks, or not at all (RFC 3030 3)
+    require_tls: bool = False  # REQUIRETLS: the session is known to be good for it, but for the offer (RFC 8689)
     dotless: bool = False  # no line of the content begins with a dot, and it ends with CRLF: it needs no stuffing
     token: object = None  # the caller's
 
@@ -127,6 +133,11 @@ def commands_for(transaction: Transaction, can: Capabilities, chunking: bool = T
             transaction.local_reply = Reply(552, "5.3.4", (text,), local=True)
             return []
         parameters = f" SIZE={size}"
+    if transaction.require_tls:
+        if not can.require_tls:
+            transaction.local_reply = Reply(550, "5.7.30", (NO_REQUIRETLS,), local=True)
+            return []
+        parameters += " REQUIRETLS"
     if transaction.binary:
         transaction.local_reply = _binary_refusal(can, chunking)
         if transaction.local_reply is not None:

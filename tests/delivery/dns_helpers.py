@@ -45,7 +45,8 @@ Behaviour = Callable[[Question], "bytes | Sequence[bytes] | None"]
 
 
 def response(question: dns.message.Message, rcode: int = 0, *, soa: int | None = None, ra: bool = True,
-             aa: bool = False, tc: bool = False, answer: Sequence[tuple[str, int, str, str]] = ()) -> bytes:
+             aa: bool = False, tc: bool = False, ad: bool = False,
+             answer: Sequence[tuple[str, int, str, str]] = ()) -> bytes:
     """A response with `answer` of (name, ttl, type, text); `soa`: the minimum of an SOA in the authority section."""
     message = dns.message.make_response(question)
     message.set_rcode(dns.rcode.Rcode.make(rcode))
@@ -55,6 +56,8 @@ def response(question: dns.message.Message, rcode: int = 0, *, soa: int | None =
         message.flags |= dns.flags.AA
     if tc:
         message.flags |= dns.flags.TC
+    if ad:
+        message.flags |= dns.flags.AD
     for name, ttl, kind, text in answer:
         message.answer.append(dns.rrset.from_text(f"{name}.", ttl, "IN", kind, text))
     if soa is not None:

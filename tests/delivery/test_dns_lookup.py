@@ -162,6 +162,16 @@ def test_a_cname_without_its_target_is_asked_for() -> None:
     assert last == Answer("ok", (MailHost(10, "mx.example.net"),), 51.0)
 
 
+@pytest.mark.parametrize(("validates", "first", "second", "authentic"), [
+    (True, True, True, True), (True, False, True, False), (True, True, False, False), (False, True, True, False)])
+def test_an_answer_is_authentic_when_all_of_it_is(validates: bool, first: bool, second: bool, authentic: bool) -> None:
+    """AD counts when the servers are said to validate, and has to be in the answer to each question on the way."""
+    search = lookup(settings=Dns(validates=validates))
+    step = answered(search, begun(search), ad=first, answer=[("example.org", 50, "CNAME", "b.example.org.")])
+    last = answered(search, step, ad=second, answer=[("b.example.org", 300, "MX", "10 mx.example.net.")])
+    assert (last.kind, last.authentic) == ("ok", authentic)
+
+
 def test_a_cname_to_nothing_is_nothing() -> None:
     """An SOA beside the CNAME says that its target was looked up and has no such records."""
     search = lookup()

@@ -57,7 +57,8 @@ def responses(draw: Any) -> bytes:
     message = dns.message.make_response(dns.message.make_query(names[0], "MX", use_edns=draw(st.booleans())))
     message.id = draw(st.integers(0, 65_535))
     message.set_rcode(draw(st.sampled_from([0, 1, 2, 3, 4, 5])))
-    message.flags |= draw(st.sampled_from([0, dns.flags.AA, dns.flags.RA, dns.flags.AA | dns.flags.RA, dns.flags.TC]))
+    message.flags |= draw(st.sampled_from([0, dns.flags.AA, dns.flags.RA, dns.flags.AA | dns.flags.RA, dns.flags.TC,
+                                           dns.flags.AD]))
     message.answer = draw(st.lists(records(names), min_size=draw(st.integers(0, 3)), max_size=6))
     message.authority = draw(st.lists(records(names), max_size=2))
     return message.to_wire(max_size=65_535)
@@ -195,6 +196,8 @@ def test_queries_are_what_dnspython_would_send() -> None:
         assert message.question[0].to_text() == f"example.org. IN {kind}"
         assert (message.edns, message.payload) == (0, 1232)
         assert dns.message.from_wire(query(1, question("example.org", kind), edns=False)).edns == -1
+        verified = dns.message.from_wire(query(1, question("example.org", kind), authentic=True))
+        assert verified.flags == dns.flags.RD | dns.flags.AD  # RFC 6840 5.7
 
 
 @pytest.mark.parametrize("name", ["", ".", "a..b", "x" * 64 + ".org", "é.org", "a b.org", r"a\.b.org",

@@ -31,6 +31,7 @@ class FakeResolver:
         self.asked: list[tuple[str, str]] = []
         self.expires: dict[tuple[str, str], float] = {}
         self.unproven: set[tuple[str, str]] = set()
+        self.authentic: set[tuple[str, str]] = set()
         self.shortage = ""
 
     def query(self, name: str, record_type: str) -> Any:
@@ -39,10 +40,12 @@ class FakeResolver:
         if records is FAILS:
             return Answer("failure", (), 30.0, "192.0.2.53:53: SERVFAIL")
         if records:
-            return Answer("ok", tuple(records), self.expires.get((name, record_type), 300.0))
+            return Answer("ok", tuple(records), self.expires.get((name, record_type), 300.0),
+                          authentic=(name, record_type) in self.authentic)
         known = any(name == other for other, _ in self.table)
         proven = (name, record_type) not in self.unproven
-        return Answer("nodata" if known else "nxdomain", (), 60.0, proven=proven)
+        return Answer("nodata" if known else "nxdomain", (), 60.0, proven=proven,
+                      authentic=(name, record_type) in self.authentic)
 
     def prefetch(self, name: str, record_type: str) -> None:
         """Nothing: the table has it all."""
@@ -284,6 +287,29 @@ def test_the_kernel_knows_our_addresses() -> None:
     assert is_local_address("127.0.0.1")
     assert not is_local_address("192.0.2.1")
     assert not is_local_address("mx.example.org")
+
+
+@pytest.mark.parametrize("listed", [[(10, "mx.example.net")], []])
+def test_who_named_the_hosts(listed: list[tuple[int, str]]) -> None:
+    """Hosts are authentic when the answer about the domain's MX is, also when it says that there are none; their
+    addresses are another matter, about which the certificate tells (RFC 8689 4.2.1)."""
+    resolver = FakeResolver({("a.org", "MX"): mx(*listed), ("a.org", "A"): ["192.0.2.1"],
+                             ("mx.example.net", "A"): ["192.0.2.1"]})
+    subject = Router(Config(hostname="mta.example.net"), resolver, lambda address: False)
+    assert subject.route("a.org").authentic is False  # type: ignore[union-attr]
+    resolver.authentic = {("mx.example.net", "A"), ("a.org", "A")}
+    assert subject.route("a.org").authentic is False  # type: ignore[union-attr]
+    resolver.authentic = {("a.org", "MX")}
+    assert subject.route("a.org").authentic is True  # type: ignore[union-attr]
+
+
+def test_nobody_is_asked_for_a_relay_or_a_literal() -> None:
+    """They are what the configuration or the address itself says."""
+    rule = RouteRule(relay=(Endpoint("relay.net", 25),))
+    config = Config(hostname="mta.example.net", routes={"a.org": rule})
+    subject = Router(config, FakeResolver({}), lambda address: False)
+    assert subject.route("a.org").authentic is True  # type: ignore[union-attr]
+    assert subject.route("[192.0.2.1]").authentic is True  # type: ignore[union-attr]
 
 
 # --- relays and literals -------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from mta.queue.records import (
     NOTIFY_FAILURE,
     NOTIFY_NEVER,
     NOTIFY_SUCCESS,
+    REQUIRE_TLS,
     SMTPUTF8,
     Attempt,
     Message,
@@ -175,6 +176,15 @@ def test_what_is_no_text_is_not_returned() -> None:
     assert b"Subject: hello" in made.message.content
     assert b"\0" not in made.message.content
     assert not made.message.flags & (BINARY | EIGHT_BIT)
+
+
+def test_what_required_tls_still_does() -> None:
+    """The notification requires TLS, too, and RET=FULL is disregarded (RFC 8689 5)."""
+    config = Config(hostname="mta.example", bounces=Bounces(returned="full"))
+    made = sent(message(ret="FULL", flags=REQUIRE_TLS), Fate(Recipient("bob@example.org"), REFUSED), config=config)
+    assert made.message.flags & REQUIRE_TLS
+    assert made.message.content is not None
+    assert b"The body." not in made.message.content
 
 
 def test_envid_and_orcpt_come_back_decoded() -> None:

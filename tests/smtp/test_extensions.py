@@ -93,10 +93,10 @@ def test_nothing_is_offered_that_nobody_honours() -> None:
 def test_what_is_carried_is_carried() -> None:
     """The client's side passes on the wishes of which it says so, to a host that offers the extension."""
     wishes = {"8BITMIME": {"eight_bit": True}, "SMTPUTF8": {"smtputf8": True}, "DSN": {"ret": "FULL"},
-              "BINARYMIME": {"binary": True}}
+              "BINARYMIME": {"binary": True}, "REQUIRETLS": {"require_tls": True}}
     assert set(wishes) == CARRIED
     host = Capabilities(esmtp=True, eight_bit=True, smtputf8=True, dsn=True, mt_priority=True,
-                        chunking=True, binary=True)
+                        chunking=True, binary=True, require_tls=True)
     for keyword, wish in wishes.items():
         content = "Subject: ü\r\n\r\n".encode()
         transaction = Transaction("a@example.com", [Recipient("b@example.org")], content, **wish)  # type: ignore[arg-type]
@@ -112,6 +112,14 @@ def test_requiretls_only_under_tls() -> None:
     assert "REQUIRETLS" in keywords(server())
     assert "REQUIRETLS" not in keywords(server(Peer("192.0.2.9", 4711)))
     assert say(server(Peer("192.0.2.9", 4711)), "MAIL FROM:<> REQUIRETLS")[0].startswith("555 5.5.4")
+
+
+def test_requiretls_is_never_sent_without_the_offer() -> None:
+    """The last guard, should the session not be what it was thought to be: nothing is sent (RFC 8689 4.2.1)."""
+    transaction = Transaction("a@example.com", [Recipient("b@example.org")], CONTENT, require_tls=True)
+    assert commands_for(transaction, Capabilities(esmtp=True)) == []
+    assert transaction.local_reply is not None
+    assert (transaction.local_reply.code, transaction.local_reply.enhanced) == (550, "5.7.30")
 
 
 def test_help_names_what_there_is() -> None:
