@@ -153,8 +153,8 @@ class Behaviour:
         "off", "STARTTLS, with a `certificate`; `required`: `530 5.7.0` to MAIL without it; `refused`: "
         "offered, then `454 4.7.0`; `broken`: the handshake fails.")
     certificate: Literal["self-signed", "trusted", "other-name"] = option(
-        "self-signed", "For STARTTLS. `trusted`: by the sandbox's `authority`, for the host's name; `other-name`: by it "
-        "for another name.")
+        "self-signed", "For STARTTLS. `trusted`: by the sandbox's `authority`, of the name of the host; `other-name`: "
+        "of another one.")
     latency: Duration = option(Duration(0), "Wait before each burst of replies, as by a long way.")
     idle: Duration | None = option(None, "A client silent for this long gets `421 4.4.2`; `off`: never.")
     read_rate: Size | None = option(None, "Content is read no faster than this in one second; `off`: at once.")

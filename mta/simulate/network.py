@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mta.config.shaping import TlsPolicy
-from mta.delivery.connection import Connection, Job, RefusalError, patience
+from mta.delivery.approach import RefusalError, patience
+from mta.delivery.connection import Connection, Job
 from mta.delivery.settle import Peer
 from mta.delivery.targets import Target
 from mta.queue import events
