@@ -156,6 +156,9 @@ class SmtpIn:
         "`421 4.7.0`.", min=10
     )
     hops: int = option(100, "`Received` lines above which a message is a loop, `554 5.4.6` (RFC 5321 6.3).", min=5)
+    deliver_by: Duration | None = option(
+        Duration(0), "Shortest time for delivery that a client may ask for (DELIVERBY, RFC 2852, `BY=...;R`); `off`: "
+        "it may ask for none.", min=0)
     future_release: Duration | None = option(
         Duration(86_400), "How long a client may have a message held (FUTURERELEASE, RFC 4865), never more than half "
         "of the shortest `expires`, which counts from acceptance; `off`: it is not offered.", min=60)

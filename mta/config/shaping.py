@@ -103,6 +103,9 @@ class Shaping:
     chunking: Literal["auto", "off"] = option(
         "auto", "`auto`: content goes in one chunk, without a round trip for DATA and without dots added, where "
         "CHUNKING is offered; a host that does not bear it gets DATA for an hour. `off`: always DATA.")
+    deliver_by: Literal["required", "handover"] = option(
+        "required", "Mail that is to be delivered in time or returned (`BY=...;R`), to hosts that do not offer "
+        "DELIVERBY: `required` returns it (RFC 2852), `handover` takes its hand-over to such a host for its delivery.")
     port: int = option(25, "Port of MX hosts; relays have their own.", min=1, max=65_535,
                        destination_only=True)
     families: Families = option(

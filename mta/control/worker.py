@@ -34,6 +34,7 @@ from mta.control.orders import orders_file, read_orders  # noqa: E402
 from mta.control.protocol import worker_socket  # noqa: E402
 from mta.control.service import RequestService  # noqa: E402
 from mta.control.thrift import Thrift  # noqa: E402
+from mta.delivery import deadlines  # noqa: E402
 from mta.delivery.clock import ClockWatch  # noqa: E402
 from mta.delivery.dns import Resolver  # noqa: E402
 from mta.delivery.engine import Engine  # noqa: E402
@@ -154,7 +155,9 @@ class Worker:
                 elif accepted.message.tenant:
                     self.engine.pacing.not_stored(accepted.message.tenant, len(accepted.deliveries))
 
-        self.store.submit(Transaction([(accepted.message, accepted.deliveries)], events=[accepted.event]), durable)
+        message = accepted.message
+        marks = () if message.wishes is None else deadlines.mark(message)
+        self.store.submit(Transaction([(message, accepted.deliveries)], events=[accepted.event], marks=marks), durable)
 
     def _from_files(self, shard: int, accepted: Sequence[Accepted]) -> None:
         """These messages of a spool directory are durable."""
@@ -168,7 +171,10 @@ class Worker:
         counters, scheduler = self.settler.counters, self.engine.scheduler
         counters.accepted_messages += len(accepted)
         for one in accepted:
-            held = one.message.wishes is not None and one.message.is_held(clock_us())
+            held = False
+            if one.message.wishes is not None:
+                held = one.message.is_held(clock_us())
+                self.engine.deadlines.accepted(shard, one.message)
             for delivery in one.deliveries:
                 counters.accepted_recipients += len(delivery.recipients)
                 if not held:  # else it is found by the report of the next checkpoint

@@ -98,7 +98,7 @@ class Ageing:
 
     def _give_up(self, taken: list[tuple[Queue, Delivery]], go_on: Callable[[], None] | None) -> None:
         for count, (queue, delivery) in enumerate(taken, 1):
-            self._conclude(queue, delivery, partial(self._engine.settler.expire, delivery, self._reason(delivery)))
+            self._conclude(queue, delivery, partial(self._engine.settler.expire, delivery, self.reason(delivery)))
             if count % AT_ONCE == 0:
                 self._engine.hub.sleep(0)
         if go_on is not None:
@@ -148,7 +148,7 @@ class Ageing:
         for again, taken in ((False, idle), (True, waiting)):
             for count, (queue, delivery) in enumerate(taken, 1):
                 self._conclude(queue, delivery,
-                               partial(self._engine.settler.warn, delivery, self._reason(delivery), again))
+                               partial(self._engine.settler.warn, delivery, self.reason(delivery), again))
                 if count % AT_ONCE == 0:
                     self._engine.hub.sleep(0)
         if looked_to is None:
@@ -158,7 +158,7 @@ class Ageing:
         self._engine.stores[shard].submit(Transaction(marks=[(WARNED, looked_to)]))
         self._look(shard)
 
-    def _reason(self, delivery: Delivery) -> str:
+    def reason(self, delivery: Delivery) -> str:
         """Why it waits, as far as its lane knows."""
         engine = self._engine
         lane = engine.ways.lane_of(delivery.domain, engine.controls.pool_of(delivery.queue))

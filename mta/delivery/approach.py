@@ -242,7 +242,8 @@ class Approach:
             version, cipher = self.wire.tls_facts() or ("", "")
             source = self.path.source.address(target.family) or ""
             remote = events.Remote(self.path.name, target.host.name, str(target), source, version, cipher)
-            self.peer = Peer(remote, self.name, self.client.capabilities.dsn, self.path.source.name)
+            can = self.client.capabilities
+            self.peer = Peer(remote, self.name, can.dsn, self.path.source.name, can.deliver_by is not None)
             return True
         else:
             assert isinstance(event, StartTls), event

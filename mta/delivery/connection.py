@@ -13,9 +13,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mta.config.shaping import Shaping
 from mta.delivery.approach import QUIT_S, Approach, LateError
 from mta.delivery.wire import ShortageError, TlsError, WireError
-from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, REQUIRE_TLS, SMTPUTF8, Delivery
+from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, REQUIRE_TLS, SMTPUTF8, Delivery, Wishes
 from mta.queue.scheduler import Queue
 from mta.smtp.client import ClientEvent, Finished, Transaction
 from mta.smtp.errors import RemoteProtocolError
@@ -260,3 +261,13 @@ def transaction_for(delivery: Delivery, at_most: int) -> Transaction:
         require_tls=bool(message.flags & REQUIRE_TLS),
         dotless=bool(message.flags & DOTLESS),
     )
+
+
+def ask_for_time(transaction: Transaction, wishes: Wishes, shaping: Shaping, now_us: int) -> None:
+    """Have the host keep to the time by which the message is to be delivered: what is left of it (RFC 2852 4.1.4)."""
+    if wishes.by_us:
+        transaction.by_mode = wishes.by_mode
+        transaction.by_s = (wishes.by_us - now_us) // 1_000_000
+        if wishes.returns:
+            transaction.by_s = max(transaction.by_s, 1)  # it is not over yet, and nobody may say that it is
+        transaction.by_required = shaping.deliver_by == "required"

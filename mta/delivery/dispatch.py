@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mta.delivery.connection import Connection, Job, transaction_for
+from mta.delivery.connection import Connection, Job, ask_for_time, transaction_for
 from mta.delivery.fairness import PRIORITIES
 from mta.delivery.lane import Lane
 from mta.delivery.outcome import Outcome, delivered_to_all, judge
@@ -117,6 +117,8 @@ class Dispatch:
             if rcpt_max and rcpt_max < at_most:
                 at_most = rcpt_max
             transaction = transaction_for(delivery, at_most)
+            if delivery.message.wishes is not None:
+                ask_for_time(transaction, delivery.message.wishes, path.shaping, now_us)
             return Job(queue, delivery, transaction, engine.monotonic(), delivery.message.content is None, tenant)
 
     def _not_taken(self, tenant: str) -> None:

@@ -31,6 +31,7 @@ from mta.delivery.ageing import Ageing
 from mta.delivery.connecting import Connecting
 from mta.delivery.connection import Connection
 from mta.delivery.controls import Controls
+from mta.delivery.deadlines import Deadlines
 from mta.delivery.dispatch import Dispatch
 from mta.delivery.holds import Holds
 from mta.delivery.hub import Event, GeventHub, Hub
@@ -102,6 +103,7 @@ class Engine:
         self.reactions = Reactions(self)
         self.controls = Controls(self)
         self.ageing = Ageing(self, self.dispatch.conclude)
+        self.deadlines = Deadlines(self, self.dispatch.conclude)
         self._bringing: set[int] = set()  # shards that are being looked through for what is due too late
         self._alarm = self.hub.event()
         self.empty = self.hub.event()  # it stops, and the last connection has ended
@@ -136,6 +138,7 @@ class Engine:
         self.settler.watch.on_step = self._clock_was_set
         self.hub.spawn(self._keep_time)
         self.hub.spawn(self.ageing.run)
+        self.deadlines.start()
         self.pacing.count_queues()
         self.holds.start()
         self.keeper.start()
@@ -224,6 +227,7 @@ class Engine:
                 path.suspended_until_us += step_us
         self.scheduler.repark(lambda name, until_us: until_us + step_us)
         self.holds.clock_was_set()
+        self.deadlines.clock_was_set()
         if step_us < 0:
             for wait_s in LOOKS_FOR_LATE_S:
                 for shard in self.stores:

@@ -28,6 +28,7 @@ HISTORY = 8  # failed attempts kept with a delivery
 EARLY = 4  # attempts that may go elsewhere at once
 SOONER = 2  # attempts after which a rule may ask for the next one sooner than the schedule does
 ELSEWHERE_S = 1.0  # before another way is tried
+_IN_TIME = "5.4.7"  # RFC 3463 3.5, RFC 2852 4.1.4
 SOON_US = 5_000_000  # a failed attempt warns that much ahead: the sweep does not see what was changed just now
 
 
@@ -55,6 +56,7 @@ class Peer:
     name: str = ""  # host, address and port, as in `mx1.example.org [192.0.2.1:25]`
     has_dsn: bool = False  # it sends notifications itself (RFC 3461)
     source: str = ""  # name of the source that we are connected from
+    has_deliver_by: bool = False  # it keeps to the time by which mail is to be delivered, too (RFC 2852)
 
 
 NOBODY = Peer(events.Remote(""))
@@ -91,6 +93,9 @@ class Settler:
     def deliver(self, delivery: Delivery, reply: Reply, peer: Peer, duration_s: float) -> Verdict:
         """What `settle` says when `reply` took the message for all that were left. Hot path (bench S1, S2, S4)."""
         recipients = delivery.recipients
+        if delivery.message.wishes is not None and _tells_of_time(delivery.message, peer):
+            return self.settle(delivery, Outcome([Result(one, End.DELIVERED, reply, "") for one in recipients]), peer,
+                               duration_s)
         if not peer.has_dsn:
             for recipient in recipients:
                 if recipient.notify & NOTIFY_SUCCESS:
@@ -123,8 +128,9 @@ class Settler:
             verdict.events.append(events.delivered(
                 delivery, recipients, result.reply, peer.remote, attempt=attempt, time_us=now_us,
                 duration_s=duration_s))
-            if not peer.has_dsn and any(one.notify & NOTIFY_SUCCESS for one in recipients):
-                self._notify(verdict, "relayed", delivery, _fates(delivered, peer, now_us))
+        timed = _tells_of_time(delivery.message, peer)
+        if timed or (not peer.has_dsn and any(one.recipient.notify & NOTIFY_SUCCESS for one in delivered)):
+            self._notify(verdict, "relayed", delivery, _fates(delivered, peer, now_us), timed=timed)
         for result, recipients in _grouped(failed):
             self.counters.bounced += len(recipients)
             ruling = result.ruling or by_codes("rcpt", result.reply)
@@ -210,8 +216,18 @@ class Settler:
         return self.settle(delivery, Outcome(results), NOBODY, 0.0)
 
     def expired(self, delivery: Delivery, now_us: int) -> bool:
-        """Whether the time of `delivery` is over."""
+        """Whether the time of `delivery` is over. Hot path."""
+        if delivery.message.wishes is not None and delivery.message.wishes.returns and self.is_past(
+                delivery.message, now_us):
+            return True
         return self.is_older(delivery.message, self.expires_s(delivery.domain), now_us)
+
+    def is_past(self, message: Message, now_us: int) -> bool:
+        """Whether the time by which `message` was to be delivered is over (RFC 2852), as `is_older` reckons."""
+        wishes = message.wishes
+        if wishes is None or not wishes.by_us:
+            return False
+        return self.is_older(message, (wishes.by_us - message.arrival_us) / 1_000_000, now_us)
 
     def expires_s(self, domain: str) -> Duration:
         """The age at which mail to `domain` is given up; the longest that it may be while its provider is not known."""
@@ -295,6 +311,11 @@ class Settler:
         now_us = self._clock_us()
         if not delivery.history and reason:
             delivery.history = [Attempt(now_us, "", reason)]
+        wishes = delivery.message.wishes
+        if not order and wishes is not None and wishes.returns and self.is_past(delivery.message, now_us):
+            last = delivery.history[-1] if delivery.history else Attempt(now_us, "", "it was not tried")
+            text = f"{_IN_TIME} The time for its delivery is over; at last: {last.reply}"
+            delivery.history = [*delivery.history[1 - HISTORY:], last._replace(reply=text)]
         self.counters.expired += len(delivery.recipients)
         event = events.expired(delivery, delivery.recipients, order=order, time_us=now_us)
         verdict = Verdict([event], removes=[delivery])
@@ -316,9 +337,9 @@ class Settler:
         return Verdict([event], removes=[delivery])
 
     def _notify(self, verdict: Verdict, action: Action, delivery: Delivery, fates: Sequence[notices.Fate],
-                retry_until_us: int = 0) -> None:
+                retry_until_us: int = 0, timed: bool = False) -> None:
         message = delivery.message
-        if not any(notices.wanted(message, fate.recipient, action) for fate in fates):
+        if not any(notices.wanted(message, fate.recipient, action, timed) for fate in fates):
             return
         try:
             content = message.content if message.content is not None else self._original(message)
@@ -327,10 +348,17 @@ class Settler:
         made = notices.notify(
             action, message, content, fates, queue=delivery.queue, config=self.config,
             next_id=lambda: self._next_id(shard_of(message.id)), time_us=self._clock_us(),
-            retry_until_us=retry_until_us)
+            retry_until_us=retry_until_us, timed=timed)
         if made is not None:
             verdict.notices.append(made.delivery)
             verdict.events.extend(made.events)
+
+
+def _tells_of_time(message: Message, peer: Peer) -> bool:
+    """Whether the sender is to hear that `peer` took a message that is to be delivered by a time: when it asked to be
+    told of each hand-over (T), or when `peer` is not going to tell it of delays (RFC 2852 4.1.4)."""
+    mode = message.wishes.by_mode if message.wishes is not None else ""
+    return "T" in mode or (mode == "N" and not peer.has_deliver_by)
 
 
 def _fates(results: list[Result], peer: Peer, now_us: int) -> list[notices.Fate]:

@@ -70,6 +70,7 @@ class Notice:
     return_full: bool = False  # else the header section only
     original_hold: str = ""  # as asked, `for;3600` (RFC 4865)
     retry_until_us: int = 0  # for "delayed": when we give up
+    deliver_by_us: int = 0  # when it was to be delivered, if its sender said so (RFC 2852)
 
 
 class Built(NamedTuple):
@@ -97,6 +98,7 @@ class _Words:
     closing: str = ""
     said: str = "said"
     advice: bool = False
+    timed: str = ""  # instead of `opening`, of a message that was to be delivered by a time
 
 
 _SAID_LAST = "said at the last attempt"
@@ -119,6 +121,8 @@ _WORDS: dict[Action, _Words] = {
         "Delivery Status Notification (Relayed)",
         "Your message was handed over for {whom}. You asked to be told of its delivery; the host that took it does "
         "not send such notifications, so this may be the last you hear of it.",
+        timed="Your message was handed over for {whom}. You asked for its delivery by {by}; the host that took it may "
+        "not keep to that, so this may be the last you hear of it.",
     ),
 }
 
@@ -199,8 +203,10 @@ def _explanation(notice: Notice, transparent: bool) -> _Part:
     words = _WORDS[notice.action]
     several = len(notice.reports) > 1
     text = [f"This is the mail system at {notice.hostname}.", ""]
+    opening = words.timed if notice.deliver_by_us and words.timed else words.opening
     text += _wrapped(
-        words.opening.format(
+        opening.format(
+            by=trace.date(notice.deliver_by_us),
             whom=f"{len(notice.reports)} recipients" if several else "one recipient",
             until=trace.date(notice.retry_until_us) if notice.retry_until_us else "it is delivered or too old",
         )
@@ -242,6 +248,8 @@ def _status(notice: Notice, transparent: bool) -> _Part:
         lines += _field("Original-Envelope-Id", clean(notice.original_envelope_id))
     lines += _field("Reporting-MTA", f"dns; {notice.hostname}")
     lines += _field("Arrival-Date", trace.date(notice.original_arrival_us))
+    if notice.deliver_by_us:
+        lines += _field("Deliver-By-Date", trace.date(notice.deliver_by_us))  # RFC 2852 5
     if notice.original_hold:
         lines += _field("Future-Release-Request", notice.original_hold)
     for report in notice.reports:

@@ -34,8 +34,8 @@ KINDS: Final = {
     "deferred": "An attempt failed for the time being; these recipients are tried again.",
     "delivered": "The next host took the message for these recipients. An end.",
     "bounced": "These recipients failed for good. An end.",
-    "expired": "These recipients were given up: the message became older than `expires`, or an operator did not wait "
-    "for that. An end.",
+    "expired": "These recipients were given up: the message became older than `expires`, the time that its sender gave "
+    "for delivery was over (DELIVERBY), or an operator did not wait for that. An end.",
     "deleted": "An operator removed these recipients. An end.",
     "quarantined": "The stored message is damaged. It left the queue; what is readable was set aside. An end.",
     "notified": "A notification (DSN) to the sender was put into the queue.",

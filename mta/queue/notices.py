@@ -62,10 +62,13 @@ class Notification:
     events: list[bytes]
 
 
-def wanted(message: Message, recipient: Recipient, action: dsn.Action) -> bool:
-    """Whether the sender of `message` is to be told that `action` happened to `recipient`."""
+def wanted(message: Message, recipient: Recipient, action: dsn.Action, timed: bool = False) -> bool:
+    """Whether the sender of `message` is to be told that `action` happened to `recipient`. `timed`: a hand-over is told
+    of because the message is to be delivered by a time, unless that is not wanted at all (RFC 2852 4.1.4)."""
     if not message.sender:
         return False
+    if timed and action == "relayed":
+        return not recipient.notify & NOTIFY_NEVER
     if not recipient.notify:
         return action != "relayed"
     return bool(recipient.notify & _NOTIFY[action])
@@ -92,14 +95,15 @@ def notify(
     next_id: Callable[[], int],
     time_us: int,
     retry_until_us: int = 0,
+    timed: bool = False,
 ) -> Notification | None:
     """The notification about those of `fates` that are wanted, or None when there is none to send.
 
     `content` is the original's; without it (it may be damaged) nothing is returned to the sender. `queue` is the one
-    of the deliveries concerned, for the event.
+    of the deliveries concerned, for the event. `timed`: see `wanted`.
     """
     options = config.bounces
-    told = [fate for fate in fates if wanted(message, fate.recipient, action)] if options.send else []
+    told = [fate for fate in fates if wanted(message, fate.recipient, action, timed)] if options.send else []
     if not told:
         return None
     number = next_id()
@@ -122,6 +126,7 @@ def notify(
             _returns_full(action, message, content, config),
             "" if message.wishes is None else message.wishes.hold,
             retry_until_us,
+            0 if message.wishes is None else message.wishes.by_us,
         )
     )
     flags = NOTIFICATION | (SMTPUTF8 if built.smtputf8 else 0) | (0 if built.content.isascii() else EIGHT_BIT)

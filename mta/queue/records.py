@@ -62,6 +62,11 @@ class Wishes(NamedTuple):
     by_mode: str = ""  # "R", "N", "RT" or "NT"
     priority: int | None = None  # MT-PRIORITY, -9 to 9 (RFC 6710)
 
+    @property
+    def returns(self) -> bool:
+        """Whether it is to be returned when it was not delivered in time."""
+        return self.by_us > 0 and self.by_mode[:1] == "R"
+
 
 @dataclass(slots=True)
 class Message:

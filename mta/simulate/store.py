@@ -344,6 +344,10 @@ class SimulatedStore:
         """There are none."""
         self._hub.call_later(0.0, done, None)
 
+    def list_marks(self, after: bytes, limit: int, done: Callable[[list[tuple[bytes, bytes]]], None]) -> None:
+        """There are none."""
+        self._hub.call_later(0.0, done, [])
+
     def list_queues(self, pattern: str, limit: int,
                     done: Callable[[Sequence[QueueInfo], QueueTotals], None]) -> None:
         """None that anybody has counted: limits on the size of a queue are for the door, which is not simulated."""

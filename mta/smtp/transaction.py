@@ -14,7 +14,7 @@ NO_REQUIRETLS: Final = "The message requires TLS (REQUIRETLS), and the host does
 
 Pipelining: TypeAlias = Literal["", "inside", "across"]
 
-CARRIED: Final = frozenset(("8BITMIME", "BINARYMIME", "SMTPUTF8", "DSN", "REQUIRETLS"))
+CARRIED: Final = frozenset(("8BITMIME", "BINARYMIME", "SMTPUTF8", "DSN", "REQUIRETLS", "DELIVERBY"))
 """The extensions whose wishes this side carries on to the next host, or answers for when that does not offer them. Of
 those that ask for it (`mta.smtp.extensions`) our server offers no other."""
 
@@ -33,6 +33,7 @@ class Capabilities:
     require_tls: bool = False  # REQUIRETLS
     binary: bool = False  # BINARYMIME, which goes in chunks only
     mt_priority: bool = False
+    deliver_by: int | None = None  # the least time to deliver, in seconds, of a host that offers DELIVERBY; 0: any
     size: int | None = None  # largest message in octets; 0: no limit, or none that makes sense
     mail_max: int = 0  # transactions in one session (RFC 9422); 0: unknown, like the next two
     rcpt_max: int = 0  # recipients in one transaction
@@ -61,6 +62,8 @@ class Capabilities:
                 found.binary = True
             elif keyword == "REQUIRETLS":
                 found.require_tls = True
+            elif keyword == "DELIVERBY":
+                found.deliver_by = _number(values[0].partition(",")[0]) if values else 0
             elif keyword == "MT-PRIORITY":
                 found.mt_priority = True
             elif keyword == "SIZE":
@@ -90,6 +93,9 @@ class Transaction:
     ret: str = ""
     envid: str | None = None
     priority: int | None = None  # MT-PRIORITY, for a host that knows of it (RFC 6710 4.2)
+    by_mode: str = ""  # DELIVERBY: "R", "N", "RT" or "NT"; empty when it was not asked for (RFC 2852)
+    by_s: int = 0  # what is left of the time to deliver; with N it may be over
+    by_required: bool = True  # with R, it goes only to hosts that keep to it, too (RFC 2852 4.1.4.2)
     binary: bool = False  # the content is no text: as it is in chunks, or not at all (RFC 3030 3)
     require_tls: bool = False  # REQUIRETLS: the session is known to be good for it, but for the offer (RFC 8689)
     dotless: bool = False  # no line of the content begins with a dot, and it ends with CRLF: it needs no stuffing
@@ -138,6 +144,13 @@ def commands_for(transaction: Transaction, can: Capabilities, chunking: bool = T
             transaction.local_reply = Reply(550, "5.7.30", (NO_REQUIRETLS,), local=True)
             return []
         parameters += " REQUIRETLS"
+    untimed = bool(transaction.by_mode) and can.deliver_by is None
+    if transaction.by_mode:
+        transaction.local_reply = _time_refusal(transaction, can)
+        if transaction.local_reply is not None:
+            return []
+        if not untimed:
+            parameters += f" BY={transaction.by_s};{transaction.by_mode}"
     if transaction.binary:
         transaction.local_reply = _binary_refusal(can, chunking)
         if transaction.local_reply is not None:
@@ -156,13 +169,29 @@ def commands_for(transaction: Transaction, can: Capabilities, chunking: bool = T
             parameters += f" RET={transaction.ret}"
         if transaction.envid:
             parameters += f" ENVID={transaction.envid}"
-        commands = [f"RCPT TO:<{to.address}>{_dsn(to) if to.notify or to.orcpt else ''}\r\n" for to in recipients]
+        commands = [f"RCPT TO:<{to.address}>{_dsn(to, untimed) if to.notify or to.orcpt or untimed else ''}\r\n"
+                    for to in recipients]
     else:
         commands = [f"RCPT TO:<{to.address}>\r\n" for to in recipients]
     commands.insert(0, f"MAIL FROM:<{sender}>{parameters}\r\n")
     if transaction.smtputf8 or not all(map(str.isascii, commands)):
         return _international(transaction, can, commands)
     return commands
+
+
+def _time_refusal(transaction: Transaction, can: Capabilities) -> Reply | None:
+    """Why a message that is to be delivered by a time cannot go to this host; None when it can."""
+    if transaction.by_mode[0] != "R":
+        return None
+    if can.deliver_by is None:
+        if not transaction.by_required:
+            return None
+        text = "The message is to be delivered in time or returned (BY with R), and the host does not offer DELIVERBY"
+        return Reply(550, "5.3.3", (text,), local=True)
+    if transaction.by_s < can.deliver_by:
+        text = f"The message is to be delivered in {transaction.by_s} seconds, the host takes at least {can.deliver_by}"
+        return Reply(550, "5.4.7", (text,), local=True)
+    return None
 
 
 def _binary_refusal(can: Capabilities, chunking: bool) -> Reply | None:
@@ -220,11 +249,15 @@ def _cannot_be_sent(transaction: Transaction, utf8_header: bool) -> None:
 _NOTIFY = ((NOTIFY_NEVER, "NEVER"), (NOTIFY_SUCCESS, "SUCCESS"), (NOTIFY_FAILURE, "FAILURE"), (NOTIFY_DELAY, "DELAY"))
 
 
-def _dsn(recipient: Recipient) -> str:
-    """The parameters of RCPT that RFC 3461 4 defines."""
+def _dsn(recipient: Recipient, untimed: bool) -> str:
+    """The parameters of RCPT that RFC 3461 4 defines. `untimed`: the host does not know that it is to be delivered by
+    a time, and is asked to tell at least of delays (RFC 2852 4.1.4.2)."""
     text = ""
-    if recipient.notify:
-        text = " NOTIFY=" + ",".join(name for bit, name in _NOTIFY if recipient.notify & bit)
+    notify = recipient.notify
+    if untimed and not notify & NOTIFY_NEVER:
+        notify = notify | NOTIFY_DELAY if notify else NOTIFY_FAILURE | NOTIFY_DELAY
+    if notify:
+        text = " NOTIFY=" + ",".join(name for bit, name in _NOTIFY if notify & bit)
     if recipient.orcpt:
         text += f" ORCPT={recipient.orcpt}"
     return text

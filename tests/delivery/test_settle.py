@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from mta.config.schema import Bounces, Config, Retry, ShapingRules
 from mta.config.shaping import DomainLayer, ProviderLayer
 from mta.config.units import Duration
@@ -12,7 +14,16 @@ from mta.delivery.clock import ClockWatch
 from mta.delivery.outcome import End, Outcome, Result
 from mta.delivery.settle import HISTORY, Peer, Settler, Verdict
 from mta.queue import events
-from mta.queue.records import NOTIFY_NEVER, NOTIFY_SUCCESS, Delivery, Message, Recipient
+from mta.queue.records import (
+    NOTIFY_FAILURE,
+    NOTIFY_NEVER,
+    NOTIFY_SUCCESS,
+    Attempt,
+    Delivery,
+    Message,
+    Recipient,
+    Wishes,
+)
 from mta.smtp.reply import Reply
 
 SECOND = 1_000_000
@@ -104,6 +115,52 @@ def test_success_is_told_when_asked_and_the_next_host_will_not() -> None:
 
     assert settler().settle(one, outcome(one, (End.DELIVERED, OK)), PEER, 0.1).notices
     assert not settler().settle(other, outcome(other, (End.DELIVERED, OK)), knows, 0.1).notices
+
+
+def timed(mode: str, by_s: float, **options: Any) -> Delivery:
+    """A delivery that is to be made within `by_s` seconds from now."""
+    one = delivery(**options)
+    one.message.wishes = Wishes(by_us=NOW_US + int(by_s * SECOND), by_mode=mode)
+    return one
+
+
+def test_a_time_that_is_over_ends_it() -> None:
+    """Mode R: given up at the time, 5.4.7, with what was said last; the sender is told (RFC 2852 4.1.4). Not before,
+    and not in mode N."""
+    subject = settler()
+    assert not subject.expired(timed("R", 1), NOW_US)
+    assert not subject.expired(timed("N", 0), NOW_US)
+    one = timed("R", 0)
+    assert subject.expired(one, NOW_US)
+    one.history.append(Attempt(NOW_US - 1, "mx.d.test [192.0.2.1:25]", "451 4.3.0 later"))
+    verdict = subject.expire(one, "")
+    assert told(verdict)[0] == ("expired", ["u0@d.test"])
+    assert json.loads(verdict.events[0])["last_reply"] == (
+        "5.4.7 The time for its delivery is over; at last: 451 4.3.0 later")
+    content = verdict.notices[0].message.content
+    assert content is not None
+    assert b"Status: 5.4.7" in content
+    assert b"Deliver-By-Date: Mon, 12 Jan 1970 13:46:40 +0000" in content
+
+
+def test_old_age_and_orders_are_no_times() -> None:
+    """What is too old before its time, or ended by an order, does not say that its time is over."""
+    for one, order in ((timed("R", 60), ""), (timed("R", 0), "o7"), (timed("N", 0), "")):
+        verdict = settler().expire(one, "why", order)
+        assert "5.4.7" not in json.loads(verdict.events[0])["last_reply"]
+
+
+@pytest.mark.parametrize(("mode", "has_it", "notify", "tells"), [
+    ("N", False, 0, True), ("N", False, NOTIFY_FAILURE, True), ("N", False, NOTIFY_NEVER, False), ("N", True, 0, False),
+    ("NT", True, 0, True), ("RT", True, 0, True), ("RT", True, NOTIFY_NEVER, False), ("R", False, 0, False)])
+def test_a_hand_over_of_what_has_a_time(mode: str, has_it: bool, notify: int, tells: bool) -> None:
+    """With N to a host that will not tell of delays, and with T in any case, the sender gets a "relayed" notice, unless
+    NOTIFY=NEVER (RFC 2852 4.1.4)."""
+    one = timed(mode, 60, notify=notify)
+    peer = Peer(PEER.remote, PEER.name, has_dsn=True, has_deliver_by=has_it)
+    verdict = settler().deliver(one, OK, peer, 0.1)
+    assert bool(verdict.notices) is tells
+    assert told(verdict)[0] == ("delivered", ["u0@d.test"])
 
 
 def test_recipients_that_did_not_fit_go_on_at_once() -> None:

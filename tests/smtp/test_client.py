@@ -355,6 +355,53 @@ def test_notify_never() -> None:
     assert b"RCPT TO:<b@example.org> NOTIFY=NEVER\r\n" in wire(client)
 
 
+BY_EHLO = b"250-mx\r\n250-DSN\r\n250 DELIVERBY 30\r\n"
+
+
+@pytest.mark.parametrize(
+    ("ehlo", "mode", "by_s", "notify", "said"),
+    [
+        (BY_EHLO, "R", 60, 0, "BY=60;R|"),
+        (BY_EHLO, "NT", -5, 0, "BY=-5;NT|"),
+        (BY_EHLO, "N", 5, NOTIFY_NEVER, "BY=5;N| NOTIFY=NEVER"),
+        (b"250-mx\r\n250 DSN\r\n", "N", 60, 0, "| NOTIFY=FAILURE,DELAY"),
+        (b"250-mx\r\n250 DSN\r\n", "N", 60, NOTIFY_FAILURE, "| NOTIFY=FAILURE,DELAY"),
+        (b"250-mx\r\n250 DSN\r\n", "N", 60, NOTIFY_NEVER, "| NOTIFY=NEVER"),
+        (b"250 mx\r\n", "N", 60, 0, "|"),
+    ],
+)
+def test_what_is_left_of_the_time(ehlo: bytes, mode: str, by_s: int, notify: int, said: str) -> None:
+    """A host with DELIVERBY gets what is left; one without is asked to tell of delays, if it can (RFC 2852 4.1.4)."""
+    client = new_client(ehlo)
+    sent = transaction()
+    sent.by_mode, sent.by_s = mode, by_s
+    sent.recipients[0].notify = notify
+    client.send(sent)
+    by, _, rcpt = said.partition("|")
+    assert wire(client) == f"MAIL FROM:<a@example.com>{f' {by}' if by else ''}\r\n".encode()
+    client.receive(b"250 ok\r\n")
+    assert wire(client) == f"RCPT TO:<b@example.org>{rcpt}\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("ehlo", "by_s", "required", "refusal"),
+    [
+        (b"250 mx\r\n", 60, True, (550, "5.3.3")),
+        (b"250 mx\r\n", 60, False, None),
+        (BY_EHLO, 29, True, (550, "5.4.7")),
+        (BY_EHLO, 30, True, None),
+    ],
+)
+def test_in_time_or_not_at_all(ehlo: bytes, by_s: int, required: bool, refusal: tuple[int, str] | None) -> None:
+    """With R a message goes to no host that would not return it in time, unless that is wanted (RFC 2852 4.1.4.2)."""
+    client = new_client(ehlo)
+    sent = transaction()
+    sent.by_mode, sent.by_s, sent.by_required = "R", by_s, required
+    assert bool(client.send(sent)) is (refusal is not None)
+    said = sent.local_reply and (sent.local_reply.code, sent.local_reply.enhanced)
+    assert said == refusal
+
+
 def test_message_above_the_size_of_the_host() -> None:
     """A message larger than the host's SIZE is not sent at all, and the session is as it was (RFC 1870 6.2)."""
     client = new_client(b"250-mx\r\n250-PIPELINING\r\n250 SIZE 1000\r\n")

@@ -93,10 +93,11 @@ def test_nothing_is_offered_that_nobody_honours() -> None:
 def test_what_is_carried_is_carried() -> None:
     """The client's side passes on the wishes of which it says so, to a host that offers the extension."""
     wishes = {"8BITMIME": {"eight_bit": True}, "SMTPUTF8": {"smtputf8": True}, "DSN": {"ret": "FULL"},
-              "BINARYMIME": {"binary": True}, "REQUIRETLS": {"require_tls": True}}
+              "BINARYMIME": {"binary": True}, "REQUIRETLS": {"require_tls": True},
+              "DELIVERBY": {"by_mode": "NT", "by_s": -7}}
     assert set(wishes) == CARRIED
     host = Capabilities(esmtp=True, eight_bit=True, smtputf8=True, dsn=True, mt_priority=True,
-                        chunking=True, binary=True, require_tls=True)
+                        chunking=True, binary=True, require_tls=True, deliver_by=0)
     for keyword, wish in wishes.items():
         content = "Subject: ü\r\n\r\n".encode()
         transaction = Transaction("a@example.com", [Recipient("b@example.org")], content, **wish)  # type: ignore[arg-type]
