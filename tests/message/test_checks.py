@@ -15,6 +15,9 @@ from mta.message import checks, headers
     (b"=?utf-8?q?B=C3=B6b?= <bob@example.org>", ["example.org"]),
     ("Böb <bob@bücher.example>".encode(), ["xn--bcher-kva.example"]),
     (b'"a@b"@example.org', ["example.org"]),
+    (b'"a \\"b\\" <x@evil.example>"\t<"c, d"@example.org>(x\\))', ["example.org"]),
+    (b"(" * 5 + b"x@evil.example" + b")" * 5 + b" < a@example.org > ", ["example.org"]),
+    (b"<a@example.org>,b@example.net (,)", ["example.org", "example.net"]),
 ])
 def test_domains_of_from(value: bytes, domains: list[str]) -> None:
     """RFC 5322 3.4: what a receiver takes as the addresses, whatever stands in names and comments."""
@@ -25,6 +28,7 @@ def test_domains_of_from(value: bytes, domains: list[str]) -> None:
     b"", b"bob", b"Bob <>", b"a@b.example c@d.example", b"<a@b.example> <c@d.example>", b"x@evil.example <a@b.example>",
     b"<a@b.example> x@evil.example", b"group: a@b.example;", b"<@relay.example:a@b.example>", b"a@b.example,",
     b"a@b.example, , c@d.example", b'"open <a@b.example>', b"(open a@b.example", b"<a@b.example", b"a@b.example>",
+    b"(" * 6 + b")" * 6 + b"a@b.example", b"a@b.example)", b"a\\ <a@b.example>", b"a@b.example <c@d.example",
     b"a@b.example\x00", b"\xff@b.example", b"postmaster", b"<a@b.example>;x",
 ])
 def test_a_from_that_readers_may_take_differently_is_none(value: bytes) -> None:
@@ -33,7 +37,10 @@ def test_a_from_that_readers_may_take_differently_is_none(value: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", [b'"' * 60_000, b"(" * 60_000, b"<" * 60_000, b"a@b.example," * 5000, b" " * 60_000,
-                                   b'""' * 30_000, b"a\\" * 30_000, b"x" * 70_000])
+                                   b'""' * 30_000, b"a\\" * 30_000, b"x" * 70_000, b"()" * 8000, b"(" * 16_000,
+                                   b'"' + b'\\"' * 8000, b"a" + b" " * 16_000 + b"b", b"<a" + b" " * 16_000 + b"b>",
+                                   b"a " * 8000 + b"<a@b.example", b'"" ' * 5000 + b"x@y",
+                                   b"a@b.example," * 1300 + b"<"])
 def test_a_long_from_ends(value: bytes) -> None:
     """No input makes the expressions try for ever; what is too long is none."""
     found = checks.domains_of(value)
@@ -93,3 +100,10 @@ def test_unsubscription_by_one_click(content: bytes, fault: str) -> None:
     """RFC 8058 3.1: one https URI, and the other field with the one value there is."""
     found = checks.unsubscribe_fault(checks.unsubscribe_fields(content + b"\r\n" + LIST + POST, len(content)))
     assert found.startswith(fault) if fault else found == ""
+
+
+def test_a_long_list_of_uris_ends() -> None:
+    """What only looks like the begin of a URI is looked at once."""
+    found = [("list-unsubscribe", b"<a:" * 33_000 + b" <https://x.example/u>"),
+             ("list-unsubscribe-post", b"List-Unsubscribe=One-Click")]
+    assert checks.unsubscribe_fault(found) == ""
