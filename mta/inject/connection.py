@@ -102,12 +102,13 @@ class Connection:
             self._start_timer(now_s)
 
     def _await(self, readable: Callable[[], None]) -> None:
-        """Have `readable` called for input, within the time of a handshake."""
-        if self._reading:
-            self._io.stop()
+        """Have `readable` called for input, within the time of a handshake; but for output that waits first."""
         self._on_readable = readable
-        self._reading = True
-        self._io.start(readable)
+        if not self._unsent:
+            if self._reading:
+                self._io.stop()
+            self._reading = True
+            self._io.start(readable)
         now_s = time.monotonic()
         self._deadline_s = now_s + self._limits.timeouts.handshake
         self._start_timer(now_s)
@@ -161,10 +162,10 @@ class Connection:
                 self._io.events = _READ
                 if not self._talks:
                     self._await(self._on_readable)
-                elif self.machine.state != CLOSED:
-                    self._listen(anew=True)
-                else:
+                elif self.machine.state == CLOSED:
                     self._said_last()
+                elif not self._storing:
+                    self._listen(anew=True)
         except BlockingIOError:
             pass
         except OSError:

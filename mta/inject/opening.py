@@ -24,13 +24,15 @@ log = logging.getLogger(__name__)
 class Opening(Connection):
     """Finds out who the client is before it talks, and makes that private. Not made by itself: see `Session`."""
 
-    __slots__ = ("_balancer", "_input", "client")
+    __slots__ = ("_balancer", "_contexts", "_implicit_tls", "_input", "client")
 
     def __init__(self, listener: SmtpListener, sock: Any, peer: Peer, *, balancer: bool) -> None:
         """`balancer`: it is a load balancer, which is going to say who the client is."""
         super().__init__(listener, sock, peer)
         self.client = peer.address  # by which it is counted; what the machine knows may become another one
         self._balancer = balancer
+        self._contexts = listener.contexts
+        self._implicit_tls = listener.implicit_tls
         self._input = b""  # of a PROXY header, which is not whole yet; then what came behind it
 
     def _took(self, data: bytes) -> None:
@@ -82,8 +84,8 @@ class Opening(Connection):
 
     def _begin(self) -> None:
         """The client is known: greet, or do the handshake first. A client that has nothing to say goes by itself."""
-        if self._listener.contexts is not None and self._listener.implicit_tls:
-            self._tls = ServerTls(self._listener.contexts)
+        if self._contexts is not None and self._implicit_tls:
+            self._tls = ServerTls(self._contexts)
             self._await(self._handshake_readable)
             self._shake_hands(self._input)
             return
@@ -112,10 +114,10 @@ class Opening(Connection):
     def _start_tls(self) -> None:
         """STARTTLS: our last words in clear, then the handshake. Nothing of it was read yet: what stood behind the
         command was refused by the machine (RFC 3207 6, CVE-2011-0411)."""
-        assert self._listener.contexts is not None
+        assert self._contexts is not None
         self._say(self.machine.output())
         self._talks = False
-        self._tls = ServerTls(self._listener.contexts)
+        self._tls = ServerTls(self._contexts)
         if self._unsent:
             self._on_readable = self._handshake_readable  # once the client has taken them
         else:
@@ -185,5 +187,5 @@ class Opening(Connection):
         self._send_raw(self._tls.output())
         if text:
             self._took(text)
-        if ended:
+        if ended and not self._storing:  # else it is owed an answer first, as who has shut its side without TLS
             self._end()

@@ -182,6 +182,8 @@ class Session(Opening):
             self._answer = reply  # `submit` has not returned
             return
         self._storing = False
+        if self._sock is None:
+            return  # the client did not wait for it
         try:
             events = self.machine.answer(reply)
             if events:

@@ -152,6 +152,8 @@ def main():
         limits["timeouts"] = SmtpTimeouts(**{key: Duration(value) for key, value in limits["timeouts"].items()})
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
+    if "sndbuf" in settings:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings["sndbuf"])  # accepted sockets inherit it
     sock.listen(100)
     port = sock.getsockname()[1]
     networks = tuple(ip_network(network) for network in settings.get("relay_from", ["127.0.0.0/8"]))

@@ -237,6 +237,65 @@ def test_a_handshake_has_its_time(pki: Pki, users: str) -> None:
                 assert sock.recv(1000) == b""
 
 
+def test_who_has_shut_its_side_of_tls_is_answered(pki: Pki, users: str) -> None:
+    """A client that says that no more will come (close_notify) right behind its message hears what became of it."""
+    with submission(pki, users, {"tls": "implicit", "relay_from": "127.0.0.0/8"}) as process, \
+            socket.create_connection(("127.0.0.1", process.port), timeout=20) as sock:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = pki.context().wrap_bio(incoming, outgoing, server_hostname="mx.example.net")
+
+        def until(call: Any) -> Any:
+            while True:
+                try:
+                    return call()
+                except ssl.SSLWantReadError:
+                    sock.sendall(outgoing.read())
+                    incoming.write(sock.recv(65_536) or pytest.fail("the connection is closed"))
+
+        def say(*lines: bytes) -> bytes:
+            tls.write(b"".join(line + b"\r\n" for line in lines))
+            return until(lambda: tls.read(1000))  # type: ignore[no-any-return]
+
+        until(tls.do_handshake)
+        assert until(lambda: tls.read(1000)).startswith(b"220")
+        assert say(b"EHLO client.example").startswith(b"250")
+        assert say(b"MAIL FROM:<hold@example.com>", b"RCPT TO:<b@example.org>", b"DATA").endswith(b"<CR><LF>\r\n")
+        tls.write(b"Subject: x\r\n\r\n.\r\n")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.unwrap()
+        sock.sendall(outgoing.read())
+        process.expect("message")
+        process.tell("release")
+        assert until(lambda: tls.read(1000)).startswith(b"250 2.0.0")
+
+
+def test_what_ends_the_handshake_may_wait(pki: Pki, users: str) -> None:
+    """The last of a handshake may be more than the client takes at once: it is sent before anything is read."""
+    names = [f"host{number}.department-of-long-names.example" for number in range(600)]
+    certificate = pki.make(*names, file="long")  # which comes back in the session ticket
+    listener = {"tls": "implicit", "auth": "offered", "client_ca": pki.ca_file}
+    with listening(config=configuration(listener, certificates=[{"certificate": pki.make("mx.example.net")}]),
+                   sndbuf=4096) as process:
+        smtp = smtplib.SMTP_SSL(context=pki.context(certificate), timeout=20)
+        smtp._host = "mx.example.net"  # type: ignore[attr-defined]
+        assert smtp.connect("127.0.0.1", process.port)[0] == 220
+        assert smtp.ehlo()[0] == 250
+        smtp.quit()
+
+
+def test_a_session_keeps_its_certificates(pki: Pki, users: str) -> None:
+    """TLS goes on being there for who was offered it, when a reload has taken it away."""
+    with submission(pki, users) as process:
+        smtp = smtplib.SMTP("127.0.0.1", process.port, "client.example", 20)
+        smtp.ehlo()
+        process.tell("config " + json.dumps(configuration({"tls": "off"})))
+        process.expect("ok")
+        smtp._host = "mx.example.net"  # type: ignore[attr-defined]
+        assert smtp.starttls(context=pki.context())[0] == 220
+        assert smtp.ehlo()[0] == 250
+        smtp.quit()
+
+
 def test_old_versions_are_refused(pki: Pki, users: str) -> None:
     """TLS 1.1 is no more (RFC 8996); 1.2 and 1.3 are, with forward secrecy."""
     with submission(pki, users, {"tls": "implicit", "auth": "required"}) as process:
