@@ -145,7 +145,7 @@ class SmtpListener:
         self.logins.on_change.append(self._renew)
         self.usage = usage if usage is not None else Usage(no_count)
         self._certificates: Certificates | None = None
-        self._sessions: set[Session] = set()
+        self._sessions: dict[Session, Account] = {}  # with whom each was counted for, whatever a reload says since
         self._empty = Event()
         self._empty.set()
         self._spare = _open_spare()
@@ -294,14 +294,15 @@ class SmtpListener:
         balancer = bool(self._listener.proxy_from) and _contains(self._listener.proxy_from, peer.address)
         one_client = math.inf if balancer or self._is_unix else self.limits.sessions_per_client
         refusal = self._occupancy.enter(peer.address, self.limits.sessions, one_client)
-        if refusal is None and not self.usage.enter(self._own_account):
+        account = self._own_account
+        if refusal is None and not self.usage.enter(account):
             self._occupancy.leave(peer.address)
             refusal = _TOO_MANY_HERE
         if refusal is not None:
             _say_and_close(sock, b"" if self.implicit_tls else refusal)
             return
         session = Session(self, sock, peer, balancer=balancer)
-        self._sessions.add(session)
+        self._sessions[session] = account
         self._empty.clear()
         session.start()
 
@@ -352,9 +353,8 @@ class SmtpListener:
 
     def ended(self, session: Session) -> None:
         """A session is over."""
-        self._sessions.discard(session)
         self._occupancy.leave(session.client)
-        self.usage.leave(self._own_account)
+        self.usage.leave(self._sessions.pop(session))
         if not self._sessions:
             self._empty.set()
 

@@ -420,6 +420,39 @@ def test_limits_of_a_user(pki: Pki, users: str) -> None:
             452, b"4.7.1 Limit of 3 messages in 1h of user acme is reached")
 
 
+def test_sessions_of_a_listener_are_counted_out_as_they_were_counted_in() -> None:
+    """A limit that a reload takes away and brings back counts the sessions that there are."""
+    limited = {"relay_from": ["127.0.0.0/8"], "limits": {"sessions": 1}}
+    unlimited = {"relay_from": ["127.0.0.0/8"]}
+    with listening(config=configuration(limited)) as process:
+        def reload(listener: dict[str, Any]) -> None:
+            process.tell("config " + json.dumps(configuration(listener)))
+            process.expect("ok")
+
+        def wait_for(sessions: int) -> None:
+            process.tell("sessions")
+            while process.expect("sessions") != [sessions]:
+                process.tell("sessions")
+
+        def is_full() -> bool:
+            with Peer(process, greet=False) as peer:
+                return peer.reply() == "421 4.7.0 Too many sessions of this listener"
+
+        with Peer(process):
+            assert is_full()
+            reload(unlimited)
+            with Peer(process):
+                reload(limited)
+                assert is_full()
+            wait_for(1)
+            assert is_full()
+            reload(unlimited)
+        wait_for(0)
+        reload(limited)
+        with Peer(process):
+            assert is_full()
+
+
 def test_guessing_is_slow_and_ends(pki: Pki, users: str) -> None:
     """Failed logins end the session, and then nothing more is asked from that address, however right it is."""
     with submission(pki, users, access={"failures": 4}) as process:
