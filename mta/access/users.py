@@ -15,6 +15,7 @@ import base64
 import binascii
 import fcntl
 import hashlib
+import hmac
 import os
 import re
 import secrets
@@ -68,6 +69,15 @@ class Users:
 
     entries: dict[str, Entry] = field(default_factory=dict)
     secret: bytes = field(default=b"", repr=False)
+    hashes: tuple[str, ...] = field(default=(), repr=False)  # of all who have one
+
+    def stand_in(self, name: str) -> str:
+        """The hash of some user, always the same one for a name: to be computed for who has none, so that it takes as
+        long as it does for others, whatever kinds of hashes there are. Empty when nobody has one."""
+        if not self.hashes:
+            return ""
+        number = int.from_bytes(hmac.digest(self.secret, name.encode(), "sha256")[:8], "big")
+        return self.hashes[number % len(self.hashes)]
 
 
 def entry_of(password: str) -> Entry:
@@ -108,7 +118,8 @@ def parse(text: str, name: str) -> Users:
     if problems:
         raise UsersError(problems)
     # Without a secret of its own the file as a whole is one: nobody who does not know the hashes knows it.
-    return Users(entries, secret or hashlib.sha256(text.encode()).digest())
+    hashes = tuple(entry.hash for entry in entries.values() if entry.hash)
+    return Users(entries, secret or hashlib.sha256(text.encode()).digest(), hashes)
 
 
 def _entry(text: str) -> Entry:

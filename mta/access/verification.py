@@ -21,7 +21,7 @@ from mta.access import passwords
 from mta.queue.native import Completions, WorkThread, run
 
 WAITING: Final = 500
-"""Checks that may wait for a thread, with all together some ten seconds of work; more are told to come again."""
+"""Different checks that may wait for a thread, some ten seconds of work; more are told to come again."""
 REMEMBERED: Final = 10_000
 
 Answer = Callable[[bool | None], None]
@@ -37,7 +37,8 @@ class Verifier:
         self._completions: Completions = deque()
         self._threads: list[WorkThread] = []
         self._idle: list[WorkThread] = []
-        self._waiting: deque[tuple[str, str, bytes, Answer]] = deque()
+        self._waiting: deque[tuple[str, str, bytes, bool]] = deque()
+        self._asked: dict[bytes, list[Answer]] = {}  # who is to be told of each check that waits or is computed
         self._key = secrets.token_bytes(32)
         self._right: OrderedDict[bytes, float] = OrderedDict()
         self.computed = 0
@@ -49,16 +50,20 @@ class Verifier:
         self._most = threads
         self._remembered_s = remembered_s
 
-    def verify(self, user: str, password: str, stored: str, answer: Answer) -> None:
+    def verify(self, user: str, password: str, stored: str, answer: Answer, *, stand_in: str = "") -> None:
         """Check a password against a hash; `answer` is called at once or later. Without a hash, as that of a user who
-        does not exist, it takes as long and is wrong."""
+        does not exist, `stand_in` is computed, and it is wrong. Who asks the same at the same time shares a check: a
+        sender that opens all its connections at once."""
         mark = hmac.digest(self._key, "\0".join((user, stored, password)).encode(), "sha256")
         if stored and self._right.get(mark, 0.0) > time.monotonic():
             answer(True)
+        elif mark in self._asked:
+            self._asked[mark].append(answer)
         elif len(self._waiting) >= WAITING:
             answer(None)
         else:
-            self._waiting.append((password, stored, mark, answer))
+            self._asked[mark] = [answer]
+            self._waiting.append((password, stored or stand_in, mark, bool(stored)))
             self._begin()
 
     def _begin(self) -> None:
@@ -71,24 +76,25 @@ class Verifier:
                 self._threads.append(thread)
             else:
                 return
-            password, stored, mark, answer = self._waiting.popleft()
+            password, stored, mark, exists = self._waiting.popleft()
             self.computed += 1
-            thread.post(partial(_right_or_error, stored, password),
-                        partial(self._verified, thread, mark, answer, bool(stored)))
+            thread.post(partial(_right_or_error, stored, password), partial(self._verified, thread, mark, exists))
 
-    def _verified(self, thread: WorkThread, mark: bytes, answer: Answer, exists: bool,
-                  right: bool | Exception) -> None:
+    def _verified(self, thread: WorkThread, mark: bytes, exists: bool, right: bool | Exception) -> None:
         self._idle.append(thread)
         self._begin()
+        answers = self._asked.pop(mark, [])
         if isinstance(right, Exception):
-            answer(None)
+            for answer in answers:
+                answer(None)
             raise right
         if right and exists and self._remembered_s:
             self._right[mark] = time.monotonic() + self._remembered_s
             self._right.move_to_end(mark)
             if len(self._right) > REMEMBERED:
                 self._right.popitem(last=False)
-        answer(right and exists)
+        for answer in answers:
+            answer(right and exists)
 
     def collect(self) -> None:
         """Call back who waited for what is done."""
@@ -97,6 +103,7 @@ class Verifier:
     def close(self) -> None:
         """End the threads when they have done what they are at; nobody is answered any more."""
         self._waiting.clear()
+        self._asked.clear()
         for thread in self._threads:
             thread.stop()
 

@@ -58,6 +58,17 @@ def test_the_secret() -> None:
     assert len(one) == 32
 
 
+def test_a_stand_in_is_of_the_file() -> None:
+    """Of a name that is no user always the same hash, of those there are; so it takes as long, whatever their kinds."""
+    other = "$2b$05$" + "b" * 53
+    found = parse(f"*secret:{'A' * 44}\na:{HASH}\nb:{other}\nc::{SCRAM}\n", "f")
+    stand_ins = {name: found.stand_in(name) for name in map(str, range(50))}
+    assert set(stand_ins.values()) == {HASH, other}
+    assert all(found.stand_in(name) == stored for name, stored in stand_ins.items())
+    assert parse(f"c::{SCRAM}\n", "f").stand_in("nobody") == ""
+    assert HASH not in repr(found)
+
+
 def test_changes_keep_the_rest(tmp_path: Path) -> None:
     """Writing changes one line; comments, order and other users stay. Mode and owner stay, a new file is 0640."""
     path = str(tmp_path / "users")

@@ -60,6 +60,7 @@ def test_what_was_right_is_remembered(hub: Hub) -> None:
     assert hub.answers == [("a", True)] * 2
     assert hub.verifier.computed == 1
     hub.ask("a", "wrong")
+    hub.wait(3)
     hub.ask("a", "wrong")
     hub.ask("b", "secret")
     hub.ask("a", "secret", passwords.hash_password("other"))
@@ -70,12 +71,38 @@ def test_what_was_right_is_remembered(hub: Hub) -> None:
 def test_nothing_is_remembered_when_off() -> None:
     """`remembered: 0` computes each time."""
     hub = Hub(remembered_s=0)
-    hub.ask("a", "secret")
-    hub.ask("a", "secret")
-    hub.wait(2)
-    hub.ask("a", "secret")
-    hub.wait(3)
+    for number in range(3):
+        hub.ask("a", "secret")
+        hub.wait(number + 1)
     assert hub.verifier.computed == 3
+    hub.verifier.close()
+
+
+def test_who_asks_the_same_at_once_shares_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that opens a thousand connections at once has its password computed once, and nobody waits in vain."""
+    monkeypatch.setattr(verification, "WAITING", 3)
+    gate = threading.Semaphore(0)
+    monkeypatch.setattr(passwords, "verify", lambda stored, password: gate.acquire() and password == "secret")
+    hub = Hub(threads=1)
+    for _ in range(1000):
+        hub.ask("a", "secret")
+        hub.ask("a", "wrong")
+    gate.release()
+    gate.release()
+    assert sorted(set(hub.wait(2000))) == [("a", False), ("a", True)]
+    assert [right for _, right in hub.answers].count(True) == 1000
+    assert hub.verifier.computed == 2
+    hub.verifier.close()
+
+
+def test_who_does_not_exist_takes_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hash of somebody who does is computed for it; the answer is no, even if the password is that one's."""
+    computed: list[str] = []
+    monkeypatch.setattr(passwords, "verify", lambda stored, password: computed.append(stored) or True)
+    hub = Hub()
+    hub.verifier.verify("nobody", "secret", "", lambda right: hub.answers.append(("nobody", right)), stand_in=HASH)
+    assert hub.wait(1) == [("nobody", False)]
+    assert computed == [HASH]
     hub.verifier.close()
 
 
