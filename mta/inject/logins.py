@@ -124,11 +124,16 @@ class Logins:
         options = self.config.users.get(identity.user)
         if options is not None and not options.enabled:
             return False
-        return identity.via == "xclient" or self._is_known(identity.user)
+        # Who a Unix socket or a trusted host says it is need not be in the file.
+        return identity.via in ("socket", "xclient") or self._is_known(identity.user)
 
     def _is_known(self, user: str) -> bool:
-        return user in self.users.entries or user in self._outside or (
-            user in self.config.users and self.config.access.users_file is None)
+        if user in self.users.entries or (user in self.config.users and self.config.access.users_file is None):
+            return True
+        if user not in self._outside or self.config.access.check_url is None:
+            return False
+        self._outside.move_to_end(user)
+        return True
 
     def by_certificate(self, names: tuple[str, ...], peer: Peer, permissions: ListenerPermissions) -> Identity | None:
         """The user whom a client's certificate names; None when it names none."""
@@ -154,14 +159,10 @@ class Logins:
     def attempt(self, attempt: Attempt, peer: Peer, listener: str, permissions: ListenerPermissions,
                 done: Callable[[Outcome], None]) -> None:
         """Decide on an attempt; `done` is called at once, or later on the hub."""
-        now_s = time.monotonic()
         user = attempt.user
-        if self._attempts.address_is_closed(peer.address, now_s):
-            self._tell_refusal(user, peer, "too many failures from this address")
-            done(CLOSED_ADDRESS)
-        elif self._attempts.user_is_closed(user, peer.address, now_s):
-            self._tell_refusal(user, peer, "too many failures of this user")
-            done(_CLOSED_USER)
+        closed = self._closed(user, peer)
+        if closed is not None:
+            done(closed)
         elif isinstance(attempt, ScramAttempt):
             entry = self.users.entries.get(user)
             done(Keys(entry.keys if entry is not None else None))
@@ -170,6 +171,17 @@ class Logins:
             self._decide(Identity(user, "scram"), attempt.authorize_as, peer, permissions, why, done)
         else:
             self._check_password(attempt, peer, listener, permissions, done)
+
+    def _closed(self, user: str, peer: Peer) -> Reply | None:
+        """The refusal when too many logins have failed for this one to be looked at."""
+        now_s = time.monotonic()
+        if self._attempts.address_is_closed(peer.address, now_s):
+            self._tell_refusal(user, peer, "too many failures from this address")
+            return CLOSED_ADDRESS
+        if self._attempts.user_is_closed(user, peer.address, now_s):
+            self._tell_refusal(user, peer, "too many failures of this user")
+            return _CLOSED_USER
+        return None
 
     def _why_wrong(self, user: str) -> str:
         return "wrong password" if user in self.users.entries else "no such user"
@@ -182,6 +194,8 @@ class Logins:
             if right is None:
                 self._tell_refusal(user, peer, "the password cannot be checked now")
                 done(_NOT_NOW)
+            elif (closed := self._closed(user, peer)) is not None:  # by those looked at together with it
+                done(closed)
             else:
                 self._decide(Identity(user, "password"), attempt.authorize_as, peer, permissions,
                              "" if right else self._why_wrong(user), done)
@@ -190,7 +204,8 @@ class Logins:
         if entry is None and self.config.access.check_url is not None:
             self._ask(attempt, peer, listener, answered)
         else:
-            self._verifier.verify(user, attempt.password, entry.hash if entry is not None else "", answered)
+            stored = entry.hash if entry is not None else ""
+            self._verifier.verify(user, attempt.password, stored, answered, stand_in=self.users.stand_in(user))
 
     def _ask(self, attempt: PasswordAttempt, peer: Peer, listener: str,
              answered: Callable[[bool | None], None]) -> None:
@@ -209,8 +224,11 @@ class Logins:
         right: bool | None = None
         try:
             with gevent.Timeout(access.check_timeout, external.UnknownError("no answer in time")):
+                context = None
+                if access.check_url.startswith("https:"):
+                    context = get_hub().threadpool.apply(external.authorities)
                 right = external.ask(access.check_url, attempt.user, attempt.password, peer.address, listener,
-                                     access.check_timeout)
+                                     access.check_timeout, context)
         except external.UnknownError as error:
             log.error("%s does not say whether a password is right: %s", printable(access.check_url), error)
         except Exception:
@@ -222,8 +240,7 @@ class Logins:
             self._outside.move_to_end(attempt.user)
             if len(self._outside) > _EXTERNAL_KEPT:
                 self._outside.popitem(last=False)
-        elif right is False:
-            self._outside.pop(attempt.user, None)
+        # A wrong password says nothing of sessions that have begun with a right one: anybody can try one.
         answered(right)
 
     def _decide(self, identity: Identity, authorize_as: str, peer: Peer, permissions: ListenerPermissions, why: str,

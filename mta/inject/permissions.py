@@ -85,8 +85,7 @@ class ListenerPermissions:
             return _Refused(peer, _NEEDS_TLS, "TLS is required", at_mail=True)
         if peer.identity is not None:
             senders = self._user_senders.get(peer.identity.user, self._any_sender)
-            check = None if peer.identity.via == "socket" else self._is_user
-            return _UserRights(peer, peer.identity, senders, check)
+            return _UserRights(peer, peer.identity, senders, self._is_user)
         if listener.auth == "required":
             return _Refused(peer, _NEEDS_LOGIN, "a login is required", at_mail=True)
         if peer.address and _contains(listener.relay_from, peer.address):
@@ -182,14 +181,14 @@ class _UserRights(_NetworkRights):
     __slots__ = ("_identity", "_is_user")
 
     def __init__(self, peer: Peer, identity: Identity, senders: SenderList,
-                 is_user: Callable[[Identity], bool] | None) -> None:
+                 is_user: Callable[[Identity], bool]) -> None:
         super().__init__(peer, senders)
         self._identity = identity
         self._is_user = is_user
 
     def check_sender(self, sender: Address) -> Reply | None:
         """Those that the list allows, as long as the user is one."""
-        if self._is_user is not None and not self._is_user(self._identity):
+        if not self._is_user(self._identity):
             self._tell(f"mail from <{sender.text}>", "the user may not log in any more")
             return _USER_IS_GONE
         return super().check_sender(sender)

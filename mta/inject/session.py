@@ -165,10 +165,10 @@ class Session(Opening):
             self._listener.submit(envelope, event.content, source, answered)
         except MemoryError:
             self._listener.memory.failed("there is no memory to take a message", time.monotonic())
-            self._answer = _LOCAL_ERROR
+            answered(_LOCAL_ERROR)
         except Exception:
             log.exception("bug: a message of %r was not taken", self.machine)
-            self._answer = _LOCAL_ERROR
+            answered(_LOCAL_ERROR)
 
     def _answered_counted(self, accounts: tuple[Account, ...], recipients: int, reply: Reply) -> None:
         """As below, of a message that counts for somebody."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import smtplib
 import socket
 import subprocess
@@ -26,7 +27,7 @@ class Process:
         self._process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests/inject/listener_process.py"), json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
-            env={"PYTHONPATH": str(ROOT), "PATH": ""},
+            env={"PYTHONPATH": str(ROOT), "PATH": "", "SSL_CERT_FILE": os.environ.get("SSL_CERT_FILE", "")},
         )  # fmt: skip
         self.port: int = self.expect("listening")[0]
         self.errors = b""

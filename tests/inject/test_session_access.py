@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import hmac
 import json
+import os
+import pwd
 import shutil
 import smtplib
 import socket
@@ -413,6 +415,10 @@ def test_limits_of_a_user(pki: Pki, users: str) -> None:
             452, b"4.7.1 Limit of 4 recipients in 1d of user acme is reached")
         assert refusal(smtp.sendmail, "refuse@x.example", to[:1], CONTENT)[0] == 554
         process.expect("message")
+        assert refusal(smtp.sendmail, "fail@x.example", to[:1], CONTENT)[0] == 451
+        process.expect("message")
+        while b"RuntimeError" not in process.complaint():
+            pass
         for _ in range(3):
             smtp.sendmail("a@x.example", to[:1], CONTENT)
             process.expect("message")
@@ -564,6 +570,11 @@ def test_unix_socket(tmp_path: Path) -> None:
             sock.sendall(line + b"\r\n")
             assert sock.recv(1000).startswith(code), line
         assert process.expect("message")[3].startswith("smtp local c.example as ")
+        process.tell("config " + json.dumps(configuration(
+            {"smtp": f"unix:{path}"}, users={pwd.getpwuid(os.getuid()).pw_name: {"enabled": False}})))
+        process.expect("ok")
+        sock.sendall(b"MAIL FROM:<a@b.example>\r\n")
+        assert sock.recv(1000).startswith(b"530 5.7.0 ")
 
 
 def test_xclient() -> None:
@@ -614,5 +625,58 @@ def test_login_by_http(pki: Pki, users: str) -> None:
                 asked = json.loads(request.partition(b"\r\n\r\n")[2])
                 assert asked == {"user": "web", "password": "secret", "client": "127.0.0.1",
                                  "listener": f"127.0.0.1:{process.port}"}
-            smtp.sendmail("a@x.example", ["b@example.org"], CONTENT)
+            with client(process, pki) as guesser:
+                guesser.putcmd("AUTH", "PLAIN AHdlYgBndWVzcw==")
+                say_status(server, b"401 No")
+                assert guesser.getreply()[0] == 535
+            smtp.sendmail("a@x.example", ["b@example.org"], CONTENT)  # whoever else tries
             process.expect("message")
+
+
+def say_status(server: socket.socket, status: bytes) -> None:
+    """Answer the next request."""
+    connection, _ = server.accept()
+    with connection:
+        request = b""
+        while not request.endswith(b"}"):
+            request += connection.recv(65_536)
+        connection.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_login_by_https(pki: Pki, users: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other server has to show a certificate that this system believes."""
+    monkeypatch.setenv("SSL_CERT_FILE", pki.ca_file)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pki.make("127.0.0.1"))
+    forged = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    forged.load_cert_chain(make_pki(pki.directory / "..").make("127.0.0.1", file="forged-server"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"https://127.0.0.1:{server.getsockname()[1]}/smtp"
+        with submission(pki, users, access={"check_url": url}) as process, client(process, pki) as smtp:
+            smtp.putcmd("AUTH", "PLAIN AHdlYgBzZWNyZXQ=")
+            with pytest.raises(ssl.SSLError), forged.wrap_socket(server.accept()[0], server_side=True) as connection:
+                connection.recv(65_536)
+            assert smtp.getreply()[0] == 454
+            smtp.putcmd("AUTH", "PLAIN AHdlYgBzZWNyZXQ=")
+            with context.wrap_socket(server.accept()[0], server_side=True) as connection:
+                while not connection.recv(65_536).endswith(b"}"):
+                    pass
+                connection.sendall(b"HTTP/1.1 204 Yes\r\n\r\n")
+                assert smtp.getreply()[0] == 235
+
+
+def test_guesses_at_the_same_time_are_no_way_around(pki: Pki, users: str) -> None:
+    """Logins that were begun before the address was closed are refused like those after it, however right they are."""
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+        access = {"check_url": f"http://127.0.0.1:{server.getsockname()[1]}/smtp", "failures": 2}
+        process = stack.enter_context(submission(pki, users, access=access))
+        guessers = [stack.enter_context(client(process, pki)) for _ in range(4)]
+        asked = []
+        for guesser in guessers:
+            guesser.putcmd("AUTH", "PLAIN AHdlYgBzZWNyZXQ=")
+            asked.append(stack.enter_context(server.accept()[0]))
+        codes = []
+        for guesser, connection, status in zip(guessers, asked, (b"401", b"401", b"200", b"401"), strict=True):
+            connection.sendall(b"HTTP/1.1 " + status + b" x\r\nContent-Length: 0\r\n\r\n")
+            codes.append(guesser.getreply()[0])
+        assert codes == [535, 535, 421, 421]
