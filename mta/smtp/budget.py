@@ -15,10 +15,16 @@ class Budget:
         self.used = 0
         self.full = False  # something was refused, and more than half is still taken
 
-    def take(self, octets: int) -> bool:
-        """Whether `octets` more may be held; then they count."""
+    def has_room(self, octets: int) -> bool:
+        """Whether `octets` more could be held now."""
         if self.used + octets > self.limit:
             self.full = True
+            return False
+        return True
+
+    def take(self, octets: int) -> bool:
+        """Whether `octets` more may be held; then they count."""
+        if not self.has_room(octets):
             return False
         self.used += octets
         return True

@@ -59,11 +59,9 @@ class Receiving(Conversation):
             if closed is not None:
                 self._refuse(closed.to_bytes(), counts=False)
                 return
-        size = envelope.size or self._settings.unknown
-        if not self._settings.budget.take(size):
+        if not self._settings.budget.has_room(envelope.size or self._settings.unknown):
             self._refuse(replies.NO_MEMORY, counts=False)
             return
-        self._held = size
         self._envelope = envelope
         self._coming = self._settings.coming.begin()
         self._enter(MAIL)
@@ -106,6 +104,12 @@ class Receiving(Conversation):
         if len(envelope.recipients) >= settings.recipients:
             self._refuse(replies.TOO_MANY_RECIPIENTS, counts=False)
             return
+        if not envelope.recipients:
+            size = envelope.size or settings.unknown
+            if not settings.budget.take(size):
+                self._refuse(replies.NO_MEMORY, counts=False)
+                return
+            self._held = size
         envelope.recipients.append(recipient)
         self._enter(RCPT)
         self._replies.append(replies.RECIPIENT_OK)

@@ -59,8 +59,9 @@ Decisions where the standards leave room
 * Content above the limit is read and dropped, and answered `552 5.3.4`. A message and its SIZE are counted as RFC 1870
   6.1 does, with line ends and without stuffing.
 * All sessions together hold a bounded amount of content (`mta.smtp.budget`). A message counts with the size that its
-  MAIL declares, and MAIL is answered `452 4.3.1` when there is no room for it. One that turns out to be larger and
-  finds no room is read to its end, not kept, and answered the same. So nobody waits for room that others hold.
+  MAIL declares, once it has a recipient, so that strangers take no room; MAIL, or RCPT, is answered `452 4.3.1` when
+  there is none for it. One that turns out to be larger and finds no room is read to its end, not kept, and answered the
+  same. So nobody waits for room that others hold.
 
 Whether the client is still there when the `250` is written is not asked: if it is not, it will send the message
 again, and no answer of ours could tell it otherwise (RFC 5321 6.1).

@@ -554,18 +554,18 @@ def test_too_many_recipients() -> None:
 
 
 def test_sessions_share_what_they_may_hold() -> None:
-    """A message counts with its declared size from MAIL on, as long as it is being received and stored; 452 4.3.1 to
-    MAIL when there is no room, and the place is free again however a transaction ends."""
+    """A message counts with its declared size from its first recipient on, as long as it is being received and stored;
+    452 4.3.1 to MAIL when there is no room, and the place is free again however a transaction ends."""
     budget = Budget(1000)
     one, two, three = (new_server(budget=budget, message_size=1000) for _ in range(3))
-    assert say(one, "MAIL FROM:<a@example.com> SIZE=600")[0].startswith("250")
-    assert say(two, "MAIL FROM:<a@example.com> SIZE=400")[0].startswith("250")
+    for server, size in ((one, 600), (two, 400)):
+        assert say(server, f"MAIL FROM:<a@example.com> SIZE={size}", "RCPT TO:<b@example.org>")[1].startswith("250")
     assert say(three, "MAIL FROM:<a@example.com> SIZE=1")[0].startswith("452 4.3.1 Too much mail")
     assert budget.trouble() is not None
     say(two, "RSET")
-    assert say(three, "MAIL FROM:<a@example.com> SIZE=400")[0].startswith("250")
+    assert say(three, "MAIL FROM:<a@example.com> SIZE=400", "RCPT TO:<b@example.org>")[1].startswith("250")
     say(three, "EHLO again.example")
-    assert say(one, "RCPT TO:<b@example.org>", "DATA")[1].startswith("354")
+    assert say(one, "RCPT TO:<c@example.org>", "DATA")[1].startswith("354")
     assert one.receive(CONTENT + b".\r\n")
     assert budget.used == 600
     one.answer(Reply(250, "2.0.0", ("ok",)))
@@ -573,9 +573,27 @@ def test_sessions_share_what_they_may_hold() -> None:
     for end in ("QUIT", "DATA"):
         say(two, "MAIL FROM:<a@example.com> SIZE=400", "RCPT TO:<b@example.org>", end)
     two.close(Reply(421, "4.4.2", ("Timeout",)))
-    say(three, "MAIL FROM:<a@example.com> SIZE=400")
+    say(three, "MAIL FROM:<a@example.com> SIZE=400", "RCPT TO:<b@example.org>")
     three.gone()
     assert budget.used == 0
+
+
+def test_who_may_not_send_takes_no_room() -> None:
+    """A stranger whose recipients are refused holds nothing, whatever size it declares; who gets its recipient when the
+    room is gone is told to come again, and so is who pipelines."""
+    budget = Budget(1000)
+    stranger, one, two = (new_server(peer, budget=budget, message_size=1000) for peer in (STRANGER, TRUSTED, TRUSTED))
+    assert say(stranger, "MAIL FROM:<a@example.com> SIZE=1000", "RCPT TO:<b@example.org>") == [
+        "250 2.1.0 Ok", "550 5.7.1 Relaying denied"]
+    assert budget.used == 0
+    for server in (one, two):
+        assert say(server, "MAIL FROM:<a@example.com> SIZE=600")[0].startswith("250")
+    assert say(one, *["RCPT TO:<b@example.org>"] * 3) == ["250 2.1.5 Ok"] * 3
+    assert say(two, "RCPT TO:<b@example.org>")[0].startswith("452 4.3.1 Too much mail")
+    assert budget.used == 600
+    one.gone()
+    assert say(two, "RCPT TO:<b@example.org>")[0].startswith("250")
+    assert budget.used == 600
 
 
 def test_the_messages_that_clients_are_sending_are_counted() -> None:
@@ -616,7 +634,7 @@ def test_content_that_finds_no_room_is_read_to_its_end(declared: str) -> None:
     session stays in step, and the client is told to come back. It waits for nobody."""
     budget = Budget(200_000)
     one, two = new_server(budget=budget), new_server(budget=budget)
-    say(one, "MAIL FROM:<a@example.com> SIZE=100000")
+    say(one, "MAIL FROM:<a@example.com> SIZE=100000", "RCPT TO:<b@example.org>")
     assert say(two, f"MAIL FROM:<a@example.com>{declared}", "RCPT TO:<b@example.org>", "DATA")[2].startswith("354")
     line = b"x" * 98 + b"\r\n"
     for _ in range(100):
