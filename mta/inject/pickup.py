@@ -357,7 +357,13 @@ class Pickup:
 
     def _prepare(self, claim: Claim, submission: Submission, uid: int) -> Accepted | Reply:
         source = Source.pickup(shown(f"{self.directory.directory}/{claim.name}"), uid, self._labels, self._checks)
-        return self._intake.prepare(submission.envelope, submission.content, source)
+        try:
+            return self._intake.prepare(submission.envelope, submission.content, source)
+        except MemoryError:
+            raise  # no fault of the file
+        except Exception:
+            log.exception("bug: %s could not be taken", shown(claim.name))
+            return Reply(554, "5.3.0", ("Internal error; the log has more",))
 
     def _committed(self, accepted: list[Accepted], marks: list[tuple[bytes, bytes]]) -> bool:
         """Commit; if the store cannot, wait until it may, and say False: prepare and try again."""

@@ -119,6 +119,14 @@ class PickupService:
                     in_order = False
                     self._pause(TROUBLE_S)
                     continue
+                except Stopping:
+                    raise
+                except Exception:  # whatever it was, files must not wait in silence
+                    log.exception("bug: spool directory %s", self._directory.directory)
+                    self._trouble = "internal error; the log has more"
+                    in_order = False
+                    self._pause(TROUBLE_S)
+                    continue
                 if not self._takes_new:
                     return
                 self._wait(watch)
@@ -186,9 +194,11 @@ class _HubStore:
         result: AsyncResult[StoreError | None] = AsyncResult()
 
         def done(error: StoreError | None) -> None:
-            if error is None:
-                self._schedule(accepted)
-            result.set(error)
+            try:
+                if error is None:
+                    self._schedule(accepted)
+            finally:
+                result.set(error)
 
         transaction = Transaction(
             accepts=[(one.message, one.deliveries) for one in accepted],

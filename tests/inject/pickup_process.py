@@ -9,6 +9,7 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
@@ -17,6 +18,8 @@ from pathlib import Path  # noqa: E402
 import gevent  # noqa: E402
 from gevent.event import Event  # noqa: E402
 
+import mta.inject.pickup  # noqa: E402
+import mta.inject.pickup_service  # noqa: E402
 from mta.config.schema import Config, Pickup  # noqa: E402
 from mta.control.hubstore import HubStore  # noqa: E402
 from mta.inject.intake import Intake  # noqa: E402
@@ -29,9 +32,23 @@ def clock_us() -> int:
     return time.time_ns() // 1000
 
 
+def fail_once() -> None:
+    """The first step raises what nobody expects; the directory is left alone for a moment only."""
+    step = mta.inject.pickup.Pickup.step
+    mta.inject.pickup_service.TROUBLE_S = 0.01  # type: ignore[misc]
+
+    def fail(self: mta.inject.pickup.Pickup) -> bool:
+        mta.inject.pickup.Pickup.step = step  # type: ignore[method-assign]
+        raise RuntimeError("as asked for")
+
+    mta.inject.pickup.Pickup.step = fail  # type: ignore[method-assign]
+
+
 def main(directory: str, spool: str, shard: int, foreign: list[int]) -> None:
     """Run until SIGTERM."""
     config = Config(hostname="mta.example", pickup=(Pickup(directory=directory),))
+    if "FAIL_ONCE" in os.environ:
+        fail_once()
     stores, services = [], []
     for number in (shard, *foreign):
         path = Path(spool, f"{number:03d}")

@@ -20,9 +20,11 @@ from mta.inject import claims, reading
 from mta.inject import pickup as pickup_module
 from mta.inject.claims import DirectoryError, SpoolDirectory
 from mta.inject.formats import Submission, parse_message
-from mta.inject.intake import Accepted
+from mta.inject.intake import Accepted, Intake, Source
 from mta.inject.pickup import BATCH, Stopping
 from mta.queue.errors import StoreError, StoreFull
+from mta.smtp.envelope import Envelope
+from mta.smtp.reply import Reply
 from tests.inject.pickup_helpers import Crash, MemoryStore, Steps, drop, finish, left, make, message, transactions
 
 
@@ -716,3 +718,24 @@ def test_a_bug_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     finish(make(tmp_path, store))
     assert store.recipients() == ["2@x.example"]
     assert "internal error" in (tmp_path / "failed/odd.error").read_text()
+
+
+def test_a_bug_of_the_intake_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likewise for what happens to a message behind its format, in files and in batches."""
+    drop(tmp_path, "odd", message("1@x.example"))
+    drop(tmp_path, "good", message("2@x.example"))
+    drop(tmp_path, "some.bsmtp", transactions("3@x.example", "1@x.example"))
+    prepare = Intake.prepare
+
+    def breaking(intake: Intake, envelope: Envelope, content: bytes, source: Source) -> Accepted | Reply:
+        if envelope.recipients[0].address == "1@x.example":
+            raise KeyError("bug")
+        return prepare(intake, envelope, content, source)
+
+    monkeypatch.setattr(Intake, "prepare", breaking)
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    assert store.recipients() == ["2@x.example", "3@x.example"]
+    errors = [path.read_text() for path in (tmp_path / "failed").glob("*.error")]
+    assert len(errors) == 2
+    assert all("Internal error; the log has more" in error for error in errors)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.inject.pickup_helpers import drop, left, message, transactions
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +90,15 @@ def test_a_file_is_taken_when_it_is_renamed_in(tmp_path: Path) -> None:
         until(lambda: left(place) == ["failed/bad", "failed/bad.error"])
         one.stop()
     assert accepted(tmp_path) == [f"{number}@x.example" for number in range(4)]
+
+
+def test_a_bug_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an exception that should not be the directory is looked at again."""
+    monkeypatch.setenv("FAIL_ONCE", "")
+    drop(tmp_path / "in", "before", message("0@x.example"))
+    with taker(tmp_path) as one:
+        until(lambda: accepted(tmp_path) == ["0@x.example"])
+        one.stop()
 
 
 def test_nothing_is_lost_or_repeated_by_kill(tmp_path: Path) -> None:
