@@ -99,9 +99,12 @@ def _bind_unix(listener: Listener, owner: Identity | None) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _make_free(wanted.host)
-        sock.bind(wanted.host)
-        os.chown(wanted.host, owner.uid if owner else -1, gid)
-        os.chmod(wanted.host, int(listener.mode, 8))
+        before = os.umask(0o777 & ~int(listener.mode, 8))  # not chmod, which would follow a link put in its place
+        try:
+            sock.bind(wanted.host)
+        finally:
+            os.umask(before)
+        os.chown(wanted.host, owner.uid if owner else -1, gid, follow_symlinks=False)
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()

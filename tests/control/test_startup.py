@@ -16,7 +16,7 @@ import pytest
 from mta.config.loader import loads
 from mta.config.schema import Config
 from mta.config.units import Endpoint
-from mta.control import exits, listen, log, reload, startup, systemd
+from mta.control import exits, listen, log, privileges, reload, startup, systemd
 from mta.control.exits import StartError
 from mta.control.supervisor import clear_limits
 from mta.delivery.limits import Limits
@@ -77,6 +77,28 @@ def test_a_unix_socket_has_its_mode_and_replaces_a_dead_one(tmp_path: Path) -> N
     with pytest.raises(StartError, match="there is no group 'nobody-has-this'") as caught:
         listen.listen(loads("hostname: a.example\nlisteners: [{smtp: 'unix:/x', group: nobody-has-this}]\n"))
     assert caught.value.exit_code == exits.CONFIG
+
+
+def test_what_is_put_in_place_of_a_unix_socket_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who can write into its directory cannot have another file made open, or given to the MTA, by root."""
+    path, other = tmp_path / "smtp", tmp_path / "other"
+    other.write_text("secret")
+    other.chmod(0o600)
+    chown = os.chown
+
+    def swapped(*arguments: object, **options: object) -> None:
+        path.unlink()
+        path.symlink_to(other)
+        chown(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "chown", swapped)
+    before = other.stat()
+    owner = privileges.Identity("mta", os.getuid(), os.getgid() if os.getuid() else 12345)
+    text = f"hostname: a.example\nlisteners: [{{smtp: 'unix:{path}', mode: '0666'}}]\n"
+    (sock,) = listen.listen(loads(text), (), owner)
+    sock.close()
+    after = other.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
 
 
 def test_a_unix_socket_of_systemd_is_used(tmp_path: Path) -> None:
