@@ -93,6 +93,8 @@ class SpoolDirectory:
                 os.makedirs(path, mode=0o750, exist_ok=True)
             os.makedirs(os.path.dirname(self.claimed), mode=0o700, exist_ok=True)
             os.makedirs(self.claimed, mode=0o700, exist_ok=True)
+            for path in (os.path.dirname(self.claimed), self.claimed, self.failed):
+                _check_owner(path)
             self._lock = os.open(os.path.join(self.claimed, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -288,6 +290,13 @@ def shown(path: str) -> str:
     """Text that may come from a file name, for people and records: no control characters, nothing that is not UTF-8."""
     text = path.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def _check_owner(path: str) -> None:
+    """Who may write into the spool directory could have made it before us. Raises DirectoryError, OSError."""
+    for status in (os.lstat(path), os.stat(path)):
+        if status.st_uid not in (os.geteuid(), 0):
+            raise DirectoryError(f"{path}: made by uid {status.st_uid}, expected the user of the MTA; remove it")
 
 
 def _check(status: os.stat_result) -> None:

@@ -484,6 +484,19 @@ def test_claims_have_one_owner(tmp_path: Path) -> None:
         make(tmp_path, MemoryStore())
 
 
+@pytest.mark.parametrize("name", [".claimed", ".claimed/000", "failed"])
+def test_directories_of_somebody_else_are_not_used(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may only put files in cannot have them moved to a place of its own by being first."""
+    place = tmp_path / name
+    place.mkdir(parents=True)
+    if os.geteuid() == 0:
+        os.chown(place, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(DirectoryError, match="expected the user of the MTA"):
+        SpoolDirectory(str(tmp_path), 0).open()
+
+
 def test_an_unusable_directory_is_one_clear_line(tmp_path: Path) -> None:
     """A file in its place, for instance."""
     tmp_path.joinpath("spool").write_text("")
