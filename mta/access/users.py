@@ -184,7 +184,8 @@ def _text(path: str) -> str:
 def change(path: str, edit: Callable[[dict[str, Entry]], None]) -> None:
     """Let `edit` change the entries, and write the file if it has. Lines that are not changed stay as they are.
 
-    The file keeps its mode and owner; a new one is 0640. Raises UsersError, OSError, and what `edit` raises.
+    The file keeps its mode and owner; a new one is 0640, and has the group of its directory when root makes it.
+    Raises UsersError, OSError, and what `edit` raises.
     """
     with _locked(path):
         try:
@@ -223,6 +224,8 @@ def _write(path: str, text: str, status: os.stat_result | None) -> None:
         with open(fd, "w", encoding="utf-8") as file:
             if status is not None:
                 os.fchown(fd, status.st_uid, status.st_gid)
+            elif os.geteuid() == 0:
+                os.fchown(fd, -1, _group_of(os.path.dirname(os.path.abspath(path))))
             os.fchmod(fd, stat.S_IMODE(status.st_mode) if status is not None else 0o640)
             file.write(text)
             file.flush()
@@ -236,6 +239,13 @@ def _write(path: str, text: str, status: os.stat_result | None) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _group_of(directory: str) -> int:
+    """The group for a new file: that of a directory of root's, as /etc/mta belongs to the group of the MTA, which has
+    to read the file; else none but root."""
+    status = os.stat(directory)
+    return status.st_gid if status.st_uid == 0 else 0
 
 
 @contextmanager

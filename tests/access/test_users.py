@@ -92,6 +92,18 @@ def test_changes_keep_the_rest(tmp_path: Path) -> None:
     assert "argon2" not in repr(entry)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to give files away")
+def test_a_file_that_root_makes_is_for_the_group_of_its_directory(tmp_path: Path) -> None:
+    """/etc/mta is root's and the MTA's group has to read what is in it; in a directory of another user it is root's."""
+    for owner, group in ((0, 12345), (12345, 0)):
+        place = tmp_path / str(owner)
+        place.mkdir()
+        os.chown(place, owner, 12345)
+        change(str(place / "users"), lambda entries: entries.update(a=Entry()))
+        status = (place / "users").stat()
+        assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, group, 0o640)
+
+
 def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
     """Hashes that anybody may read can be guessed by anybody."""
     path = tmp_path / "users"
