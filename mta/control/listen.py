@@ -104,8 +104,15 @@ def _bind_unix(listener: Listener, owner: Identity | None) -> socket.socket:
             sock.bind(wanted.host)
         finally:
             os.umask(before)
-        os.chown(wanted.host, owner.uid if owner else -1, gid, follow_symlinks=False)
+        try:
+            os.chown(wanted.host, owner.uid if owner else -1, gid, follow_symlinks=False)
+        except PermissionError:
+            raise StartError(NO_PERMISSION, f"cannot listen on {wanted}: our user is no member of the group "
+                             f"{listener.group!r}, so it cannot give it the socket") from None
         sock.listen(BACKLOG)
+    except StartError:
+        sock.close()
+        raise
     except OSError as error:
         sock.close()
         raise StartError(NO_PERMISSION if error.errno in (errno.EACCES, errno.EPERM) else UNAVAILABLE,

@@ -32,12 +32,13 @@ from mta.queue.shard import SPOOL_VERSION
 
 LOCK_WAIT_S: Final = ORPHAN_GRACE_S + ALARM_MARGIN_S + 3  # children of a dead supervisor are gone by then
 DIRECTORY_MODE: Final = 0o750  # the group of the MTA's user are its operators
+RUN_MODE: Final = 0o751  # others may have a socket of a listener in it; each socket has a mode of its own
 _LOCK_LOOK_S: Final = 0.05
 
 _log = logging.getLogger(__name__)
 
 
-def make_directory(path: str, what: str, owner: Identity | None) -> None:
+def make_directory(path: str, what: str, owner: Identity | None, mode: int = DIRECTORY_MODE) -> None:
     """Make a directory that is missing, with its parents, and give it to `owner`. Raises StartError.
 
     An existing one is left as it is: giving away what an option names by mistake would do harm.
@@ -50,7 +51,7 @@ def make_directory(path: str, what: str, owner: Identity | None) -> None:
                     parent.mkdir()
                     parent.chmod(0o755)  # whatever the umask
             directory.mkdir()
-            directory.chmod(DIRECTORY_MODE)
+            directory.chmod(mode)
             if owner is not None:
                 os.chown(directory, owner.uid, owner.gid)
     except OSError as error:

@@ -41,8 +41,10 @@ def prepare(config: Config, environment: MutableMapping[str, str]) -> Resources:
     os.umask(UMASK)
     _raise_open_files(config)
     locks = []
-    for path, what in ((config.spool, "spool"), (config.run, "runtime directory")):
-        spool.make_directory(path, what, become)
+    for path, what, mode in (
+        (config.spool, "spool", spool.DIRECTORY_MODE), (config.run, "runtime directory", spool.RUN_MODE)
+    ):
+        spool.make_directory(path, what, become, mode)
         locks.append(spool.take_lock(path, what, become))
     for pickup in config.pickup:
         spool.make_directory(pickup.directory, "pickup directory", become)

@@ -56,6 +56,8 @@ def test_directories_are_made_with_parents(tmp_path: Path) -> None:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o750
+    spool.make_directory(str(tmp_path / "run"), "runtime directory", None, spool.RUN_MODE)
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o751
     (tmp_path / "a").chmod(0o700)
     spool.make_directory(str(tmp_path / "a"), "spool", None)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700

@@ -79,6 +79,18 @@ def test_a_unix_socket_has_its_mode_and_replaces_a_dead_one(tmp_path: Path) -> N
     assert caught.value.exit_code == exits.CONFIG
 
 
+def test_a_group_that_we_are_not_in_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary user cannot give a socket to any group: the line says which, and nobody can connect."""
+    def refused(*arguments: object, **options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refused)
+    text = f"hostname: a.example\nlisteners: [{{smtp: 'unix:{tmp_path}/smtp', group: root}}]\n"
+    with pytest.raises(StartError, match="our user is no member of the group 'root'") as caught:
+        listen.listen(loads(text))
+    assert caught.value.exit_code == exits.NO_PERMISSION
+
+
 def test_what_is_put_in_place_of_a_unix_socket_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who can write into its directory cannot have another file made open, or given to the MTA, by root."""
     path, other = tmp_path / "smtp", tmp_path / "other"
