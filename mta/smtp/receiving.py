@@ -37,6 +37,9 @@ class Receiving(Conversation):
         except AddressError as error:
             self._refuse(replies.bad_address("5.1.7", f"Bad sender: {error}"))
             return
+        if sender.local and not sender.domain:  # only a recipient needs none (RFC 5321 4.1.1.3)
+            self._refuse(replies.bad_address("5.1.7", "Bad sender: the domain is missing"))
+            return
         envelope = Envelope(sender.text, helo=self._helo, esmtp=self._esmtp)
         if end != len(argument):
             try:

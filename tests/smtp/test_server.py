@@ -238,6 +238,7 @@ def test_bad_helo_names(name: str) -> None:
         ("MAIL FROM:<>", "250 2.1.0"),
         ("MAIL FROM:a@example.com", "501 5.1.7"),
         ("MAIL FROM:<a@example.com", "501 5.1.7"),
+        ("MAIL FROM:<postmaster>", "501 5.1.7"),
         ("MAIL FROM:<;id;>", "501 5.1.7"),
         ("MAIL FROM:<a\rb@example.com>", "501 5.1.7"),
         ("MAIL FROM:<a\x00b@example.com>", "501 5.1.7"),
