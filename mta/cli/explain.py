@@ -107,6 +107,9 @@ def _print(row: Explained, now_us: int) -> None:
             print(f"    numbers: {numbers}")
         if reason.remedy:
             print(f"    to change it: {printable(reason.remedy, 500)}")
+    for one in row.rules:
+        print(f"  {printable(one.text, 500)}; counted since {stamp(one.since_us)}")
+        print(f"    to change it: `mta rules show {printable(one.rule)}` shows the rule")
     for attempt in row.history:
         remote = f"{printable(attempt.remote)}: " if attempt.remote else ""
         print(f"  attempt {stamp(attempt.time_us)}  {remote}{printable(attempt.reply, 500)}")

@@ -10,7 +10,7 @@ import gevent.event
 
 from mta.control.explanation import SHOWN, Explained, Explanation
 from mta.control.protocol import MAX_ROWS, AttemptRow
-from mta.delivery import explain
+from mta.delivery import explain, rule_progress
 from mta.delivery.path import Path
 from mta.delivery.reason import Reason
 from mta.queue.ids import format_id, parse_id, shard_of
@@ -43,12 +43,13 @@ class Explaining:
                 rows = self._queues(glob.escape(name), lambda queue: True, with_deliveries=True)
             case "domain" | "name":
                 held = self._held(f"domain:{name}")
-                rows = [held] if held.reasons else []
+                rows = [held] if held.reasons or held.rules else []
                 rows += self._queues(f"*{glob.escape(name)}*", lambda queue: domain_of(queue) == name, True)
                 paths = self._paths(lambda path: _is_called(path, name)) if kind == "name" else []
                 rows += paths
+                rows = rows or self._forgotten(name)
             case "path":
-                rows = self._paths(lambda path: path.name == name)
+                rows = self._paths(lambda path: path.name == name) or self._forgotten(name)
             case "provider":
                 rows = [self._held(f"provider:{name}"), *self._paths(lambda path: path.provider == name)]
             case "source":
@@ -58,6 +59,7 @@ class Explaining:
                     f"*{glob.escape(name)}@*", lambda queue: tenant_of(queue) == name, False)]
             case _:
                 raise ValueError(f"nothing is known about a {kind!r:.40}")
+        self._count_rules(rows[:SHOWN])
         return Explanation(rows[:SHOWN], max(len(rows) - SHOWN, 0))
 
     # -- mail ----------------------------------------------------------------------------------------------------
@@ -108,11 +110,25 @@ class Explaining:
             state = "active" if in_flight else "ready"
         return Explained("path", path.name, state, reasons, in_flight=in_flight, connections=len(path.connections))
 
+    def _count_rules(self, rows: list[Explained]) -> None:
+        """How far the rules that count are, for the paths among `rows`. Waits for what other workers had."""
+        paths = [path for row in rows if row.what == "path" and (path := self._engine.paths.get(row.name)) is not None]
+        rule_progress.ask(self._engine, [path.name for path in paths])
+        counted = {path.name: rule_progress.of_path(self._engine, path) for path in paths}
+        for row in rows:
+            if row.what == "path":
+                row.rules = counted.get(row.name, row.rules)
+
+    def _forgotten(self, name: str) -> list[Explained]:
+        """A path that is not in memory any more, when rules count for it."""
+        rules = rule_progress.of_path_name(self._engine, name)
+        return [Explained("path", name, "idle", rules=rules)] if rules else []
+
     def _held(self, name: str) -> Explained:
         kind, _, rest = name.partition(":")
         reasons = explain.of_name(self._engine, name)
         return Explained(kind, rest, "suspended" if any(one.kind == "suspension" for one in reasons) else
-                         "ready" if reasons else "idle", reasons)
+                         "ready" if reasons else "idle", reasons, rules=rule_progress.of_name(self._engine, name))
 
     def _source(self, name: str) -> Explained:
         row = self._held(f"source:{name}")

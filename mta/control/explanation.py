@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mta.control.protocol import AttemptRow, Missing
+from mta.delivery import rule_progress
 from mta.delivery.reason import Reason, merge
 from mta.queue.ids import parse_id
 
@@ -37,6 +38,7 @@ class Explained:
     expires_us: int = 0
     attempts: int = 0
     history: list[AttemptRow] = field(default_factory=list)  # the last attempts, oldest first
+    rules: list[rule_progress.Progress] = field(default_factory=list)  # that count, and have not acted yet
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ def merged(answers: Iterable[Explanation], missing: list[Missing], limit: int = 
             else:
                 known.reasons = merge(known.reasons, row.reasons)
                 known.state = min(known.state, row.state, key=LIVELIEST.index)
+            known.rules = rule_progress.merge(known.rules, row.rules)
             known.deliveries += row.deliveries
             known.in_flight += row.in_flight
             known.connections += row.connections

@@ -415,6 +415,11 @@ class Limits:
         """
         return self._tallies.tally(rule, key, change, path, more)
 
+    def tallied(self, names: Sequence[tuple[str, str]], path: str = "") -> tuple[list[Tally | None], int]:
+        """What all counted for these rules under these keys, None for what nobody did, and the number of outcomes that
+        were told of `path`. For people."""
+        return self._tallies.tallied(names, path)
+
     def ask(self, path: str) -> bool:
         """Nudge the other workers to tell how many outcomes they had on `path`. Whether there are others."""
         others = self._tallies.ask(path)

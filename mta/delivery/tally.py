@@ -62,9 +62,7 @@ class Tally:
 
     def number(self, after: After, now_s: float) -> bool:
         """One more match. Whether there were enough; then they are forgotten."""
-        begin_s = now_s - after.window_s
-        # A time to come was measured before the clock was set back.
-        runs = [run for run in self.runs if begin_s < run[0] <= now_s]
+        runs = self._runs(after, now_s)
         if len(runs) >= EXACT and now_s - runs[-1][0] < after.window_s / EXACT:
             runs[-1][1] += 1
         else:
@@ -79,8 +77,7 @@ class Tally:
     def match(self, after: After, outcomes: int, now_s: float) -> tuple[bool, bool]:
         """One more match among so many outcomes. Whether a part of the time begins with it, and whether the share seems
         to be reached: `end` decides."""
-        number = int(now_s / after.window_s * SLICES)
-        slices = [part for part in self.slices if number - SLICES < part[0] <= number and part[2] <= outcomes]
+        number, slices = self._slices(after, outcomes, now_s)
         begun = not slices or slices[-1][0] != number
         if begun:
             slices.append([number, 0, outcomes - 1])
@@ -88,6 +85,20 @@ class Tally:
         self.slices = slices
         self.over_s = now_s + after.window_s
         return begun, self._reached(after, outcomes)
+
+    def counted(self, after: After, now_s: float) -> tuple[int, float]:
+        """How many matches there are now, and when the first of them was."""
+        runs = self._runs(after, now_s)
+        return int(sum(run[1] for run in runs)), runs[0][0] if runs else 0.0
+
+    def shared(self, after: After, outcomes: int, now_s: float) -> tuple[int, int, float]:
+        """How many matches there are now among how many outcomes, and when the part of the time with the first began.
+        """
+        _, slices = self._slices(after, outcomes, now_s)
+        if not slices:
+            return 0, 0, 0.0
+        matches = sum(part[1] for part in slices)
+        return matches, max(outcomes - slices[0][2], matches), slices[0][0] * after.window_s / SLICES
 
     def begin_at(self, outcomes: int) -> None:
         """So many outcomes were before the last part, all workers' told."""
@@ -100,6 +111,17 @@ class Tally:
             return False
         self.slices = []
         return True
+
+    def _runs(self, after: After, now_s: float) -> list[list[float]]:
+        """Those that count now. A time to come was measured before the clock was set back."""
+        begin_s = now_s - after.window_s
+        return [run for run in self.runs if begin_s < run[0] <= now_s]
+
+    def _slices(self, after: After, outcomes: int, now_s: float) -> tuple[int, list[list[int]]]:
+        """The number of the part of the time that is now, and the parts that count."""
+        number = int(now_s / after.window_s * SLICES)
+        return number, [part for part in self.slices
+                        if number - SLICES < part[0] <= number and part[2] <= outcomes]
 
     def _reached(self, after: After, outcomes: int) -> bool:
         if not self.slices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
@@ -26,6 +27,9 @@ def test_matches_are_counted_over_workers_and_restarts(make_mta: Callable[..., M
         for number in range(3):
             mta.send("x@x.test", ["u@strict.test"], message(number, "u@strict.test"))
         mta.wait_until(lambda: bounced() == 3, "three refusals")
+        said = mta.command("explain", "mx1.strict.test", check=False)
+        assert "rule odd has 3 of 5 matches for mx1.strict.test within 1h" in said, said
+        assert "with the last of them: suspend path for 1h" in said, said
         victim = mta.children()["worker"][0]
         os.kill(victim, signal.SIGKILL)
         mta.wait_until(lambda: victim not in mta.children()["worker"] and len(mta.children()["worker"]) == 2,
@@ -34,6 +38,9 @@ def test_matches_are_counted_over_workers_and_restarts(make_mta: Callable[..., M
         mta.wait_until(lambda: bounced() == 4, "the fourth refusal")
     assert not any(event["event"] == "suspended" for event in mta.events())
     with mta:
+        [row] = [json.loads(line) for line in mta.command("explain", "mx1.strict.test", "--json").splitlines()]
+        [odd] = row["rules"]
+        assert (odd["rule"], odd["matches"], odd["number"], odd["key"]) == ("odd", 4, 5, "mx1.strict.test")
         mta.send("x@x.test", ["u@strict.test"], message(4, "u@strict.test"))
         mta.wait_until(lambda: any(event["event"] == "suspended" for event in mta.events()), "the suspension")
     assert bounced() == 5
