@@ -161,12 +161,12 @@ class Connection(Approach):
                 try:
                     self._write()  # what the peer waits for does not wait for our disk
                 except WireError:
-                    dispatch.untouched(job)
+                    dispatch.put_back(path, job)
                     raise
-                if not dispatch.read_content(job):
+                if not dispatch.read_content(self, job):
                     continue
                 if not client.can_send:
-                    dispatch.untouched(job)
+                    dispatch.put_back(path, job)
                     break
             self.jobs.append(job)
             self.messages += 1

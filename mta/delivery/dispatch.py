@@ -52,7 +52,7 @@ class Dispatch:
             return None
         if len(path.lanes) > 1:
             self._take_turns(connection)
-        lane, scheduler, settler, pacing = connection.lane, engine.scheduler, engine.settler, engine.pacing
+        lane, scheduler, pacing = connection.lane, engine.scheduler, engine.pacing
         turns, claims, controls = lane.turns, path.claims, engine.controls
         if (path.message_rates or path.blocked) and (turns.count or claims) and not pacing.may_send(path):
             return None
@@ -91,35 +91,55 @@ class Dispatch:
                 if delivery.source and delivery.source != path.source.name and self._claimed(lane, queue, delivery):
                     self._not_taken(tenant)
                     continue
-            if delivery.avoid and self._goes_elsewhere(connection, queue, delivery):
+            try:
+                job = self._begin(connection, queue, delivery, tenant, now_us)
+            except Exception:
+                log.exception("bug: %s for %s cannot be begun", format_id(delivery.message.id), delivery.domain)
                 self._not_taken(tenant)
-                if not connection.stopping:
-                    continue
+                self._leave_alone(lane, queue, delivery)
+                continue
+            if job is not None:
+                return job
+            self._not_taken(tenant)
+            if connection.stopping:
                 if path.message_rates:
                     pacing.send_back(path)
                 return None
-            if queue.each and controls.stops(queue, delivery):
-                self._not_taken(tenant)
-                continue
-            if settler.expired(delivery, now_us):
-                self._not_taken(tenant)
-                self.conclude(queue, delivery, partial(settler.expire, delivery, path.reason))
-                continue
-            if delivery.message.wishes is not None and delivery.message.is_held(now_us):
-                self._not_taken(tenant)
-                self.conclude(queue, delivery, partial(settler.hold, delivery))
-                continue
-            at_most = path.shaping.recipients_per_message
-            in_all = path.shaping.recipients_per_connection
-            if in_all is not None and in_all - connection.recipients < at_most:
-                at_most = in_all - connection.recipients
-            rcpt_max = connection.client.capabilities.rcpt_max
-            if rcpt_max and rcpt_max < at_most:
-                at_most = rcpt_max
-            transaction = transaction_for(delivery, at_most)
-            if delivery.message.wishes is not None:
-                ask_for_time(transaction, delivery.message.wishes, path.shaping, now_us)
-            return Job(queue, delivery, transaction, engine.monotonic(), delivery.message.content is None, tenant)
+
+    def _begin(self, connection: Connection, queue: Queue, delivery: Delivery, tenant: str, now_us: int) -> Job | None:
+        """The transaction of a delivery whose turn has come; None when it is not to be tried now, which is done then.
+        Hot path."""
+        engine, path = self._engine, connection.path
+        if delivery.avoid and self._goes_elsewhere(connection, queue, delivery):
+            return None
+        if queue.each and engine.controls.stops(queue, delivery):
+            return None
+        settler = engine.settler
+        if settler.expired(delivery, now_us):
+            self.conclude(queue, delivery, partial(settler.expire, delivery, path.reason))
+            return None
+        if delivery.message.wishes is not None and delivery.message.is_held(now_us):
+            self.conclude(queue, delivery, partial(settler.hold, delivery))
+            return None
+        at_most = path.shaping.recipients_per_message
+        in_all = path.shaping.recipients_per_connection
+        if in_all is not None and in_all - connection.recipients < at_most:
+            at_most = in_all - connection.recipients
+        rcpt_max = connection.client.capabilities.rcpt_max
+        if rcpt_max and rcpt_max < at_most:
+            at_most = rcpt_max
+        transaction = transaction_for(delivery, at_most)
+        if delivery.message.wishes is not None:
+            ask_for_time(transaction, delivery.message.wishes, path.shaping, now_us)
+        return Job(queue, delivery, transaction, engine.monotonic(), delivery.message.content is None, tenant)
+
+    def _leave_alone(self, lane: Lane, queue: Queue, delivery: Delivery) -> None:
+        """A bug came in the way of a delivery in flight. Wherever that was, nobody else has it, and it waits."""
+        for path in lane.paths:
+            if (queue, delivery) in path.claims:
+                path.claims.remove((queue, delivery))
+        if queue.in_flight.get(delivery.key) is delivery:  # else it was ended or put back before
+            self._put_off(queue, delivery)
 
     def _not_taken(self, tenant: str) -> None:
         if tenant:
@@ -197,15 +217,41 @@ class Dispatch:
             delivery.source = ""
             self._engine.scheduler.put_back(queue, delivery)
 
-    def read_content(self, job: Job) -> bool:
-        """Read the content of a message that is not in memory. Whether there is one; if not, its delivery is settled.
+    def read_content(self, connection: Connection, job: Job) -> bool:
+        """Read the content of a message that is not in memory. Whether `job` may go over `connection` then; if not, all
+        is done about its delivery. Waits.
 
-        A damaged one leaves the queue; one that cannot be read now waits for its next attempt.
+        A damaged one leaves the queue; one that cannot be read now waits for its next attempt. While the disk was
+        waited for its path may have been suspended, its queue paused, the connection told to end: then it goes back.
         """
-        taken = self._read(job)
-        if not taken:
-            self._not_taken(job.tenant)
-        return taken
+        path = connection.path
+        was_blocked = path.blocked
+        if not self._read(job):
+            self._not_begun(path, job)
+            return False
+        engine, queue, controls = self._engine, job.queue, self._engine.controls
+        in_time = engine.pacing.await_sending(path, job.tenant, job.started_s)
+        if (not in_time or engine.stopping or connection.stopping or engine.choked()
+                or path.suspended_until_us > engine.clock_us() or (path.blocked and not was_blocked)
+                or (queue.book is not controls.book and not controls.admits(queue))
+                or (engine.holds.on_queues and engine.holds.until(queue))):
+            self.put_back(path, job)
+            return False
+        if queue.each and controls.stops(queue, job.delivery):
+            self._not_begun(path, job)
+            return False
+        job.started_s = engine.monotonic()  # the time of our disk is not the receiver's
+        return True
+
+    def put_back(self, path: Path, job: Job) -> None:
+        """`job` is not begun after all: nothing of it has been sent, and the rights that it had are given back."""
+        self._not_begun(path, job)
+        self._engine.scheduler.put_back(job.queue, job.delivery)
+
+    def _not_begun(self, path: Path, job: Job) -> None:
+        if path.message_rates:
+            self._engine.pacing.send_back(path)
+        self._not_taken(job.tenant)
 
     def _read(self, job: Job) -> bool:
         engine = self._engine

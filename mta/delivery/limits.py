@@ -328,6 +328,11 @@ class Limits:
         """
         return self._rates.reserve(buckets, count)
 
+    def use_late(self, buckets: Sequence[Bucket]) -> bool:
+        """What `reserve` gave is used only now: the next ones are reckoned from now on. False: others have gone since,
+        and this would come on top of them. Then `hand_back`, and begin anew."""
+        return self._rates.use_late(buckets)
+
     def hand_back(self, buckets: Sequence[Bucket], count: int = 1) -> None:
         """What `reserve` gave is not used after all: the `count` messages that were taken, or the place in line.
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mta.delivery.lane import Lane
 
 EARLY_S: Final = 0.001  # a timer may be so much early
-OPENING_S: Final = 5.0  # that a connection which holds all it needs may wait for its rate
+OPENING_S: Final = 5.0  # that a connection, or a message, which holds all it needs may wait for its rate
 UNCOUNTED: Final = 1 << 40  # more than any queue has
 
 
@@ -115,6 +115,26 @@ class Pacing:
     def send_back(self, path: Path) -> None:
         """What `may_send` took was not used."""
         self._engine.limits.hand_back(path.message_rates)
+
+    def await_sending(self, path: Path, tenant: str, taken_s: float) -> bool:
+        """A message is about to go by the rights taken at `taken_s`, which waited for the disk. Late ones count from
+        now on; where others have gone meanwhile they are taken once more, and waited for, as the content is here now.
+        False: that would be long, so they are lost."""
+        limited = self.tenants.get(tenant) if tenant else None
+        for rates in (path.message_rates, limited.buckets if limited is not None else ()):
+            if rates and self._engine.monotonic() - taken_s > min([bucket.fresh for bucket in rates]) and not (
+                    self._engine.limits.use_late(rates) or self._retake(rates)):
+                return False
+        return True
+
+    def _retake(self, rates: Sequence[Bucket]) -> bool:
+        engine = self._engine
+        until_s = engine.monotonic() + OPENING_S
+        while at_s := engine.limits.reserve(rates):
+            if at_s > until_s or engine.stopping:
+                return False
+            engine.hub.sleep(max(at_s - engine.monotonic(), 0.0) + EARLY_S)
+        return True
 
     def may_open(self, path: Path) -> bool:
         """The same for a new connection."""

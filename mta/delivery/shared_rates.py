@@ -120,6 +120,32 @@ class SharedRates:
             txn.put(keys[number], levels[number].encode(holding))
         return at
 
+    def use_late(self, buckets: Sequence[Bucket]) -> bool:
+        """See `Limits.use_late`."""
+        if not buckets:
+            return True
+        hand = self._hands.get(tuple([bucket.name for bucket in buckets]))
+        if hand is None or not hand.is_for(buckets) or len(hand.used) != len(buckets):
+            return False
+        now = time.monotonic()
+        try:
+            with self._env.begin(write=True) as txn:
+                keys = [limit_table.LEVEL + limit_table.key_of(bucket.name) for bucket in buckets]
+                records = [txn.get(key) for key in keys]
+                levels = [Level() if record is None else Level.decode(record, bucket, now)
+                          for record, bucket in zip(records, buckets, strict=True)]
+                if [level.used for level in levels] != hand.used:
+                    return False
+                for key, bucket, level in zip(keys, buckets, levels, strict=True):
+                    level.used = max(level.used, now + bucket.spacing)
+                    txn.put(key, level.encode(bucket))
+                hand.used = [level.used for level in levels]
+                hand.left = 0
+        except lmdb.Error as error:
+            limit_table.cope(self._env, error)
+            return False
+        return True
+
     def hand_back(self, buckets: Sequence[Bucket], count: int) -> None:
         """See `Limits.hand_back`."""
         hand = self._hands.pop(tuple([bucket.name for bucket in buckets]), None)

@@ -22,6 +22,7 @@ from copy import deepcopy  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
+import gevent.event  # noqa: E402
 import gevent.select  # noqa: E402
 from gevent.server import StreamServer  # noqa: E402
 
@@ -30,7 +31,7 @@ from mta.config.schema import Bounces, Config, Retry, ShapingRules  # noqa: E402
 from mta.config.schema import Delivery as DeliverySettings  # noqa: E402
 from mta.config.shaping import DefaultLayer, DomainLayer, ProviderLayer, Shaping  # noqa: E402
 from mta.config.units import Duration  # noqa: E402
-from mta.delivery import ageing, connecting, connection, dispatch, engine, ways, wire  # noqa: E402
+from mta.delivery import ageing, connecting, connection, controls, dispatch, engine, ways, wire  # noqa: E402
 from mta.delivery.clock import ClockWatch  # noqa: E402
 from mta.delivery.explain import standing, why_not_now  # noqa: E402
 from mta.delivery.leases import Refusal  # noqa: E402
@@ -40,6 +41,7 @@ from mta.delivery.routing import Addresses, Host, Route, RouteFailure  # noqa: E
 from mta.delivery.settle import Settler, Verdict  # noqa: E402
 from mta.delivery.tally import Tally  # noqa: E402
 from mta.queue.index import QueueTotals  # noqa: E402
+from mta.queue.orders import Order, Orders  # noqa: E402
 from mta.queue.records import Delivery, Message, Recipient  # noqa: E402
 from mta.queue.store import Transaction  # noqa: E402
 
@@ -422,6 +424,96 @@ def lost_before_a_cold_delivery() -> None:
     world.engine.scheduler._wake(0, "d.test", 0)
     world.until(world.drained)
     assert broken
+
+
+def content_that_comes_late_from_disk() -> None:
+    """What is decided while the disk is waited for counts: a message of a path that was suspended, of a queue that was
+    paused or whose domain is suspended, or on a connection that is to end, goes back untouched and counts no attempt.
+    When it may go it goes."""
+    def suspend_path(world: World) -> Callable[[], None]:
+        path = world.engine.paths["mx.d.test"]
+        path.suspend(world.clock_us() + 10**9, "told meanwhile", "operator", world.clock_us())
+        world.engine.keeper.clear(path)
+        return lambda: world.engine.keeper.free("operator", lambda one: one is path)
+
+    def suspend_domain(world: World) -> Callable[[], None]:
+        world.engine.holds.suspend("domain:d.test", 3600, "operator", "told meanwhile")
+        return lambda: world.engine.holds.lift("domain:d.test", "operator")
+
+    def pause_queue(world: World) -> Callable[[], None]:
+        hand = world.engine.controls
+        hand.take(Orders(1, (Order(1, "pause", "ops", world.clock_us(), "domain=d.test"),)))
+        return lambda: hand.take(Orders(2))  # type: ignore[return-value]
+
+    def end_connection(world: World) -> Callable[[], None]:
+        [one] = world.engine.paths["mx.d.test"].connections
+        one.stopping = True
+        return lambda: None
+
+    controls.SETTLE_S = 0.0  # type: ignore[misc]
+    for happens in (suspend_path, suspend_domain, pause_queue, end_connection):
+        world = World(shaping=shaping(connections=1))
+        world.make(domain="other.test")
+        world.until(world.drained)
+        reading, read = gevent.event.Event(), gevent.event.Event()
+
+        def slowly(store: Any, message: Message, reading: Any = reading, read: Any = read) -> bytes:
+            reading.set()
+            read.wait(10.0)
+            return CONTENT
+
+        world.engine.read_body = slowly  # type: ignore[assignment]
+        taken = len(world.taken)
+        world.make(fresh=False)
+        world.engine.scheduler._wake(0, "d.test", 0)
+        assert reading.wait(10.0)
+        lift = happens(world)
+        read.set()
+        if happens is not end_connection:
+            world.until(lambda world=world: not world.engine.scheduler.queues)
+            assert len(world.taken) == taken, happens.__name__
+            assert world.shelf.told("delivered") == 1
+        lift()
+        world.until(world.drained)
+        assert len(world.taken) == taken + 1
+        assert [event["attempt"] for event in world.shelf.events if event["event"] == "delivered"] == [1, 1]
+        if happens is end_connection:
+            assert world.connections == 3, world.connections  # of which the second carried nothing
+
+
+def a_bug_in_beginning() -> None:
+    """An exception after a delivery was taken from its queue makes that one wait, and is logged; no attempt is counted,
+    nothing stays in flight or counted for its tenant, and the others go over the same connection."""
+    dispatch.PUT_OFF_S = 0.1
+    said: list[str] = []
+    dispatch.log.addHandler(listening := logging.Handler())
+    listening.emit = lambda record: said.append(record.getMessage())  # type: ignore
+    for place in ("expired", "transaction_for", "_goes_elsewhere"):
+        world = World(shaping=shaping(connections=1))
+        failed: list[Delivery] = []
+        owner: Any = {"expired": world.settler, "transaction_for": dispatch,
+                      "_goes_elsewhere": world.engine.dispatch}[place]
+        real = getattr(owner, place)
+
+        def fails(*args: Any, failed: Any = failed, real: Any = real) -> Any:
+            if not failed:
+                failed.append(args)
+                raise RuntimeError("bug")
+            return real(*args)
+
+        setattr(owner, place, fails)
+        said.clear()
+        for _ in range(3):
+            one = world.make(fresh=False)
+            if place == "_goes_elsewhere":
+                one.avoid = world.shelf.stored[one.key].avoid = ("host:mx.elsewhere.test",)
+            world.engine.scheduler.add(0, one)
+        world.until(world.drained)
+        setattr(owner, place, real)
+        assert [line.partition(":")[0] for line in said] == ["bug"], said
+        assert len(world.taken) == 3
+        assert world.connections <= 2, world.connections
+        assert {event["attempt"] for event in world.shelf.events} == {1}
 
 
 def a_bug_in_settling() -> None:

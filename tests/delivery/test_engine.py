@@ -12,7 +12,8 @@ import pytest
 
 SCENARIOS = (
     "a_family_that_the_kernel_lacks", "no_descriptors", "a_bound_of_descriptors", "a_bug_while_opening",
-    "lost_before_a_cold_delivery", "a_bug_in_settling", "expired_once", "one_outage_is_one_failure",
+    "lost_before_a_cold_delivery", "a_bug_in_settling", "a_bug_in_beginning",
+    "content_that_comes_late_from_disk", "expired_once", "one_outage_is_one_failure",
     "a_limit_over_a_provider_holds_over_its_sites", "recipients_of_a_connection",
     "expiry_by_destination", "a_poisonous_message", "a_reload_while_a_route_is_looked_up",
     "a_failed_lookup_is_believed_as_long_as_it_is_remembered",

@@ -152,6 +152,24 @@ def test_what_was_kept_too_long_is_not_used(crew: list[Limits], clock: Clock) ->
     assert hand.used[0] > used_before[0]
 
 
+def test_what_is_used_late_counts_from_then(crew: list[Limits], clock: Clock) -> None:
+    """A right that waited for a disk: the next message is reckoned from its use, whoever stands in line for it; and
+    when others have gone since it is lost."""
+    bucket = (Bucket("path", 1, 1.0),)
+    assert crew[0].reserve(bucket) == 0.0
+    place = crew[1].reserve(bucket)
+    assert place == clock.now + bucket[0].spacing - bucket[0].ahead
+    clock.now += 0.5
+    assert crew[0].use_late(bucket)
+    clock.now = place
+    again = crew[1].reserve(bucket)
+    assert again == place + 0.5
+    assert not crew[1].use_late(bucket)  # a place is no right
+    clock.now = again
+    assert crew[1].reserve(bucket) == 0.0
+    assert not crew[0].use_late(bucket)
+
+
 def test_unused_buckets_leave_the_table(crew: list[Limits], clock: Clock) -> None:
     """However many paths there were in the course of time: those of today and some of yesterday are in it."""
     for number in range(2000):
