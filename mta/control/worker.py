@@ -202,6 +202,8 @@ class Worker:
         self.watch.start()
         # After the service: who writes a new order down later than we read finds us, and tells us.
         self.engine.controls.begin(self.written_orders())
+        self.engine.pacing.begin()
+        self.engine.pacing.await_counts(self.child.setup.workers)
         self.engine.start()
         self._listening = gevent.spawn(self._listen_to_nudges)
         for listener in self.listeners:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mta.delivery.engine import Engine
     from mta.delivery.lane import Lane
     from mta.delivery.openings import Line
+    from mta.delivery.pacing import Right
     from mta.delivery.path import Path
 
 QUIT_READS = 10
@@ -42,7 +43,7 @@ class Job:
     transaction: Transaction
     started_s: float
     cold: bool  # its content has to be read from disk
-    tenant: str = ""  # whose limits it was taken by; empty when there are none
+    right: Right | None = None  # by the limits of its tenant; None when there are none
     marked: bool = False  # its content was sent: after a crash it may be a duplicate
 
 

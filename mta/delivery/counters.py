@@ -2,8 +2,9 @@
 
 Pure arithmetic on one record of the table of limits. With a *period* the count begins again at 0 when a new one begins:
 periods are counted from the epoch, so a day is a calendar day in UTC, which is what operators and mailbox providers
-mean by "per day" (a rate such as 1000/d is the rolling kind). Without one it is a level that goes up and down, and
-each worker's part is kept apart: that of a worker which has died falls away, and the new one counts again what it has.
+mean by "per day" (a rate such as 1000/d is the rolling kind). Without one it goes up and down, and each worker's part
+is kept apart. A *level* is what workers have in hand, as sessions: the part of one which has died falls away. A *stock*
+lies on their disks: the part stays until the worker that comes after has counted again and says how much it is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgpack
 
 DAY_S: Final = 86_400
 LEVEL: Final = 0  # the period of a count that does not begin again
+STOCK: Final = -1  # the same of one that outlives the worker
 
 
 def window_of(now_us: int, period_s: int) -> int:
@@ -43,8 +45,8 @@ class Counter:
         return cls(name, period_s, window, parts)
 
     def encode(self) -> bytes | None:
-        """The form in the table; None when it is no more than 0."""
-        parts = {worker: part for worker, part in self.parts.items() if part}
+        """The form in the table; None when it is no more than 0. Of a stock 0 is known, too."""
+        parts = {worker: part for worker, part in self.parts.items() if part or self.period_s == STOCK}
         if not parts:
             return None
         packed: bytes = msgpack.packb([self.name, self.period_s, self.window, parts])
@@ -57,7 +59,7 @@ class Counter:
 
     def begin(self, now_us: int) -> None:
         """Begin again if a new period has begun. A clock that is set back over the end of a period ends none."""
-        if self.period_s:
+        if self.period_s > 0:
             window = window_of(now_us, self.period_s)
             if window != self.window and window != self.window - 1:
                 self.window = window
@@ -65,12 +67,12 @@ class Counter:
 
     def is_over(self, now_us: int) -> bool:
         """Whether it is of a period that has passed."""
-        return bool(self.period_s) and window_of(now_us, self.period_s) > self.window
+        return self.period_s > 0 and window_of(now_us, self.period_s) > self.window
 
     def add(self, worker: int, count: int, limit: int | None) -> bool:
         """Count so many more, or fewer, which is never refused. False when the total would be above the limit."""
         if count > 0 and limit is not None and self.total + count > limit:
             return False
-        part = -1 if self.period_s else worker
+        part = -1 if self.period_s > 0 else worker
         self.parts[part] = max(self.parts.get(part, 0) + count, 0)
         return True

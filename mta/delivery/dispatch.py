@@ -17,6 +17,7 @@ from mta.delivery.connection import Connection, Job, ask_for_time, transaction_f
 from mta.delivery.fairness import PRIORITIES
 from mta.delivery.lane import Lane
 from mta.delivery.outcome import Outcome, delivered_to_all, judge
+from mta.delivery.pacing import Right
 from mta.delivery.path import Path
 from mta.delivery.settle import EARLY, Verdict
 from mta.queue.ids import format_id
@@ -57,15 +58,15 @@ class Dispatch:
         if (path.message_rates or path.blocked) and (turns.count or claims) and not pacing.may_send(path):
             return None
         while True:
-            tenant = ""
+            right: Right | None = None
             if claims:
                 queue, delivery = claims.popleft()
                 if queue.book is not controls.book and not controls.admits(queue):
                     scheduler.put_back(queue, delivery)
                     continue
                 if queue.tenant in pacing.tenants:
-                    tenant = queue.tenant
-                    if not pacing.take(tenant, lane):
+                    right = pacing.take(queue.tenant, lane)
+                    if right is None:
                         scheduler.put_back(queue, delivery)
                         continue
             else:
@@ -78,35 +79,36 @@ class Dispatch:
                 if queue.book is not controls.book and not controls.admits(queue):
                     continue
                 if queue.tenant in pacing.tenants:
-                    tenant = queue.tenant
-                    if not pacing.take(tenant, lane):
+                    right = pacing.take(queue.tenant, lane)
+                    if right is None:
                         continue
                 popped = scheduler.pop(queue)
                 if not queue.ready:
                     turns.discard(queue)
                 if popped is None:
-                    self._not_taken(tenant)
+                    self._not_taken(right)
                     continue
                 delivery = popped
                 if delivery.source and delivery.source != path.source.name and self._claimed(lane, queue, delivery):
-                    self._not_taken(tenant)
+                    self._not_taken(right)
                     continue
             try:
-                job = self._begin(connection, queue, delivery, tenant, now_us)
+                job = self._begin(connection, queue, delivery, right, now_us)
             except Exception:
                 log.exception("bug: %s for %s cannot be begun", format_id(delivery.message.id), delivery.domain)
-                self._not_taken(tenant)
+                self._not_taken(right)
                 self._leave_alone(lane, queue, delivery)
                 continue
             if job is not None:
                 return job
-            self._not_taken(tenant)
+            self._not_taken(right)
             if connection.stopping:
                 if path.message_rates:
                     pacing.send_back(path)
                 return None
 
-    def _begin(self, connection: Connection, queue: Queue, delivery: Delivery, tenant: str, now_us: int) -> Job | None:
+    def _begin(self, connection: Connection, queue: Queue, delivery: Delivery, right: Right | None,
+               now_us: int) -> Job | None:
         """The transaction of a delivery whose turn has come; None when it is not to be tried now, which is done then.
         Hot path."""
         engine, path = self._engine, connection.path
@@ -131,7 +133,7 @@ class Dispatch:
         transaction = transaction_for(delivery, at_most)
         if delivery.message.wishes is not None:
             ask_for_time(transaction, delivery.message.wishes, path.shaping, now_us)
-        return Job(queue, delivery, transaction, engine.monotonic(), delivery.message.content is None, tenant)
+        return Job(queue, delivery, transaction, engine.monotonic(), delivery.message.content is None, right)
 
     def _leave_alone(self, lane: Lane, queue: Queue, delivery: Delivery) -> None:
         """A bug came in the way of a delivery in flight. Wherever that was, nobody else has it, and it waits."""
@@ -141,9 +143,9 @@ class Dispatch:
         if queue.in_flight.get(delivery.key) is delivery:  # else it was ended or put back before
             self._put_off(queue, delivery)
 
-    def _not_taken(self, tenant: str) -> None:
-        if tenant:
-            self._engine.pacing.give_back(tenant)
+    def _not_taken(self, right: Right | None) -> None:
+        if right is not None:
+            self._engine.pacing.give_back(right)
 
     def _take_turns(self, connection: Connection) -> None:
         """Several pools use this path: of the lanes with mail of the highest priority each has one message in turn."""
@@ -230,9 +232,10 @@ class Dispatch:
             self._not_begun(path, job)
             return False
         engine, queue, controls = self._engine, job.queue, self._engine.controls
-        in_time = engine.pacing.await_sending(path, job.tenant, job.started_s)
+        in_time = engine.pacing.await_sending(path, job.right, job.started_s)
         if (not in_time or engine.stopping or connection.stopping or engine.choked()
                 or path.suspended_until_us > engine.clock_us() or (path.blocked and not was_blocked)
+                or engine.pacing.lacks(queue.tenant, job.right)
                 or (queue.book is not controls.book and not controls.admits(queue))
                 or (engine.holds.on_queues and engine.holds.until(queue))):
             self.put_back(path, job)
@@ -251,7 +254,7 @@ class Dispatch:
     def _not_begun(self, path: Path, job: Job) -> None:
         if path.message_rates:
             self._engine.pacing.send_back(path)
-        self._not_taken(job.tenant)
+        self._not_taken(job.right)
 
     def _read(self, job: Job) -> bool:
         engine = self._engine
@@ -274,7 +277,7 @@ class Dispatch:
 
     def untouched(self, job: Job) -> None:
         """The connection cannot carry `job` after all."""
-        self._not_taken(job.tenant)
+        self._not_taken(job.right)
         self._engine.scheduler.put_back(job.queue, job.delivery)
 
     def mark_in_flight(self, job: Job) -> None:
@@ -307,8 +310,8 @@ class Dispatch:
     def _was_taken(self, connection: Connection, job: Job, took_s: float) -> None:
         """What follows for others from a message that all of its recipients got. Hot path."""
         path, now_s = connection.path, job.started_s + took_s
-        if job.tenant:
-            self._engine.pacing.ended(job.tenant)
+        if job.right is not None:
+            self._engine.pacing.ended(job.right)
         connection.completed += 1
         path.succeeded(now_s)
         if took_s >= SLOW_S or not path.prompt:
@@ -319,8 +322,8 @@ class Dispatch:
         """What came of any other transaction, and what follows for others from that."""
         transaction, delivery, path = job.transaction, job.delivery, connection.path
         now_s = job.started_s + took_s
-        if job.tenant:
-            self._engine.pacing.ended(job.tenant)
+        if job.right is not None:
+            self._engine.pacing.ended(job.right)
         outcome = judge(transaction, connection.completed > 0, delivery.losses,
                         self._engine.reactions.judge_of(path))
         if not transaction.lost and outcome.host_failure is None:

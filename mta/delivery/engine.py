@@ -139,7 +139,8 @@ class Engine:
         self.hub.spawn(self._keep_time)
         self.hub.spawn(self.ageing.run)
         self.deadlines.start()
-        self.pacing.count_queues()
+        if not self.pacing.started:  # else that was waited for
+            self.pacing.begin()
         self.holds.start()
         self.keeper.start()
         self._alarm.set()

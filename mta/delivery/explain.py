@@ -321,6 +321,9 @@ def _ours(engine: Engine, shard: int, lane: Lane | None) -> Reason | None:
     trouble = engine.stores[shard].trouble()
     if trouble is not None:
         return Reason("disk", trouble, remedy="make room on the spool's disk")
+    if engine.limits.trouble:
+        return Reason("table", f"the table of limits cannot be written: {engine.limits.trouble}",
+                      remedy="make room in the runtime directory (`run`)")
     if engine.choked():  # by another shard
         return Reason("disk", "the spool's disk does not keep up, outcomes cannot be written down",
                       remedy="a faster disk, or less other use of it")

@@ -113,7 +113,7 @@ def gather(limits: Limits, now_us: int, pause: Callable[[], None] = lambda: None
             counter = Counter.decode(record)
             if counter.is_over(now_us):
                 over.append((key, record))
-            elif counter.period_s:
+            elif counter.period_s > 0:
                 learnt.counters.append(record)
         _remove(env, over)
         pause()
@@ -152,11 +152,14 @@ def _of_worth(state: PathState, now_us: int) -> PathState:
 
 
 def _remove(env: Any, over: list[tuple[bytes, bytes]]) -> None:
-    if over:
+    def remove() -> None:
         with env.begin(write=True) as txn:
             for key, record in over:
                 if txn.get(key) == record:
                     txn.delete(key)
+
+    if over:
+        limit_table.persist(env, remove)
 
 
 def write(spool: str, data: bytes) -> None:
@@ -201,7 +204,7 @@ def restore(run: str, spool: str, now_us: int) -> None:
         learnt, saved_us = Learnt.decode(path.read_bytes())
         limits = Limits(run, None)
         try:
-            fill(limits, learnt, saved_us, now_us)
+            limit_table.persist(limits.table, lambda: fill(limits, learnt, saved_us, now_us))
         finally:
             limits.close()
     except FileNotFoundError:

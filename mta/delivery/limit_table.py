@@ -22,9 +22,10 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import lmdb
 import msgpack
@@ -49,6 +50,8 @@ _BOOT: Final = b"B"
 _LONGEST_KEY: Final = 500  # LMDB takes 511
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def open_table(directory: Path) -> Any:
@@ -80,21 +83,68 @@ def _open(directory: Path, size: int, writemap: bool) -> Any:
                      writemap=writemap)
 
 
-def cope(env: Any, error: lmdb.Error) -> None:
-    """An operation failed and left no trace. Do what helps the next one: give the table more room if it is full."""
+def cope(env: Any, error: lmdb.Error) -> bool:
+    """An operation failed and left no trace. Do what helps the next one: give the table more room if it is full.
+    Whether that helped; if not, `trouble` says what is wrong, and the log did when it began."""
+    why = str(error)
     try:
         if isinstance(error, lmdb.MapResizedError):  # another process gave it more
             env.set_mapsize(0)
-            return
+            return True
         if isinstance(error, lmdb.MapFullError):
             path = Path(env.path(), "data.mdb")
             size = min(max(env.info()["map_size"] * 2, path.stat().st_size), SIZE_MOST)
             if size > env.info()["map_size"] and _allocate(path, size):
                 env.set_mapsize(size)
-                return
+                return True
     except (lmdb.Error, OSError) as trouble:
-        log.error("table of limits: %s", trouble)
-    log.error("table of limits: %s", error)
+        why = f"{why}; {trouble}"
+    _trouble.failed(why)
+    return False
+
+
+def persist(env: Any, operation: Callable[[], T]) -> T:
+    """Do what is done once and cannot be put off, again as long as the table can be given more room. Raises lmdb.Error.
+    """
+    while True:
+        try:
+            return operation()
+        except lmdb.Error as error:
+            if not cope(env, error):
+                raise
+
+
+def trouble() -> str:
+    """Why this process could not write the table lately; empty when it can."""
+    return _trouble.why
+
+
+def works() -> None:
+    """An operation succeeded. Call it now and then."""
+    _trouble.worked()
+
+
+class _Trouble:
+    """The times when the table could not be written: one line in the log when one begins, one when it is over."""
+
+    def __init__(self) -> None:
+        self.why = ""
+        self._failures = 0
+
+    def failed(self, why: str) -> None:
+        self._failures += 1
+        if not self.why:
+            log.error("the table of limits cannot be written: %s; no new connections and no messages by a rate until "
+                      "it can, and what comes in is counted later", why)
+        self.why = why
+
+    def worked(self) -> None:
+        if self.why:
+            log.warning("the table of limits can be written again, after %d failures: %s", self._failures, self.why)
+            self.why, self._failures = "", 0
+
+
+_trouble = _Trouble()  # one table is open in a process
 
 
 def boot_id() -> bytes:
@@ -169,10 +219,13 @@ def records(txn: Any, kind: bytes, position: bytes, count: int) -> tuple[list[tu
 
 def walk(env: Any, kind: bytes, batch: int) -> Iterator[list[tuple[bytes, bytes]]]:
     """All records of a kind, in pieces; the table is free for others between two of them."""
+    def read(position: bytes) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        with env.begin(write=True) as txn:  # not a reader: a killed one would keep old pages for ever
+            return records(txn, kind, position, batch)
+
     position: bytes | None = kind
     while position is not None:
-        with env.begin(write=True) as txn:  # not a reader: a killed one would keep old pages for ever
-            piece, position = records(txn, kind, position, batch)
+        piece, position = persist(env, partial(read, position))
         yield piece
 
 

@@ -43,10 +43,11 @@ from typing import Any, Final, NamedTuple, TypeVar
 import lmdb
 
 from mta.delivery import limit_table
-from mta.delivery.counters import DAY_S, LEVEL, Counter
+from mta.delivery.counters import DAY_S
 from mta.delivery.leases import FIRM_FIRST_S, Leases, Refusal
 from mta.delivery.pathstate import PathState
 from mta.delivery.rates import Bucket
+from mta.delivery.shared_counters import SharedCounters
 from mta.delivery.shared_rates import SharedRates
 from mta.delivery.shared_states import SharedStates, all_states
 from mta.delivery.shared_tallies import SharedTallies
@@ -103,8 +104,16 @@ class Limits:
         except lmdb.Error as error:
             raise OSError(errno.EIO, f"table of limits: {error}", str(directory)) from error
         self._rates = SharedRates(self._env)
+        self._counters = SharedCounters(self._env, self._worker)
         self._states = SharedStates(self._env, self._worker)
         self._tallies = SharedTallies(self._env, self._worker)
+
+    @property
+    def trouble(self) -> str:
+        """Why the table cannot be written; empty when it can. Until then no lease and no right of a rate is given, as
+        limits have to hold; who waits asks again within a second. What is counted is let through, and counted later.
+        """
+        return limit_table.trouble()
 
     @property
     def table(self) -> Any:
@@ -313,6 +322,20 @@ class Limits:
                 return state.name
         return None
 
+    def adopt(self, name: str, limit: int, count: int) -> bool:
+        """Hold `count` leases of `name` for what is in use already, as its limit is new. They may be more than the
+        limit: then nobody gets one until they have gone down to it. Whether the table took it."""
+        try:
+            with self._env.begin(write=True) as txn:
+                state = limit_table.load(txn, name, limit)
+                state.limit = limit
+                state.of(self._worker).held += count
+                limit_table.save(txn, state)
+        except lmdb.Error as error:
+            limit_table.cope(self._env, error)
+            return False
+        return True
+
     # -- rates and counters --------------------------------------------------------------------------------------
 
     def reserve(self, buckets: Sequence[Bucket], count: int = 1) -> float:
@@ -345,38 +368,24 @@ class Limits:
 
         Begins again with each period, which is reckoned from the epoch: a day is a calendar day in UTC
         (`counters.ends_us` tells when it ends). With a period of `counters.LEVEL` it never does: it is what there is
-        now, as the size of a queue; a negative `number` counts down, and each worker's part goes with it when it dies.
+        now, as of sessions; a negative `number` counts down, and each worker's part goes with it when it dies. With
+        `counters.STOCK` that stays, until `stock` says how much it is. Where the table cannot be written nobody is
+        refused for what cannot be known: it is counted when it can.
         """
-        now_us = time.time_ns() // 1000
-        key = limit_table.COUNTER + limit_table.key_of(name)
-        try:
-            with self._env.begin(write=True) as txn:
-                record = txn.get(key)
-                counter = Counter(name, period_s) if record is None else Counter.decode(record)
-                counter.period_s = period_s
-                counter.begin(now_us)
-                if not counter.add(self._worker, number, limit):
-                    return False
-                self._save_counter(txn, key, counter)
-        except lmdb.Error as error:
-            limit_table.cope(self._env, error)
-            return number <= 0
-        return True
+        return self._counters.count(name, number, limit, period_s)
+
+    def stock(self, name: str, number: int | None) -> None:
+        """This worker has so many under `name`, whatever was known of it; None: that is not counted any more. Raises
+        lmdb.Error."""
+        self._counters.stock(name, number)
+
+    def stocked(self, name: str) -> int:
+        """How many workers have said how much they have under `name`."""
+        return self._counters.stocked(name)
 
     def counted(self, name: str) -> int:
-        """How many there are now under `name`, over all workers."""
-        with self._env.begin(write=True) as txn:
-            record = txn.get(limit_table.COUNTER + limit_table.key_of(name))
-        counter = Counter(name, LEVEL) if record is None else Counter.decode(record)
-        return 0 if counter.is_over(time.time_ns() // 1000) else counter.total
-
-    @staticmethod
-    def _save_counter(txn: Any, key: bytes, counter: Counter) -> None:
-        record = counter.encode()
-        if record is None:
-            txn.delete(key)
-        else:
-            txn.put(key, record)
+        """How many there are now under `name`, over all workers, as far as the table can be read."""
+        return self._counters.counted(name)
 
     # -- states --------------------------------------------------------------------------------------------------
 
@@ -457,18 +466,22 @@ class Limits:
         now = time.monotonic()
         try:
             with self._env.begin(write=True) as txn:
-                for nudge in limit_table.nudges_of(txn, self._worker):
+                nudges = limit_table.nudges_of(txn, self._worker)
+                for nudge in nudges:
                     txn.delete(nudge.key)
-                    name = nudge.name
                     if nudge.changed:
-                        self._states.nudged(txn, name)
-                    if nudge.asked:
-                        self._tallies.nudged(name)
-                    if nudge.granted or nudge.wanted:
-                        names.add(name)
-                    if nudge.granted:
-                        self._waiting.pop(name, None)
-                        self._granted[name] = (self._granted.get(name, (0, 0.0))[0] + nudge.granted, now)
+                        self._states.nudged(txn, nudge.name)
+            for nudge in nudges:  # not before they are gone from the table: a lease is granted once
+                name = nudge.name
+                if nudge.asked:
+                    self._tallies.nudged(name)
+                if nudge.granted or nudge.wanted:
+                    names.add(name)
+                if nudge.granted:
+                    self._waiting.pop(name, None)
+                    self._granted[name] = (self._granted.get(name, (0, 0.0))[0] + nudge.granted, now)
+            limit_table.works()
+            self._counters.catch_up()
         except lmdb.Error as error:
             limit_table.cope(self._env, error)
         late = [name for name, (_, since) in self._granted.items()
@@ -532,7 +545,11 @@ class Limits:
     # -- all limits ----------------------------------------------------------------------------------------------
 
     def clear_worker(self, worker: int) -> None:
-        """Give back all that `worker`, which has ended, held or wanted. Wakes everybody it may not have woken."""
+        """Give back all that `worker`, which has ended, held or wanted. Wakes everybody it may not have woken. What it
+        had on its disk it still has. Raises lmdb.Error."""
+        limit_table.persist(self._env, lambda: self._clear_worker(worker))
+
+    def _clear_worker(self, worker: int) -> None:
         position: bytes | None = limit_table.FIRST_LIMIT
         while position is not None:
             nudged: set[int] = set()
@@ -544,13 +561,7 @@ class Limits:
                             self._grant_nudge(txn, other, state.name, nudged)
                         limit_table.save(txn, state)
             self._ring(nudged)
-        for piece in limit_table.walk(self._env, limit_table.COUNTER, BATCH):
-            with self._env.begin(write=True) as txn:
-                for key, _ in piece:
-                    record = txn.get(key)
-                    counter = Counter("", LEVEL) if record is None else Counter.decode(record)
-                    if counter.parts.pop(worker, None) is not None:
-                        self._save_counter(txn, key, counter)
+        SharedCounters(self._env, worker).clear(BATCH)
         with self._env.begin(write=True) as txn:
             limit_table.leave(txn, worker)
             for nudge in limit_table.nudges_of(txn, worker):

@@ -4,24 +4,28 @@ What may not go yet has a place in line (`Limits.reserve`), and one timer for ea
 Until then its mail costs nothing: a paced path has its connections at rest, or closed when the wait is longer than
 they would rest; a tenant that may not send is passed over by all lanes. Nothing polls.
 
-Of a limited tenant the queue is counted in deliveries, each worker its own part; a part is counted again at the start,
-and when a reload gives it a bound.
+Of a tenant with a bound on its queue that is counted in deliveries, each worker its own part. A worker counts at its
+start, before its doors open (`begin`); a dead one's part stays in the table meanwhile. A bound that comes by a reload
+is in force when all workers have counted, and the part is reckoned from what came and left since the count was asked
+for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import lmdb
+
 from mta.config.schema import Tenant
 from mta.config.units import Rate
-from mta.delivery.counters import LEVEL
+from mta.delivery.counters import STOCK
+from mta.delivery.hub import Event
 from mta.delivery.path import Path
 from mta.delivery.rates import Bucket
 from mta.delivery.reason import Reason
-from mta.queue.index import QueueTotals
-from mta.queue.store import QueueInfo
 from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
@@ -30,7 +34,10 @@ if TYPE_CHECKING:
 
 EARLY_S: Final = 0.001  # a timer may be so much early
 OPENING_S: Final = 5.0  # that a connection, or a message, which holds all it needs may wait for its rate
-UNCOUNTED: Final = 1 << 40  # more than any queue has
+COUNTS_S: Final = 20.0  # that a start waits until all workers have counted what tenants have in the queue
+COUNTS_LOOK_S: Final = 0.02
+
+log = logging.getLogger(__name__)
 
 
 def buckets(name: str, rates: Sequence[Rate]) -> tuple[Bucket, ...]:
@@ -58,25 +65,50 @@ class Limited:
         self.waits_for = ""  # why it may not send, in words
 
 
+class Right:
+    """What one message of a limited tenant has taken."""
+
+    __slots__ = ("leased", "rated", "tenant")
+
+    def __init__(self, tenant: str, leased: bool, rated: bool) -> None:
+        self.tenant = tenant
+        self.leased = leased  # it counts as in flight
+        self.rated = rated
+
+
+class _Count:
+    """A count of what some tenants have in the queue, under way."""
+
+    __slots__ = ("found", "left", "since")
+
+    def __init__(self, tenants: Iterable[str], shards: int) -> None:
+        self.found = dict.fromkeys(tenants, 0)
+        self.since = dict.fromkeys(self.found, 0)  # what came, less what left, since it was begun
+        self.left = shards
+
+
 class Pacing:
     """The rates of one engine, and the limits of its tenants."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.tenants: dict[str, Limited] = {}  # those that have a limit on what leaves
-        self._leased: dict[str, int] = {}  # leases that we hold, by tenant, whatever its limits are by now
         self._counts: set[str] = set()  # those whose queue is counted
-        self._started = False
+        self._counting: dict[str, _Count] = {}  # of those, the ones that are being counted
+        self._counted = engine.hub.event()  # none is
+        self.started = False
 
     def configure(self) -> None:
         """Take other tenants. Those that are held are looked at anew."""
         for name in {**self.tenants, **self._engine.config.tenants}:
             self.held(name)
         counted = {name for name, options in self._engine.config.tenants.items() if options.queue_size is not None}
-        if self._started:
-            for name in counted - self._counts:
-                self._count_queue(name)
-        self._counts = counted
+        before, self._counts = self._counts, counted
+        if self.started:
+            for name in before - counted:
+                self._counting.pop(name, None)
+                self._stock(name, None)
+            self._count_queues(counted - before)
 
     def held(self, name: str) -> None:
         """The limits of a tenant may be others now, by the configuration or an operator."""
@@ -87,10 +119,29 @@ class Pacing:
         before = self.tenants.pop(name, None)
         if limited.buckets or limited.concurrency is not None:
             self.tenants[name] = limited
+        if limited.concurrency is not None and (before is None or before.concurrency is None):
+            self._adopt(name, limited.concurrency)
         if before is not None:
             if limited.concurrency is None:
                 engine.limits.want(f"tenant:{name}", 0)
             self._free(before)
+
+    def _adopt(self, name: str, concurrency: int) -> None:
+        """A bound on messages in flight is new: those that are count, also above it. One that waits for the disk with
+        its content does not: it is put back by `lacks`. Looks at all connections."""
+        jobs = [job for connection in self._engine.connections for job in connection.jobs
+                if job.queue.tenant == name and not (job.right is not None and job.right.leased)]
+        if jobs and self._engine.limits.adopt(f"tenant:{name}", concurrency, len(jobs)):
+            for job in jobs:
+                if job.right is None:
+                    job.right = Right(name, True, False)
+                else:
+                    job.right.leased = True
+
+    def lacks(self, tenant: str, right: Right | None) -> bool:
+        """Whether a message that is about to be sent has to count as in flight, and does not: the bound is new."""
+        limited = self.tenants.get(tenant)
+        return limited is not None and limited.concurrency is not None and not (right is not None and right.leased)
 
     # -- paths ---------------------------------------------------------------------------------------------------
 
@@ -116,11 +167,11 @@ class Pacing:
         """What `may_send` took was not used."""
         self._engine.limits.hand_back(path.message_rates)
 
-    def await_sending(self, path: Path, tenant: str, taken_s: float) -> bool:
+    def await_sending(self, path: Path, right: Right | None, taken_s: float) -> bool:
         """A message is about to go by the rights taken at `taken_s`, which waited for the disk. Late ones count from
         now on; where others have gone meanwhile they are taken once more, and waited for, as the content is here now.
         False: that would be long, so they are lost."""
-        limited = self.tenants.get(tenant) if tenant else None
+        limited = self.tenants.get(right.tenant) if right is not None and right.rated else None
         for rates in (path.message_rates, limited.buckets if limited is not None else ()):
             if rates and self._engine.monotonic() - taken_s > min([bucket.fresh for bucket in rates]) and not (
                     self._engine.limits.use_late(rates) or self._retake(rates)):
@@ -175,17 +226,17 @@ class Pacing:
 
     # -- tenants -------------------------------------------------------------------------------------------------
 
-    def take(self, name: str, lane: Lane) -> bool:
+    def take(self, name: str, lane: Lane) -> Right | None:
         """Take the right to one message of a limited tenant, in `lane`. If there is none now it is passed over."""
         tenant, limits = self.tenants[name], self._engine.limits
         if tenant.not_before_s > self._engine.monotonic():
             self._hold(tenant, lane)
-            return False
+            return None
         concurrency = tenant.concurrency
         if concurrency is not None and limits.acquire([(f"tenant:{name}", concurrency)]) is not None:
             tenant.waits_for = f"limit of {concurrency} messages of tenant {name} in flight is reached"
             self._hold(tenant, lane)
-            return False
+            return None
         if tenant.buckets:
             at_s = limits.reserve(tenant.buckets)
             if at_s:
@@ -196,25 +247,23 @@ class Pacing:
                 self._hold(tenant, lane)
                 self._engine.hub.later(
                     max(at_s - self._engine.monotonic(), 0.0) + EARLY_S, self._due, tenant)
-                return False
-        if concurrency is not None:
-            self._leased[name] = self._leased.get(name, 0) + 1
-        return True
+                return None
+        return Right(name, concurrency is not None, bool(tenant.buckets))
 
-    def ended(self, name: str) -> None:
-        """A message for which `take` said yes is not in flight any more."""
-        leased = self._leased.pop(name, 0)
-        if leased > 1:
-            self._leased[name] = leased - 1
-        if leased:
-            self._engine.limits.release([f"tenant:{name}"])
+    def ended(self, right: Right) -> None:
+        """The message that had it is not in flight any more. Whatever the limits of its tenant are by now, what it
+        counts for ends with it, once."""
+        if right.leased:
+            right.leased = False
+            self._engine.limits.release([f"tenant:{right.tenant}"])
 
-    def give_back(self, name: str) -> None:
+    def give_back(self, right: Right) -> None:
         """What `take` took was not used."""
-        tenant = self.tenants.get(name)  # None: it was freed meanwhile
-        if tenant is not None and tenant.buckets:
+        tenant = self.tenants.get(right.tenant)  # None: it was freed meanwhile
+        if right.rated and tenant is not None and tenant.buckets:
             self._engine.limits.hand_back(tenant.buckets)
-        self.ended(name)
+        right.rated = False
+        self.ended(right)
 
     def nudged(self, limit: str) -> None:
         """A lease of this limit was granted to us, which may be a tenant's; or others want one, and get it when a
@@ -264,11 +313,19 @@ class Pacing:
         limits = self._engine.limits
         if options.daily_volume is not None and not limits.count(f"day:{name}", 1, options.daily_volume):
             return Reply(452, "4.7.1", (f"Tenant {name} has sent its {options.daily_volume} messages of this day",))
-        if options.queue_size is not None and not limits.count(f"queue:{name}", deliveries, options.queue_size, LEVEL):
+        if options.queue_size is not None and not self._came(
+                name, deliveries, options.queue_size):
             if options.daily_volume is not None:
                 limits.count(f"day:{name}", -1, None)
             return Reply(452, "4.2.2", (f"Tenant {name} has {options.queue_size} messages in the queue",))
         return None
+
+    def _came(self, name: str, deliveries: int, limit: int | None) -> bool:
+        """So many more deliveries are in the queue, or fewer, if `limit` allows."""
+        if self._counting and (count := self._counting.get(name)) is not None:
+            count.since[name] += deliveries  # what is there is not known yet
+            limit = None
+        return self._engine.limits.count(f"queue:{name}", deliveries, limit, STOCK)
 
     def took(self, name: str, deliveries: int) -> None:
         """Count a message of a tenant that came in by a door that refuses none."""
@@ -290,20 +347,55 @@ class Pacing:
         """So many deliveries of a tenant have left the queue. Hot path: most have no limits."""
         options = self._engine.config.tenants.get(name)
         if options is not None and options.queue_size is not None:
-            self._engine.limits.count(f"queue:{name}", -deliveries, None, LEVEL)
+            self._came(name, -deliveries, None)
 
-    def count_queues(self) -> None:
-        """At the start: what there is of limited tenants."""
-        self._started = True
-        for name in self._counts:
-            self._count_queue(name)
+    def begin(self) -> Event:
+        """At the start, before anything comes or goes: count what there is of tenants with a bound. The event is set
+        when that is done."""
+        self.started = True
+        self._count_queues(self._counts)
+        return self._counted
 
-    def _count_queue(self, name: str) -> None:
-        self._engine.limits.count(f"queue:{name}", -UNCOUNTED, None, LEVEL)  # what there was before it was not counted
-        for store in self._engine.stores.values():
-            for pattern in (f"{name}@*", f"*:{name}@*"):
-                store.list_queues(pattern, 1, partial(self._counted, name))
+    def await_counts(self, workers: int) -> None:
+        """Wait until all workers have counted, those with a part of a tenant's queue that is not known yet would let in
+        more than its bound; not for ever, as one of them may not come up."""
+        engine, until_s = self._engine, self._engine.monotonic() + COUNTS_S
+        self._counted.wait(COUNTS_S)
+        while any(engine.limits.stocked(f"queue:{name}") < workers for name in self._counts):
+            if engine.monotonic() >= until_s:
+                log.warning("what tenants have in the queue is not counted after %.0f s; going on", COUNTS_S)
+                return
+            engine.hub.sleep(COUNTS_LOOK_S)
 
-    def _counted(self, name: str, rows: list[QueueInfo], totals: QueueTotals) -> None:
-        if totals.deliveries:
-            self._engine.limits.count(f"queue:{name}", totals.deliveries, None, LEVEL)
+    def _count_queues(self, names: set[str]) -> None:
+        if not names:
+            if not self._counting:
+                self._counted.set()
+            return
+        self._counted.clear()
+        stores = self._engine.stores
+        count = _Count(names, len(stores))
+        for name in names:
+            self._counting[name] = count
+        for store in stores.values():
+            store.count_of_tenants(names, partial(self._found, count))
+
+    def _found(self, count: _Count, found: dict[str, int]) -> None:
+        """What one shard has."""
+        for name, number in found.items():
+            count.found[name] += number
+        count.left -= 1
+        if count.left:
+            return
+        for name, number in count.found.items():
+            if self._counting.get(name) is count:  # else another count was begun, or nobody asks any more
+                del self._counting[name]
+                self._stock(name, max(number + count.since[name], 0))
+        if not self._counting:
+            self._counted.set()
+
+    def _stock(self, name: str, number: int | None) -> None:
+        try:
+            self._engine.limits.stock(f"queue:{name}", number)
+        except lmdb.Error as error:
+            log.error("what tenant %s has in the queue is not counted: %s", name, error)

@@ -19,6 +19,7 @@ MEANING: Final = {
     "retry": "retry schedule",
     "held": "held as the sender wishes",
     "disk": "the spool's disk",
+    "table": "the table of limits",
     "memory": "room in memory",
     "loading": "being read",
     "tenant-rate": "rate of the tenant",

@@ -22,7 +22,7 @@ from __future__ import annotations
 import heapq
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from fnmatch import translate
 from pathlib import Path
 from struct import Struct
@@ -45,6 +45,7 @@ from mta.queue.fileops import FileOps
 from mta.queue.ids import SHARD_BITS, format_id
 from mta.queue.orders import HELD_US
 from mta.queue.records import BodyRef, Delivery, Message
+from mta.queue.scheduler import tenant_of
 
 MESSAGE_KEY: Final = Struct(">Q")
 DELIVERY_KEY: Final = Struct(">QH")
@@ -295,6 +296,10 @@ class Index:
         """Begin to list the `limit` largest queues whose names match the shell pattern ("": all)."""
         return Listing(self, re.compile(translate(pattern or "*"), re.DOTALL | re.IGNORECASE), limit)
 
+    def count_of_tenants(self, tenants: Collection[str]) -> TenantCount:
+        """Begin to count the deliveries of these tenants."""
+        return TenantCount(self, tenants)
+
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def message_in(self, txn: Any, message_id: int, known: dict[int, Message | None]) -> Message | None:
@@ -377,3 +382,29 @@ class Listing:
             heapq.heappush(self._largest, entry)
         elif self._largest and entry[:2] > self._largest[0][:2]:
             heapq.heapreplace(self._largest, entry)
+
+
+class TenantCount:
+    """How many deliveries tenants have, in one pass over all queues, made in pieces as a listing is."""
+
+    def __init__(self, index: Index, tenants: Collection[str]) -> None:
+        self.found = dict.fromkeys(tenants, 0)
+        self._index = index
+        self._after = b""
+
+    def go_on(self) -> bool:
+        """Look at the next piece; whether there is more."""
+        with self._index.env.begin() as txn:
+            cursor = txn.cursor(self._index.db["queues"])
+            more = cursor.set_range(self._after) if self._after else cursor.first()
+            looked_at = 0
+            while more and looked_at < _SLICE:
+                looked_at += 1
+                queue = unpack_queue(cursor.value())
+                tenant = tenant_of(queue.name)
+                if tenant in self.found:
+                    self.found[tenant] += queue.deliveries
+                more = cursor.next()
+            if more:
+                self._after = cursor.key()
+        return more

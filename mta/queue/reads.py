@@ -5,13 +5,13 @@ The theory of what is read where is in `mta.queue.store`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 
 from mta.queue import sweeping
 from mta.queue.checkpointing import Checkpointing, Counts
 from mta.queue.effects import DeliveryState, Key
 from mta.queue.encoding import QueueInfo
-from mta.queue.index import Listing, QueueTotals
+from mta.queue.index import Listing, QueueTotals, TenantCount
 from mta.queue.records import Delivery, Message
 from mta.queue.unindexed import Unread, newest
 from mta.queue.unindexed import read as read_unindexed
@@ -163,6 +163,20 @@ class Reads(Checkpointing):
             go_on(True)
 
         self._after_checkpoint(lambda: self._index.listing(pattern, limit), begun)
+
+    def count_of_tenants(self, tenants: Collection[str], done: Callable[[dict[str, int]], None]) -> None:
+        """Count the deliveries of these tenants, as of a new checkpoint."""
+
+        def begun(counting: TenantCount) -> None:
+            def go_on(has_more: bool) -> None:
+                if has_more:
+                    self._read(counting.go_on, go_on)
+                else:
+                    done(counting.found)
+
+            go_on(True)
+
+        self._after_checkpoint(lambda: self._index.count_of_tenants(tenants), begun)
 
     def list_deliveries(self, queue: str, limit: int, done: Callable[[list[Delivery]], None]) -> None:
         """List the first `limit` deliveries of a queue by due time, as of a new checkpoint."""

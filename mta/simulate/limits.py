@@ -39,6 +39,8 @@ class _Hand:
 class SimulatedLimits:
     """As `Limits`, for the engine of a simulation. `nudged` is called with names of limits that have leases for us."""
 
+    trouble = ""
+
     def __init__(self, hub: VirtualHub) -> None:
         self._hub = hub
         self.nudged: Callable[[list[str]], None] = _nobody
@@ -229,6 +231,16 @@ class SimulatedLimits:
         """As `Limits.counted`."""
         counter = self._counters.get(name) or Counter(name, LEVEL)
         return 0 if counter.is_over(self._hub.clock_us()) else counter.total
+
+    def stock(self, name: str, number: int | None) -> None:
+        """Nobody asks for it: see `SimulatedStore.count_of_tenants`."""
+
+    def adopt(self, name: str, limit: int, count: int) -> bool:
+        """As `Limits.adopt`."""
+        state = self._load(name, limit)
+        state.limit = limit
+        state.of(ME).held += count
+        return True
 
     # -- states --------------------------------------------------------------------------------------------------
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import bisect
 import heapq
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, NamedTuple
 
 from mta.queue.ids import SHARD_BITS
-from mta.queue.index import QueueTotals
 from mta.queue.records import Delivery, Message, Recipient
-from mta.queue.store import QueueInfo, Transaction
+from mta.queue.store import Transaction
 from mta.simulate.campaign import Flow
 from mta.simulate.kernel import BEGIN_US, VirtualHub
 
@@ -348,10 +347,9 @@ class SimulatedStore:
         """There are none."""
         self._hub.call_later(0.0, done, [])
 
-    def list_queues(self, pattern: str, limit: int,
-                    done: Callable[[Sequence[QueueInfo], QueueTotals], None]) -> None:
-        """None that anybody has counted: limits on the size of a queue are for the door, which is not simulated."""
-        self._hub.call_later(0.0, done, [], QueueTotals(0, 0, 0))
+    def count_of_tenants(self, tenants: Iterable[str], done: Callable[[dict[str, int]], None]) -> None:
+        """Limits on the size of a queue are for the door, which is not simulated."""
+        self._hub.call_later(0.0, done, dict.fromkeys(tenants, 0))
 
     def trouble(self) -> str | None:
         """None."""

@@ -40,7 +40,6 @@ from mta.delivery.pathstate import PathState  # noqa: E402
 from mta.delivery.routing import Addresses, Host, Route, RouteFailure  # noqa: E402
 from mta.delivery.settle import Settler, Verdict  # noqa: E402
 from mta.delivery.tally import Tally  # noqa: E402
-from mta.queue.index import QueueTotals  # noqa: E402
 from mta.queue.orders import Order, Orders  # noqa: E402
 from mta.queue.records import Delivery, Message, Recipient  # noqa: E402
 from mta.queue.store import Transaction  # noqa: E402
@@ -111,8 +110,8 @@ class Shelf:
 
         gevent.spawn(answer)
 
-    def list_queues(self, pattern: str, limit: int, done: Any) -> None:
-        gevent.spawn(done, [], QueueTotals(0, 0, 0))
+    def count_of_tenants(self, tenants: Any, done: Any) -> None:
+        gevent.spawn(done, dict.fromkeys(tenants, 0))
 
     def has_mark(self, key: bytes, done: Any) -> None:
         gevent.spawn(lambda: done(self.marks.get(key)))
@@ -134,6 +133,7 @@ class Unlimited:
     """There are none, unless one is said to be full."""
 
     lacking: str | None = None
+    trouble = ""
 
     def __init__(self) -> None:
         self._states: dict[str, PathState] = {}

@@ -16,6 +16,7 @@ from copy import deepcopy
 from typing import Any
 
 import gevent
+import gevent.event
 from gevent.server import StreamServer
 
 from mta.config.schema import Delivery as DeliverySettings
@@ -24,7 +25,6 @@ from mta.config.shaping import Adaptive, ProviderLayer
 from mta.config.units import Duration, parse_proxy, parse_rate
 from mta.delivery import dispatch, pathkeeping, sources
 from mta.delivery.limits import Limits
-from mta.queue.index import QueueTotals
 from mta.queue.records import Delivery, Message, Recipient, queue_name
 
 ABSENT = "192.0.2.77"  # no machine has it (RFC 5737)
@@ -515,6 +515,70 @@ def a_tenant_with_a_bound_on_messages_in_flight() -> None:
         assert limits.acquire([("tenant:small", 2)]) is None
 
 
+def a_bound_on_messages_in_flight_that_comes_meanwhile() -> None:
+    """An operator's limit counts what is in flight when it comes, and nothing goes before that is below it; lowered,
+    raised, ended and given again while messages are under way, it is exact, and in the end nobody holds anything."""
+    class Held(Sited):
+        gates: dict[bytes, gevent.event.Event]
+
+        def took(self, sock: Any, sender: bytes) -> None:
+            gate = self.gates[sender] = gevent.event.Event()
+            self.at_once = max(self.at_once, len(self.gates))
+            gate.wait(20.0)
+            del self.gates[sender]
+            super().took(sock, sender)
+
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Held(limits=limits, shaping=quick(connections=8))
+        world.gates, world.at_once = {}, 0  # type: ignore[attr-defined]
+        holds, pacing = world.engine.holds, world.engine.pacing
+        gevent.spawn(listen, world, limits)
+
+        def limit(most: int) -> None:
+            holds.limit("tenant:small", "connections", most, 3600, "operator", "a test")
+
+        def under_way(count: int, held: int) -> None:
+            world.until(lambda: len(world.gates) == count)
+            assert sum(limits.holders("tenant:small").values()) == held, limits.holders("tenant:small")
+
+        def end(count: int) -> None:
+            for gate in list(world.gates.values())[:count]:
+                gate.set()
+            gevent.sleep(0.05)
+
+        for number in range(5):
+            world.make_for(tenant="small", domain=f"d{number}.test", sender=f"s{number}@x.test")
+        under_way(5, 0)
+        limit(2)
+        under_way(5, 5)
+        for number in range(5, 20):
+            world.make_for(tenant="small", domain=f"d{number % 5}.test", sender=f"s{number}@x.test")
+        end(2)
+        under_way(3, 3)
+        end(1)
+        under_way(2, 2)
+        end(1)
+        under_way(2, 2)
+        limit(4)
+        under_way(4, 4)
+        limit(1)
+        end(2)
+        under_way(2, 2)
+        end(2)
+        under_way(1, 1)
+        holds.lift("tenant:small", "operator")
+        world.until(lambda: len(world.gates) > 1)
+        limit(3)
+        world.until(lambda: sum(limits.holders("tenant:small").values()) == len(world.gates))
+        holds.lift("tenant:small", "operator")
+        while not world.drained():
+            end(8)
+        assert limits.holders("tenant:small") == {}
+        assert "small" not in pacing.tenants
+        assert len(world.taken) == 20
+
+
 def a_tenant_at_its_bound_costs_nothing() -> None:
     """While its message is in flight the others wait, and nothing goes round in circles."""
     with tempfile.TemporaryDirectory() as run:
@@ -542,6 +606,7 @@ def what_a_tenant_may_have() -> None:
         world = Sited(tenants={"t": Tenant(queue_size=3, daily_volume=5)}, limits=limits)
         gevent.spawn(listen, world, limits)
         admit = world.engine.pacing.admit
+        world.engine.pacing.await_counts(1)
         assert admit("other", 100) is None
         assert [admit("t", 1) for _ in range(3)] == [None] * 3
         refused = admit("t", 1)
@@ -558,17 +623,21 @@ def what_a_tenant_may_have() -> None:
 
 
 def a_bound_on_a_queue_that_comes_by_a_reload() -> None:
-    """What a tenant has queued already counts when it gets a bound, also for the second time."""
+    """What a tenant has queued already counts when it gets a bound, also for the second time; what comes and leaves
+    while that is being counted is neither counted twice nor forgotten."""
     with tempfile.TemporaryDirectory() as run:
         limits = Limits(run, 0)
         world = Sited(tenants={"t": Tenant()}, limits=limits)
-        world.shelf.list_queues = lambda pattern, limit, done: done(  # type: ignore
-            [], QueueTotals(0, 4 if pattern == "t@*" else 0, 4))
-        admit = world.engine.pacing.admit
+        asked: list[Any] = []
+        world.shelf.count_of_tenants = lambda tenants, done: asked.append(done)  # type: ignore
+        admit, left = world.engine.pacing.admit, world.engine.pacing.left
         for _ in range(2):
             config = deepcopy(world.config)
             object.__setattr__(config, "tenants", {"t": Tenant(queue_size=5)})
             world.engine.configure(config)
+            assert [admit("t", 2) for _ in range(3)] == [None] * 3  # not in force yet
+            left("t", 9)
+            asked.pop()({"t": 7})
             assert limits.counted("queue:t") == 4
             assert admit("t", 1) is None
             refused = admit("t", 1)
@@ -576,6 +645,40 @@ def a_bound_on_a_queue_that_comes_by_a_reload() -> None:
             assert refused.enhanced == "4.2.2"
             world.engine.configure(world.config)
 
+
+def a_start_waits_for_what_tenants_have() -> None:
+    """Doors open when all workers have counted the queues of tenants with a bound, so that no worker lets in more than
+    the bound for want of the others' numbers, and none refuses too early. Tenants without a bound wait for nothing."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(tenants={"t": Tenant(queue_size=10)}, limits=limits)
+        pacing = world.engine.pacing
+        asked: list[Any] = []
+        world.shelf.count_of_tenants = lambda tenants, done: asked.append(done)  # type: ignore
+        limits.stock("queue:t", None)
+        pacing.begin()
+        waiting = gevent.spawn(pacing.await_counts, 2)
+        gevent.sleep(0.05)
+        asked.pop()({"t": 4})
+        gevent.sleep(0.05)
+        assert not waiting.dead
+        subprocess.run([sys.executable, "-c", COUNTS, run], check=True)
+        waiting.join(10)
+        assert waiting.dead
+        refused = pacing.admit("t", 2)
+        assert refused is not None
+        assert refused.enhanced == "4.2.2"
+        assert pacing.admit("t", 1) is None
+        Sited(limits=limits).engine.pacing.await_counts(2)
+
+
+COUNTS = """
+import sys
+from mta.delivery.limits import Limits
+limits = Limits(sys.argv[1], 1)
+limits.stock("queue:t", 5)
+limits.close()
+"""
 
 ELSEWHERE = """
 import sys, time

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import lmdb
 import pytest
 
-from mta.delivery import limit_table
+from mta.delivery import learnt, limit_table
 from mta.delivery import limits as module
+from mta.delivery.counters import LEVEL, STOCK
 from mta.delivery.leases import Refusal
 from mta.delivery.limits import Limits, limited
+from mta.delivery.pathstate import Hold, PathState
 
 PROGRAM = Path(__file__).with_name("limits_program.py")
 
@@ -559,3 +561,141 @@ def test_killed_holders_leave_the_table_usable(crew: Crew) -> None:
     assert min(turns for turns, _, _ in results) > 20
     assert usage(supervisor) == []
     supervisor.close()
+
+
+def test_counts_pass_a_table_that_cannot_be_written_and_are_made_up_for(
+        table: Table, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody is refused because it cannot be known how many there are; it is told once, and counted when it can be."""
+    assert table[0].count("day:t", 3, 10)
+    assert table[0].count("in", 1, 1, LEVEL)
+    env = table[0]._env
+
+    class Broken:
+        def begin(self, **_: Any) -> Any:
+            raise lmdb.CorruptedError("a page is damaged")
+
+    for owner in (table[0], table[0]._counters):
+        monkeypatch.setattr(owner, "_env", Broken())
+    for _ in range(7):
+        assert table[0].count("day:t", 1, 10)
+    assert table[0].count("in", -1, None, LEVEL)
+    assert table[0].counted("day:t") == 0
+    assert table[0].holders("path") == {}
+    assert table[0].trouble == "a page is damaged"
+    assert sum("cannot be written" in record.getMessage() for record in caplog.records) == 1
+    for owner in (table[0], table[0]._counters):
+        monkeypatch.setattr(owner, "_env", env)
+    assert table[0].trouble
+    table[0].recv_nudges()
+    assert not table[0].trouble
+    assert (table[0].counted("day:t"), table[0].counted("in")) == (10, 0)
+    assert not table[0].count("day:t", 1, 10)
+    assert table[0].count("in", 1, 1, LEVEL)
+
+
+def test_a_lease_is_granted_once_though_the_table_fails(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nudge is still there after a transaction that failed, and is not counted twice."""
+    table.take(0, "path", 1)
+    assert table[1].acquire([("path", 1)]) == "path"
+    table[0].release(["path"])
+    env = table[1]._env
+
+    class Failing:
+        def begin(self, **options: Any) -> Any:
+            return Transaction(env.begin(**options))
+
+        def path(self) -> str:
+            return str(env.path())
+
+    class Transaction:
+        def __init__(self, txn: Any) -> None:
+            self._txn = txn
+
+        def __enter__(self) -> Any:
+            return self._txn.__enter__()
+
+        def __exit__(self, *_: object) -> None:
+            self._txn.abort()
+            raise lmdb.DiskError("No space left on device")
+
+    monkeypatch.setattr(table[1], "_env", Failing())
+    table[1].recv_nudges()
+    monkeypatch.setattr(table[1], "_env", env)
+    assert table[1].recv_nudges() == ["path"]
+    assert table[1].acquire([("path", 1)]) is None
+    assert table[1].acquire([("path", 1)]) == "path"
+
+
+def test_a_full_table_refuses_until_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is used and it may not grow: leases wait, counts pass; the end of a worker is cleared as soon as there
+    is room, and what waited goes on."""
+    monkeypatch.setattr(limit_table, "SIZE_FIRST", 1 << 16)
+    monkeypatch.setattr(limit_table, "SIZE_MOST", 1 << 16)
+    limits = Limits(str(tmp_path), 0)
+    refused: list[str] = []
+    for number in range(5000):
+        name = f"path{number}" + "x" * 300
+        if limits.acquire([(name, 1)]) is not None:
+            refused.append(name)
+            assert limits.trouble
+    assert refused
+    for _ in range(100):
+        assert limits.count("queue:t", 1, None)
+    monkeypatch.setattr(limit_table, "SIZE_MOST", 1 << 24)
+    assert set(refused) <= set(limits.recv_nudges())
+    for name in refused:
+        if limits.acquire([(name, 1)]) is not None:  # what finds it full gives it more room
+            assert name in limits.recv_nudges()
+            assert limits.acquire([(name, 1)]) is None
+    limits.recv_nudges()
+    assert not limits.trouble
+    assert limits.counted("queue:t") == 100
+    limits.clear_worker(0)
+    assert limits.acquire([("path0" + "x" * 300, 1)]) is None
+    limits.close()
+
+
+def test_what_was_learnt_fits_a_table_that_has_to_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is put into the new table as a whole, which begins small."""
+    monkeypatch.setattr(limit_table, "SIZE_FIRST", 1 << 16)
+    now_us = time.time_ns() // 1000
+    hold = Hold("all", now_us + 3_600_000_000, "rule a", "x" * 200, now_us)
+    found = learnt.Learnt()
+    found.states = [(f"path{number}", PathState((hold,)).encode(0)) for number in range(2000)]
+    learnt.write(str(tmp_path), found.encode(now_us))
+    learnt.restore(str(tmp_path), str(tmp_path), now_us)
+    limits = Limits(str(tmp_path), 0)
+    assert sum(bool(state.holds) for _, state in limits.states()) == 2000
+    limits.close()
+
+
+def test_what_is_in_use_when_a_limit_comes_counts(table: Table) -> None:
+    """Five are adopted by a limit of two: no lease until four have gone, and never fewer than none."""
+    assert table[0].adopt("tenant:t", 2, 5)
+    assert table[0].holders("tenant:t") == {0: 5}
+    assert table[1].acquire([("tenant:t", 2)]) == "tenant:t"
+    for _ in range(3):
+        table[0].release(["tenant:t"])
+        assert table[1].recv_nudges() == []
+    table[0].release(["tenant:t"])
+    assert table[1].recv_nudges() == ["tenant:t"]
+    assert table[1].acquire([("tenant:t", 2)]) is None
+    for _ in range(3):
+        table[0].release(["tenant:t"])
+    assert table[0].holders("tenant:t") == {1: 1}
+
+
+def test_what_lies_on_disk_is_not_gone_with_its_worker(table: Table) -> None:
+    """A stock stays when a worker dies, until the next one has counted; what was in its hands does not."""
+    table[0].stock("queue:t", 7)
+    table[1].stock("queue:t", 0)
+    assert table[1].stocked("queue:t") == 2
+    assert table[0].count("sessions", 2, None, LEVEL)
+    table[1].clear_worker(0)
+    assert (table[1].counted("queue:t"), table[1].counted("sessions")) == (7, 0)
+    assert not table[1].count("queue:t", 2, 8, STOCK)
+    table[0].stock("queue:t", 5)
+    assert table[1].count("queue:t", 3, 8, STOCK)
+    table[0].stock("queue:t", None)
+    table[1].stock("queue:t", None)
+    assert table[1].stocked("queue:t") == 0

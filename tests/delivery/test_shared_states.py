@@ -223,7 +223,7 @@ def test_a_clock_set_back_gives_no_second_day() -> None:
 
 
 def test_a_level_goes_with_its_worker(crew: dict[int, Limits]) -> None:
-    """The size of a queue: up and down, over all workers; a dead one's part falls away, as the new one counts again."""
+    """As sessions: up and down, over all workers; a dead one's part falls away, as the new one counts again."""
     assert crew[0].count("queue:acme", 5, 10, LEVEL)
     assert crew[1].count("queue:acme", 5, 10, LEVEL)
     assert not crew[1].count("queue:acme", 1, 10, LEVEL)

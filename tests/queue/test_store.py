@@ -206,6 +206,15 @@ def test_lists_are_as_of_all_that_was_submitted(bench: Bench) -> None:
     assert totals.recipients == 0
 
 
+def test_tenants_are_counted_in_one_pass(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deliveries by tenant, with and without a campaign, as of now, however many pieces it takes; no others."""
+    monkeypatch.setattr("mta.queue.index._SLICE", 2)
+    for queue in ("acme@a.example", "news:acme@b.example", "news:acme@a.example/pool^bulk", "other@a.example",
+                  "a.example", "acme.example", "xacme@a.example"):
+        bench.accept(queue, queue)
+    assert bench.answer(bench.store.count_of_tenants, {"acme", "none"}) == {"acme": 6, "none": 0}
+
+
 def test_listing_shows_the_largest_queues(bench: Bench) -> None:
     """`list_queues` has counts, next due time and last reply, as of now, filtered by a shell pattern."""
     for n in range(1, 5):
