@@ -30,7 +30,7 @@ from mta.delivery.adapting import Adapting
 from mta.delivery.ageing import Ageing
 from mta.delivery.connecting import Connecting
 from mta.delivery.connection import Connection
-from mta.delivery.controls import Controls
+from mta.delivery.controls import LONG_US, Controls
 from mta.delivery.deadlines import Deadlines
 from mta.delivery.dispatch import Dispatch
 from mta.delivery.holds import Holds
@@ -52,7 +52,7 @@ from mta.delivery.wire import Sweeper
 from mta.queue.ids import SHARD_BITS
 from mta.queue.orders import HELD_US
 from mta.queue.records import Delivery, Message
-from mta.queue.scheduler import FOREVER_US, Queue, Scheduler
+from mta.queue.scheduler import FOREVER_US, Queue, Scheduler, domain_of, tenant_of
 from mta.queue.store import Store
 
 BRING_BATCH = 500
@@ -190,6 +190,19 @@ class Engine:
         """Scheduler: what `queue` shares memory with. Hot path."""
         return self.ways.part_of(queue)
 
+    def stands_still(self, name: str) -> int:
+        """Scheduler: until when nothing of the queue `name` may go, as far as is known; 0: it may."""
+        now_us, domain = self.clock_us(), domain_of(name)
+        order = self.controls.held(name)
+        if order is not None:
+            return order.until_us or now_us + LONG_US
+        lane = self.ways.lane_of(domain, self.controls.pool_of(name))
+        until_us = lane.suspended(now_us) if lane is not None else 0
+        if self.holds.on_queues:
+            found = self.holds.suspension((f"domain:{domain}", f"tenant:{tenant_of(name)}"))
+            return until_us if found is None else max(until_us, found[1].until_us)
+        return until_us
+
     def offer(self, queue: Queue) -> None:
         """Scheduler: `queue` has deliveries in memory. Hot path."""
         if queue.book is not self.controls.book and not self.controls.admits(queue):
@@ -210,6 +223,8 @@ class Engine:
     def _keep_time(self) -> None:
         while True:
             soonest_us = self.scheduler.next_wake_us()
+            if soonest_us <= self.clock_us():
+                self.hub.sleep(0)  # what is left of much that came at once: others have their turn first
             wait_s = None if soonest_us == FOREVER_US else max((soonest_us - self.clock_us()) / 1e6, 0.0)
             self._alarm.wait(LOOK_S if wait_s is None else min(wait_s, LOOK_S))
             self._alarm.clear()

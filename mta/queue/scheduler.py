@@ -47,6 +47,10 @@ class SchedulerIO(Protocol):
     def part_of(self, queue: Queue) -> str:
         """The name of what `queue` shares memory with: its site, or the domain while that is not known."""
 
+    def stands_still(self, name: str) -> int:
+        """Until when it is known that nothing of the queue `name` may go; 0: it may, as far as is known. Asked for each
+        queue that comes back, before anything is read."""
+
     def offer(self, queue: Queue) -> None:
         """`queue` has deliveries in its window: bring it to its lane."""
 
@@ -120,6 +124,8 @@ class Scheduler:
     """The queues of one worker, over all its shards."""
 
     WAKES = 10_000  # wakes kept in memory; the bound that makes the horizon move
+    AT_ONCE = 500  # queues brought back in one call of `run`
+    REST = 20  # times as long as a look at all that is due took nothing is looked for again
 
     def __init__(self, io: SchedulerIO, memory: Memory, shards: Iterable[int], clock_us: Callable[[], int]) -> None:
         self._io = io
@@ -139,6 +145,9 @@ class Scheduler:
         self._scanning: set[int] = set()
         self._reserved = memory.deliveries // RESERVED
         self._rescan_us = FOREVER_US  # when parked queues that fell out of the heap have to be looked for again
+        self._rescan_now = False  # without a rest
+        self._rescan_began_us = 0  # of the look under way; 0: there is none
+        self._rest_until_us = 0
 
     def configure(self, memory: Memory) -> None:
         """Take new bounds; they hold for what comes next."""
@@ -217,6 +226,10 @@ class Scheduler:
         self._scanning.discard(shard)
         self._horizon[shard] = found[-1][0] if last is not None else FOREVER_US
         self._scan_from[shard] = last or b""
+        now_us = self._clock_us()
+        if self._rescan_began_us and min(self._horizon.values()) > now_us:
+            self._rest_until_us = now_us + self.REST * max(now_us - self._rescan_began_us, 0)
+            self._rescan_began_us = 0
         for due_us, name in found:
             # Also of a queue that is in memory: it may be there for fresh mail only, and leave without another look.
             self._wake(shard, name, due_us)
@@ -292,8 +305,7 @@ class Scheduler:
             self._io.withdraw(queue)
         else:
             self._close(queue)
-        self._wake(queue.shard, queue.name, until_us)
-        self._parked.add((queue.shard, queue.name))
+        self._park(queue.shard, queue.name, until_us)
 
     def share(self, queue: Queue, name: str) -> bool:
         """`queue` is of the part `name`, as is known now. False: that one has its share; the queue has left memory, and
@@ -327,10 +339,17 @@ class Scheduler:
     def next_wake_us(self) -> int:
         """When `run` has to be called next; FOREVER_US when nothing waits for a time."""
         if self.starved:
-            return self._rescan_us
+            return self._next_rescan_us()
         soonest = self._wakes[0][0] if self._wakes else FOREVER_US
         unknown = [horizon for shard, horizon in self._horizon.items() if shard not in self._scanning]
-        return min([soonest, self._rescan_us, *unknown])
+        return min([soonest, self._next_rescan_us(), *unknown])
+
+    def _next_rescan_us(self) -> int:
+        """When all that is due is looked at again. That costs a little for each queue that stands still, so it rests in
+        between: how often it is done must not grow with their number."""
+        if self._rescan_now or self._rescan_us == FOREVER_US:
+            return self._rescan_us
+        return FOREVER_US if self._rescan_began_us else max(self._rescan_us, self._rest_until_us)
 
     def repark(self, until_us: Callable[[str, int], int]) -> None:
         """Have parked queues wait until another time: `until_us` gives it for a name and the time so far."""
@@ -342,15 +361,18 @@ class Scheduler:
             wakes.append((due_us, shard, name))
         heapq.heapify(wakes)
         self._wakes = wakes
-        if self._rescan_us < FOREVER_US:
+        if self._rescan_us < FOREVER_US or self._rescan_began_us:
             self._rescan_us = self._clock_us()  # some have fallen out of the heap
+            self._rescan_now = True
         self._io.alarm()
 
     def run(self) -> None:
         """Bring back the queues whose time has come, as far as there is room in memory."""
         now_us = self._clock_us()
         self.starved = False
-        while self._wakes and self._wakes[0][0] <= now_us:
+        left = self.AT_ONCE
+        while self._wakes and self._wakes[0][0] <= now_us and left:
+            left -= 1
             if self._room() <= self._reserved:
                 self.starved = True
                 break
@@ -361,11 +383,17 @@ class Scheduler:
             self._parked.discard((shard, name))
             queue = self.queues.get((shard, name))
             if queue is None:
+                still_us = self._io.stands_still(name)
+                if still_us > now_us:  # there is nothing to read it for
+                    self._park(shard, name, still_us)
+                    continue
                 queue = self._open(shard, name, domain_of(name))
             queue.more = True
             self._refill(queue)
-        if self._rescan_us <= now_us:
+        if self._next_rescan_us() <= now_us:
             self._rescan_us = FOREVER_US
+            self._rescan_now = False
+            self._rescan_began_us = now_us
             for shard in self._horizon:
                 self._horizon[shard] = 0
                 self._scan_from[shard] = b""
@@ -409,6 +437,7 @@ class Scheduler:
         if not part.line and part.more:  # those that found no place in the line are looked for
             part.more = False
             self._rescan_us = self._clock_us()
+            self._rescan_now = True
             self._io.alarm()
 
     def _tidy(self, queue: Queue) -> None:
@@ -471,6 +500,12 @@ class Scheduler:
             self._io.alarm()
         if len(self._wakes) > 2 * self.WAKES:
             self._shorten()
+
+    def _park(self, shard: int, name: str, until_us: int) -> None:
+        """Nothing wakes this queue earlier, as long as its wake is in memory."""
+        self._wake(shard, name, until_us)
+        if (shard, name) in self._wake_at:
+            self._parked.add((shard, name))
 
     def _shorten(self) -> None:
         """Keep the soonest WAKES wakes; the index remembers the others."""

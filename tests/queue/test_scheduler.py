@@ -40,6 +40,8 @@ class Shelf:
     offered: list[Queue] = field(default_factory=list)
     suspended_until: dict[str, int] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)  # by queue
+    knows_sites: bool = True  # that stand still; else that is found out by a look
+    loads: int = 0
     scheduler: Scheduler = field(init=False)
     number: int = 0
     alarmed: bool = False
@@ -52,6 +54,7 @@ class Shelf:
 
     # SchedulerIO
     def load(self, queue: Queue, limit: int) -> None:
+        self.loads += 1
         self.pending.append(("load", queue, limit))
 
     def scan(self, shard: int, after: bytes, limit: int) -> None:
@@ -68,6 +71,9 @@ class Shelf:
 
     def part_of(self, queue: Queue) -> str:
         return self.parts.get(queue.name, queue.name)
+
+    def stands_still(self, name: str) -> int:
+        return self.suspended_until.get(name, 0) if self.knows_sites else 0
 
     def offer(self, queue: Queue) -> None:
         until = self.suspended_until.get(queue.name, 0)
@@ -377,6 +383,59 @@ def test_more_queues_stand_still_than_there_are_wakes_and_others_get_what_is_due
     assert dead <= tried.keys()
     assert min(tried.values()) >= 30
     assert sum(second >= 100 for second in tried.values()) > 300  # not the same few all the time
+
+
+def test_what_stands_still_is_not_read_however_often_it_is_looked_for() -> None:
+    """500 queues before sites that stand still, each for another time, of which 30 fit into the heap: those that fell
+    out of it are looked for again and again, and read when their site may be tried; in time."""
+    shelf = Shelf(Memory(bodies=Size(1000), deliveries=5000, window=10))
+    shelf.scheduler.WAKES = 30  # type: ignore[misc]
+    names = [f"d{number}.org" for number in range(500)]
+    for number, name in enumerate(names):
+        indexed(shelf, delivery(number, name, SECOND))
+        shelf.suspended_until[name] = (10 + number % 50) * SECOND
+    taken: list[int] = []
+    for second in range(1, 70):
+        shelf.now_us = second * SECOND
+        shelf.keep_time()
+        while shelf.pending or shelf.alarmed or shelf.scheduler.next_wake_us() <= shelf.now_us:
+            shelf.answer()
+            shelf.keep_time()
+        taken += [second - shelf.suspended_until[f"d{key[0]}.org"] // SECOND for key in shelf.deliver_all()]
+        shelf.checkpoint()
+        assert len(shelf.scheduler._wakes) <= 60
+        assert len(shelf.scheduler._parked) <= 60
+    assert len(taken) == 500
+    assert max(taken) <= 1
+    assert shelf.loads <= 1.5 * len(names), shelf.loads
+
+
+def test_looking_for_what_stands_still_rests() -> None:
+    """A look at all that is due takes its time for each queue. However many there are, it is one part of twenty of all
+    time, and each site is tried after that rest at the latest."""
+    shelf = Shelf(Memory(bodies=Size(1000), deliveries=5000, window=10))
+    shelf.scheduler.WAKES = 30  # type: ignore[misc]
+    names = [f"d{number}.org" for number in range(500)]
+    for number, name in enumerate(names):
+        indexed(shelf, delivery(number, name, 1))
+        shelf.suspended_until[name] = (10 + number) * SECOND
+    looking_us = 0
+    late: list[int] = []
+    while shelf.now_us < 700 * SECOND:
+        shelf.now_us += SECOND // 2
+        shelf.keep_time()
+        while shelf.pending or shelf.alarmed or shelf.scheduler.next_wake_us() <= shelf.now_us:
+            for kind, *_ in shelf.pending:
+                if kind == "scan":
+                    looking_us += SECOND // 4
+                    shelf.now_us += SECOND // 4
+            shelf.answer()
+            shelf.keep_time()
+        late += [shelf.now_us - shelf.suspended_until[f"d{key[0]}.org"] for key in shelf.deliver_all()]
+        shelf.checkpoint()
+    assert len(late) == 500
+    assert looking_us < shelf.now_us // 12, looking_us // SECOND
+    assert max(late) < 300 * SECOND, max(late) // SECOND
 
 
 def indexed(shelf: Shelf, *deliveries: Delivery) -> None:
