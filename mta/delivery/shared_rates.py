@@ -170,11 +170,32 @@ class SharedRates:
             limit_table.cope(self._env, error)
 
     def _new_hand(self, key: tuple[str, ...], buckets: Sequence[Bucket], now: float) -> _Hand:
-        """Places that were had at other rates are lost, but who comes from them is served at the new ones."""
+        """A place that was had at other rates is moved as the line is (`Level.decode`): else each change would send all
+        who wait to the end of a line in which nobody stands any more."""
         if len(self._hands) >= HANDS_KEPT:
             self._hands = {name: hand for name, hand in self._hands.items() if hand.at > now}
-        hand = self._hands[key] = _Hand(buckets)
+        old, hand = self._hands.get(key), _Hand(buckets)
+        if old is not None and old.places:
+            hand.places, hand.count, hand.at = old.places, old.count, old.at
+            if old.at > now:
+                ratios = [new / before for new, before, bucket in zip(
+                    hand.spacings, old.spacings, buckets, strict=True) if bucket.name in old.places]
+                hand.at = now + (old.at - now) * min(ratios)  # too early is no harm
+                self._move(buckets, now)
+        self._hands[key] = hand
         return hand
+
+    def _move(self, buckets: Sequence[Bucket], now: float) -> None:
+        """Have what waits wait at these rates from now on."""
+        try:
+            with self._env.begin(write=True) as txn:
+                for bucket in buckets:
+                    key = limit_table.LEVEL + limit_table.key_of(bucket.name)
+                    record = txn.get(key)
+                    if record is not None:
+                        txn.put(key, Level.decode(record, bucket, now).encode(bucket))
+        except lmdb.Error as error:
+            limit_table.cope(self._env, error)
 
     def _sweep(self, txn: Any, count: int, now: float) -> None:
         """Remove levels that nobody has used for long, some at a time."""

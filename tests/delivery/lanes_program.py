@@ -422,6 +422,31 @@ def a_path_with_a_rate() -> None:
         assert asked.total() <= 20 * 8, asked
 
 
+def a_reload_takes_no_place_in_line() -> None:
+    """Whoever waits for a rate waits on through reloads, at the same place and for one timer; nothing is handed back,
+    and the message goes when its time has come."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(limits=limits, shaping=shaping(idle=Duration(5), message_rate=(parse_rate("1/s"),)))
+        gevent.spawn(listen, world, limits)
+        back: list[object] = []
+        limits.hand_back = lambda buckets, count=1: back.append(buckets)  # type: ignore
+        for _ in range(2):
+            world.make()
+        path: Any = None
+        world.until(lambda: len(world.taken) == 1 and next(iter(world.engine.paths.values())).not_before_s)
+        path = next(iter(world.engine.paths.values()))
+        place = path.not_before_s
+        for _ in range(3):
+            world.engine.configure(deepcopy(world.config), world)  # type: ignore
+            world.until(lambda: path.has_work)
+            assert limits.reserve(path.message_rates) == place
+        assert next(iter(world.engine.paths.values())) is path
+        assert path.not_before_s == place
+        world.until(world.drained)
+        assert not back
+
+
 def a_rate_of_connections() -> None:
     """New connections are spaced; those that are open carry mail meanwhile."""
     with tempfile.TemporaryDirectory() as run:

@@ -115,6 +115,24 @@ def test_a_change_of_the_rate_moves_those_who_wait(crew: list[Limits], clock: Cl
     assert crew[1].reserve(slow) > clock.now + 10
 
 
+def test_a_rate_that_changes_all_the_time_is_used(crew: list[Limits], clock: Clock) -> None:
+    """As adaptation changes it: those who wait keep their order, and no time is lost to places that nobody has any
+    more. Each worker hears of a change at another time."""
+    def rate() -> tuple[Bucket]:
+        return (Bucket("path pace", 1 + int(clock.now / 7) % 5 / 50, 1.0),)
+
+    rates, begin, granted = [rate() for _ in crew], clock.now, []
+    while clock.now < begin + 100:
+        clock.now += 0.02
+        for number, worker in enumerate(crew):
+            if int(clock.now * 50) % 10 == 3 * number:
+                rates[number] = rate()
+            if worker.reserve(rates[number]) == 0.0:
+                granted.append(number)
+    assert len(granted) >= 0.95 * 100
+    assert min(granted.count(number) for number in range(len(crew))) >= 0.2 * 100
+
+
 def test_a_fast_rate_is_taken_in_batches_while_one_has_to_wait(crew: list[Limits], clock: Clock,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """At a thousand per second a worker that sends without end looks at the table less often than it sends."""
