@@ -45,7 +45,7 @@ class Capabilities:
         found = cls(esmtp=True)
         for line in reply.lines[1:]:
             # `AUTH=LOGIN` and the like: some hosts put `=` where the keyword ends.
-            keyword, *values = line.replace("=", " ", 1).upper().split() if line.strip() else [""]
+            keyword, *values = line.replace("=", " ", 1).upper().split() or [""]
             if keyword == "PIPELINING":
                 found.pipelining = True
             elif keyword == "8BITMIME":
