@@ -62,7 +62,7 @@ _PATH = re.compile(
     rb"""<
     (?: @ %(name)b (?: ,@ %(name)b )* : )?                              # a source route
     (?P<local> %(atom)b (?: \. %(atom)b )*
-             | " (?: [ !#-\[\]-~\x80-\xff] | \\[ -~\x80-\xff] )* " )
+             | " (?: [ !#-\[\]-~\x80-\xff] | \\[ -~] )* " )
     (?: @ (?P<domain> %(name)b | \[ [!-Z^-~]*+ \] ) )?
     >"""
     % {b"atom": _UTF8_ATOM, b"name": rb"(?:%b(?:\.%b)*|\[[!-Z^-~]*+\])" % (_UTF8_LABEL, _UTF8_LABEL)},
