@@ -25,6 +25,7 @@ from mta.queue.store import Transaction as Commit
 from mta.smtp.reply import Reply
 
 HISTORY = 8  # failed attempts kept with a delivery
+KEPT_REPLY = 600  # characters of the reply to each: the queue holds many, and hosts may say 2 KB every time
 EARLY = 4  # attempts that may go elsewhere at once
 SOONER = 2  # attempts after which a rule may ask for the next one sooner than the schedule does
 ELSEWHERE_S = 1.0  # before another way is tried
@@ -185,7 +186,8 @@ class Settler:
                 rule=ruling.name, attempt=attempt, time_us=now_us, duration_s=duration_s, next_us=delivery.due_us,
                 avoid=delivery.avoid))
         delivery.maybe_duplicate |= any(result.failure == "unknown" for result in deferred)
-        delivery.history = [*delivery.history[1 - HISTORY:], Attempt(now_us, peer.name, str(deferred[-1].reply))]
+        said = str(deferred[-1].reply)[:KEPT_REPLY]
+        delivery.history = [*delivery.history[1 - HISTORY:], Attempt(now_us, peer.name, said)]
         if self.wants_warning(delivery, now_us + SOON_US):
             self._warn(verdict, delivery, _fates(deferred, peer, now_us))
 

@@ -18,7 +18,7 @@ import binascii
 import os
 import re
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from mta.message import trace
@@ -27,11 +27,12 @@ Action = Literal["failed", "delayed", "relayed"]
 
 _LINE = 76  # columns of text we wrap
 _LONGEST = 230  # characters in a line that has no place to break it: at most 920 bytes, RFC 5322 2.1.1 allows 998
+_QUOTED = 40_000  # characters of replies in one notification, which its recipients share
+_QUOTED_LEAST = 500  # of each of them, however many there are
 _LONG_WORD = re.compile(rf"\S{{{_LONGEST}}}")
 _LONG_GAP = re.compile(r" {8,}")
 _BEFORE_SPACE = re.compile(r"(?<=[^ ])(?= [^ ])")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _REFERENCE = re.compile(r"<[!-;=?-~]{1,900}>")
 
 
@@ -161,6 +162,8 @@ def build(notice: Notice) -> Built:
     """
     if not notice.reports or not notice.original_sender:
         raise ValueError("a notification needs a sender to go to and a recipient to tell of")
+    share = max(_QUOTED // len(notice.reports), _QUOTED_LEAST)
+    notice = replace(notice, reports=[_shortened(report, share) for report in notice.reports])
     # The way back has to carry UTF-8 in any case, so nothing needs to be hidden from it.
     transparent = not notice.original_sender.isascii()
     parts = [_explanation(notice, transparent), _status(notice, transparent)]
@@ -196,6 +199,19 @@ def build(notice: Notice) -> Built:
         pieces.append(part.body)
     pieces.append(f"\r\n--{boundary}--\r\n".encode())
     return Built(b"".join(pieces), len(head), message_id, transparent)
+
+
+def _shortened(report: Report, most: int) -> Report:
+    """The report with at most `most` characters of its diagnostic."""
+    if sum(map(len, report.diagnostic)) <= most:
+        return report
+    lines: list[str] = []
+    for line in report.diagnostic:
+        lines.append(line[:most])
+        most -= len(line)
+        if most <= 0:
+            break
+    return replace(report, diagnostic=(*lines[:-1], f"{lines[-1]}..."))
 
 
 def _explanation(notice: Notice, transparent: bool) -> _Part:
@@ -367,4 +383,6 @@ def _ascii(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    return _CONTROL.sub("?", text.replace("\t", " "))
+    # Not only what breaks lines: a mark that turns the direction of writing makes a reader see another address.
+    return text if text.isprintable() else "".join(
+        char if char.isprintable() else "?" for char in text.replace("\t", " "))

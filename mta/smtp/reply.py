@@ -17,6 +17,7 @@ from mta.smtp.errors import RemoteProtocolError
 
 LINE_LIMIT = 4096  # octets of a reply line; RFC 5321 4.5.3.1.5 says 512, some hosts say more
 LINES_LIMIT = 128
+KEPT_LIMIT = 8192  # octets of a reply behind which none of its lines are kept: a hundred replies are, at times
 TEXT_LIMIT = 2048  # characters kept of a line, and of a reply in `str()`
 _OUR_LINE = 490  # characters of text in a line that we send, so that it stays within 512 octets
 
@@ -63,12 +64,14 @@ class Reply(NamedTuple):
 class ReplyParser:
     """Reads replies from a stream of bytes that comes in any pieces. Memory is bounded by the limits above."""
 
-    __slots__ = ("_code", "_lines", "_rest")
+    __slots__ = ("_code", "_count", "_kept", "_lines", "_rest")
 
     def __init__(self) -> None:
         self._rest = b""  # the line that is not complete
         self._code = b""  # of the reply that is not complete
         self._lines: list[bytes] = []
+        self._count = 0  # of its lines, and the octets in those
+        self._kept = 0
 
     @property
     def pending(self) -> bool:
@@ -93,12 +96,16 @@ class ReplyParser:
             if self._lines and line[:3] != self._code:
                 raise RemoteProtocolError(f"lines of one reply with different codes: {_shown(line)}")
             self._code = line[:3]
-            self._lines.append(line)
-            if len(self._lines) > LINES_LIMIT:
+            self._count += 1
+            if self._count > LINES_LIMIT:
                 raise RemoteProtocolError(f"a reply of more than {LINES_LIMIT} lines")
+            if self._kept < KEPT_LIMIT:
+                self._lines.append(line)
+            self._kept += len(line)
             if line[3:4] != b"-":
                 reply = _parse(self._lines)
                 self._lines = []
+                self._count = self._kept = 0
                 yield reply
         if len(rest) > LINE_LIMIT or b"\n" in rest:
             _check_line(rest)
