@@ -127,11 +127,11 @@ def _text(report: dict[str, Any]) -> str:
     for host in report["hosts"]:
         preference = "" if report["fixed"] else str(host["preference"])
         where = ", ".join(host["addresses"]) or printable(host["failure"])
-        lines.append(f"  {label:6}{preference:>5}  {host['name']:{width}}  port {host['port']}  {where}")
+        lines.append(f"  {label:6}{preference:>5}  {printable(host['name']):{width}}  port {host['port']}  {where}")
         lines.extend(f"{'':15}skipped {printable(skipped)}" for skipped in host["skipped"] if host["addresses"])
         label = ""
     if report["site"] is not None:
-        lines.append(f"  {'site':13}{report['site']}")
+        lines.append(f"  {'site':13}{printable(report['site'])}")
     if report["provider"] is not None:
         lines.append(f"  {'provider':13}{report['provider']}")
     lines.extend(f"  {'note':13}{printable(note)}" for note in report["notes"])

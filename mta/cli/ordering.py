@@ -139,9 +139,9 @@ def no_such(client: ControlClient, kinds: tuple[str, ...], wanted: str) -> Opera
 def describe(one: OrderRow) -> str:
     """An order in a few words."""
     what = one.target.replace(":", "=", 1) if one.target else one.filter
-    words = [one.kind, what]
+    words = [one.kind, printable(what)]
     if one.pool:
-        words.append(f"to pool {one.pool}")
+        words.append(f"to pool {printable(one.pool)}")
     if one.connections is not None:
         words.append(f"connections={one.connections}")
     if one.rate is not None:
@@ -156,7 +156,7 @@ def same_filter(one: str, other: str) -> bool:
 
 def _print_touched(touched: TouchList | None, kind: str, fields: dict[str, Any]) -> None:
     if touched is None:
-        print(f"{kind} {fields['target'].replace(':', '=', 1)}")
+        print(f"{kind} {printable(fields['target']).replace(':', '=', 1)}")
         return
     if touched.rows:
         print_table(_COLUMNS, ([row.queue, f"{row.deliveries:,}", f"{row.recipients:,}"]

@@ -1,7 +1,8 @@
 """Diagnostics on stderr: one line each, with the time and the process that speaks.
 
 Under systemd the journal knows the time, so the line begins with the priority that sd-daemon(3) defines instead.
-Text from outside that gets into a line is escaped: a line stays a line.
+Text from outside that gets into a line is escaped: a line stays a line, and no mark that turns the direction of writing
+makes it read otherwise.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class LineFormatter(logging.Formatter):
             text += "\n" + self.formatException(record.exc_info)
         # A traceback has lines of its own: each is indented, so that none looks like a record.
         text = text.translate(_ESCAPES).replace("\n", "\n    ")
+        if not text.isascii():
+            text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
         if self._journal:
             return f"<{_PRIORITY.get(record.levelno, 6)}>{self._who}: {text}".replace("\n", "\n<7>")
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
