@@ -35,7 +35,6 @@ from mta.smtp.envelope import Envelope
 
 _FIELD: Final = re.compile(rb"[!-9;-~]+[ \t]*:")
 _PLAIN_PHRASE: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]+")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _RECIPIENTS: Final = (b"to", b"cc", b"bcc")
 
 
@@ -196,7 +195,7 @@ def with_missing_fields(
     resent = any(name.startswith(b"resent-") for name in present)
     added = ""
     if b"from" not in present and not resent:
-        address = envelope.sender or f"{_local(author.login)}@{settings.hostname}"
+        address = envelope.sender or canonical(f"{_local(author.login)}@{settings.hostname}", envelope)
         name = author.full_name if full_name is None else full_name
         added += f"From: {_phrase(name)} <{address}>\r\n" if name.strip() else f"From: {address}\r\n"
     if b"date" not in present:
@@ -216,7 +215,8 @@ def _local(login: str) -> str:
 
 def _phrase(name: str) -> str:
     """A name before an address (RFC 5322 3.2.5), encoded by RFC 2047 when it is not ASCII."""
-    name = _CONTROL.sub(" ", name).strip()
+    # Octets that are no UTF-8 come as surrogates: from a program that writes Latin-1, mostly.
+    name = "".join(c if c.isprintable() else "\ufffd" if c >= "\ud800" else " " for c in name).strip()
     if not name.isascii():
         from email.header import Header  # here, because few need it
 
