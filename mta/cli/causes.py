@@ -64,7 +64,7 @@ def run_over(options: argparse.Namespace, expression: str) -> int:
 def _print(causes: Causes, deliveries: int) -> None:
     now_us, rows = time.time_ns() // 1000, causes.rows
     for row in rows[:SHOWN]:
-        print(f"{row.kind}: {printable(row.text, 500)}")
+        print(f"{printable(row.kind)}: {printable(row.text, 500)}")
         when = [f"since {age(row.since_us, now_us)}"] if row.since_us else []
         when += [f"next {until(row.until_us, now_us)}"] if row.until_us else []
         print(f"  {', '.join([count(row.deliveries, 'delivery', 'deliveries'), count(row.queues, 'queue'), *when])}")

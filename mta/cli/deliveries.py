@@ -10,8 +10,8 @@ RECIPIENTS_SHOWN = 10
 
 def print_in_queue(delivery: DeliveryRow, now_us: int) -> None:
     """Print a delivery among others of its queue: which message it is of comes first."""
-    sender = printable(delivery.sender) or "<>"
-    print(f"{delivery.message}  from {sender}, {size(delivery.size)}, {age(delivery.arrival_us, now_us)} old")
+    message, sender = printable(delivery.message), printable(delivery.sender) or "<>"
+    print(f"{message}  from {sender}, {size(delivery.size)}, {age(delivery.arrival_us, now_us)} old")
     _print(delivery, now_us, RECIPIENTS_SHOWN)
 
 
@@ -27,7 +27,7 @@ def _print(delivery: DeliveryRow, now_us: int, most_recipients: int) -> None:
         print(f"  waits: {printable(delivery.reason)}")
     shown = delivery.recipients[:most_recipients]
     for recipient in shown:
-        asked = [f"NOTIFY={recipient.notify}"] if recipient.notify else []
+        asked = [f"NOTIFY={printable(recipient.notify)}"] if recipient.notify else []
         asked += [f"ORCPT={printable(recipient.orcpt)}"] if recipient.orcpt else []
         print(f"  to {printable(recipient.address)}" + (f"  ({', '.join(asked)})" if asked else ""))
     if len(shown) < len(delivery.recipients):

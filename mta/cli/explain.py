@@ -86,23 +86,23 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _headline(row: Explained, now_us: int) -> str:
-    state = _STATES.get(row.state, row.state)
+    state = _STATES.get(row.state, printable(row.state))
     if row.what == "delivery":
         to = ", ".join(map(printable, row.recipients[:3]))
         others = f" and {count(len(row.recipients) - 3, 'more recipient')}" if len(row.recipients) > 3 else ""
-        return (f"message {row.message} to {to}{others}, queue {printable(row.name)}: {state}; "
+        return (f"message {printable(row.message)} to {to}{others}, queue {printable(row.name)}: {state}; "
                 f"{age(row.arrival_us, now_us)} old, given up {until(row.expires_us, now_us)}")
     parts = [count(row.deliveries, "delivery", "deliveries")] if row.deliveries else []
     parts += [f"{row.in_flight:,} under way"] if row.in_flight else []
     parts += [count(row.connections, "connection")] if row.connections else []
     numbers = f" ({', '.join(parts)})" if parts else ""
-    return f"{row.what} {printable(row.name)}{numbers}: {state}"
+    return f"{printable(row.what)} {printable(row.name)}{numbers}: {state}"
 
 
 def _print(row: Explained, now_us: int) -> None:
     for reason in row.reasons:
         print(f"  {printable(reason.text, 500)}{_when(reason, now_us)}")
-        numbers = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in reason.numbers.items())
+        numbers = ", ".join(f"{printable(name).replace('_', ' ')} {value:g}" for name, value in reason.numbers.items())
         if numbers:
             print(f"    numbers: {numbers}")
         if reason.remedy:

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print(detail: MessageDetail, now_us: int) -> None:
-    print(f"message    {detail.id}")
+    print(f"message    {printable(detail.id)}")
     print(f"from       {printable(detail.sender) or '<>'}")
     print(f"arrived    {stamp(detail.arrival_us)}, {age(detail.arrival_us, now_us)} ago")
     print(f"origin     {printable(detail.origin)}")
@@ -75,13 +75,13 @@ def _print(detail: MessageDetail, now_us: int) -> None:
     if detail.message_id:
         print(f"header id  {printable(detail.message_id)}")
     asked = [*detail.flags, *([f"RET={detail.ret}"] if detail.ret else [])]
-    asked += [f"ENVID={printable(detail.envid)}"] if detail.envid else []
+    asked += [f"ENVID={detail.envid}"] if detail.envid else []
     if asked:
-        print(f"asked for  {' '.join(asked)}")
+        print(f"asked for  {' '.join(map(printable, asked))}")
     done = detail.deliveries_accepted - len(detail.deliveries)
     if done > 0:
         print(f"done       {count(done, 'delivery', 'deliveries')} of {detail.deliveries_accepted:,}, "
-              f"see `mta events --message {detail.id}`")
+              f"see `mta events --message {printable(detail.id)}`")
     if detail.damaged:
         print(f"damaged    {printable(detail.damaged)}")
     for delivery in detail.deliveries:

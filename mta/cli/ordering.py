@@ -139,7 +139,7 @@ def no_such(client: ControlClient, kinds: tuple[str, ...], wanted: str) -> Opera
 def describe(one: OrderRow) -> str:
     """An order in a few words."""
     what = one.target.replace(":", "=", 1) if one.target else one.filter
-    words = [one.kind, printable(what)]
+    words = [printable(one.kind), printable(what)]
     if one.pool:
         words.append(f"to pool {printable(one.pool)}")
     if one.connections is not None:

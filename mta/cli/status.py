@@ -149,4 +149,4 @@ def _cells(member: Member, worker: WorkerStatus | None, now_us: int) -> list[str
 
 
 def _name(member: Member) -> str:
-    return f"worker {member.number}" if member.role == "worker" else member.role
+    return f"worker {member.number}" if member.role == "worker" else printable(member.role)

@@ -202,16 +202,14 @@ def build(notice: Notice) -> Built:
 
 
 def _shortened(report: Report, most: int) -> Report:
-    """The report with at most `most` characters of its diagnostic."""
-    if sum(map(len, report.diagnostic)) <= most:
-        return report
+    """The report with at most `most` characters of its diagnostic; a line counts at least as one of 20."""
     lines: list[str] = []
     for line in report.diagnostic:
-        lines.append(line[:most])
-        most -= len(line)
         if most <= 0:
-            break
-    return replace(report, diagnostic=(*lines[:-1], f"{lines[-1]}..."))
+            return replace(report, diagnostic=(*lines[:-1], f"{lines[-1]}..."))
+        lines.append(line[:most])
+        most -= max(len(line), 20)
+    return report if most >= 0 else replace(report, diagnostic=(*lines[:-1], f"{lines[-1]}..."))
 
 
 def _explanation(notice: Notice, transparent: bool) -> _Part:
