@@ -15,12 +15,12 @@ from tests.hostile import bombs
 from tests.hostile.bombs import BOMBS, Bomb
 
 ROOT = Path(__file__).parents[2]
-PROCESSOR_S = 100  # for all of them: they take two or three, one that is quadratic takes minutes, a cubic one days
+PROCESSOR_S = 60  # for all of them: they take three or four, one that is quadratic takes minutes, a cubic one days
+MEMORY = 150_000_000  # with all that is loaded, which is 50; the largest bombs have 2 MB
 
 
 def test_the_largest_end_and_hold_little() -> None:
-    """Each reader with each bomb at its largest, within a bound of processor time; what it holds at most is a few times
-    the size."""
+    """Each reader with each bomb at its largest, within a bound of processor time and memory."""
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_S, PROCESSOR_S))
 
@@ -29,8 +29,7 @@ def test_the_largest_end_and_hold_little() -> None:
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert [row[0] for row in rows] == list(bombs.names()), (done.returncode, done.stderr[-2000:])
     assert done.returncode == 0
-    for name, size, peak in rows:
-        assert int(peak) < 120 * int(size) + 3_000_000, name
+    assert [row[0] for row in rows if int(row[1]) > MEMORY] == []
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.name)
