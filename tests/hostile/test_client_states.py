@@ -287,5 +287,5 @@ class AnyHost(RuleBasedStateMachine):
             assert taken == [], transaction
 
 
-AnyHost.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+AnyHost.TestCase.settings = settings(max_examples=200, stateful_step_count=25, deadline=None)
 TestAnyHost = AnyHost.TestCase

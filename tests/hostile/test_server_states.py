@@ -287,5 +287,5 @@ def _codes(said: bytes) -> list[bytes]:
     return [line[:4] if line.startswith(b"334 ") else line for line in said.split(b"\r\n")]
 
 
-AnyOrder.TestCase.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=15, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
