@@ -12,7 +12,7 @@ from typing import Final
 from mta.inject.certificates import Contexts, names_of_client
 from mta.smtp.peer import Tls
 
-_READ_SIZE: Final = 65_536
+_RECORD: Final = 16_384  # the most that one holds (RFC 8446 5.1); what is read is one at most
 
 
 class TlsError(OSError):
@@ -45,12 +45,19 @@ class ServerTls:
         return True
 
     def decrypt(self, data: bytes) -> tuple[bytes, bool]:
-        """Plain text of what has come, and whether the client has said that no more will. Hot path. Raises TlsError."""
-        self._incoming.write(data)
+        """Plain text of what has come, and whether the client has said that no more will. Hot path. Raises TlsError.
+
+        OpenSSL takes no more of the buffer than the record that it is at. So when that is empty there is nothing to be
+        read, and asking would cost an exception for each command.
+        """
+        incoming, read = self._incoming, self._object.read
+        incoming.write(data)
         pieces = []
         try:
-            while piece := self._object.read(_READ_SIZE):
+            while piece := read(_RECORD):
                 pieces.append(piece)
+                if not incoming.pending:
+                    return pieces[0] if len(pieces) == 1 else b"".join(pieces), False
             ended = True
         except ssl.SSLWantReadError:
             ended = False
@@ -70,7 +77,7 @@ class ServerTls:
 
     def output(self) -> bytes:
         """Ciphertext of TLS itself that is to be sent: handshake, alerts."""
-        return self._outgoing.read()
+        return self._outgoing.read() if self._outgoing.pending else b""
 
     def farewell(self) -> bytes:
         """What tells the client that nothing more comes, so that it can tell our end from somebody's cut."""
