@@ -140,6 +140,8 @@ class SmtpListener:
         self.submit = submit
         self._intake_closed = intake_closed
         self._listener = listener
+        # By place, which a reload keeps: of several on port 0 the address does not tell which one this is.
+        self._index = next(index for index, one in enumerate(config.listeners) if one is listener)
         self._occupancy = occupancy if occupancy is not None else Occupancy()
         self.logins = logins if logins is not None else Logins(config)
         self.logins.on_change.append(self._renew)
@@ -181,9 +183,7 @@ class SmtpListener:
 
     def _take_over(self, config: Config) -> None:
         self._config = config
-        for listener in config.listeners:
-            if listener.smtp == self._listener.smtp:
-                self._listener = listener
+        self._listener = config.listeners[self._index]
         self.limits = config.smtp
         self._occupancy.content.limit = config.memory.receiving
         listener = self._listener
