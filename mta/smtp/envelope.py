@@ -26,7 +26,7 @@ from mta.queue.records import NOTIFY_DELAY, NOTIFY_FAILURE, NOTIFY_NEVER, NOTIFY
 from mta.smtp.address import AddressError, parse_address
 from mta.smtp.extensions import IN_FILES, Offers
 from mta.smtp.reply import Reply
-from mta.smtp.xtext import decode, decode_orcpt
+from mta.smtp.xtext import decode, decode_orcpt, orcpt_in_unicode
 
 ENVID_LIMIT = 100  # octets, RFC 3461 4.4
 ORCPT_LIMIT = 500  # octets, RFC 3461 4.2
@@ -234,7 +234,7 @@ def _envid(value: bytes) -> str:
 
 def _orcpt(value: bytes, *, utf8: bool) -> str:
     try:
-        orcpt = value.decode("utf-8" if utf8 else "ascii")
+        orcpt = orcpt_in_unicode(value.decode("utf-8" if utf8 else "ascii"))
         decode_orcpt(orcpt)
     except ValueError:
         raise _bad_value(b"ORCPT") from None

@@ -15,6 +15,7 @@ _HIDDEN = re.compile(r"\+([0-9A-F]{2})")
 _TO_HIDE = re.compile(r"[^!-*,-<>-~]")
 # RFC 6533 3: utf-8-addr-xtext and utf-8-addr-unitext in one; code points are written \x{HEX}.
 _UNITEXT = re.compile(r"(?:[!-*,-<>-\[\]-~\x80-\U0010ffff]|\\x\{[0-9A-F]{2,6}\})*")
+_NOT_UNITEXT = re.compile(r"[^!-*,-<>-\[\]-~\x80-\U0010ffff]")
 _CODE_POINT = re.compile(r"\\x\{([0-9A-F]{2,6})\}")
 _ADDRESS_TYPE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++")
 
@@ -56,6 +57,22 @@ def decode_orcpt(value: str) -> tuple[str, str]:
     if not text.isprintable():
         raise ValueError("address with characters that do not print")
     return kind, text
+
+
+def orcpt_in_unicode(value: str) -> str:
+    """An ORCPT value of type rfc822 whose xtext hides UTF-8, as Postfix makes it where its own client gave none, in the
+    form that RFC 6533 3 has for such addresses. Others come back as they are, malformed ones too: see `decode_orcpt`.
+    """
+    kind, _, rest = value.partition(";")
+    if kind.lower() != "rfc822" or _XTEXT.fullmatch(rest) is None:
+        return value
+    try:
+        text = _HIDDEN.sub(lambda match: chr(int(match[1], 16)), rest).encode("latin-1").decode()
+    except ValueError:
+        return value
+    if text.isascii():
+        return value
+    return "utf-8;" + _NOT_UNITEXT.sub(lambda match: f"\\x{{{ord(match[0]):02X}}}", text)
 
 
 def orcpt_to_ascii(value: str) -> str:

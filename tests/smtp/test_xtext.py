@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mta.smtp.xtext import decode, decode_orcpt, encode, orcpt_to_ascii
+from mta.smtp.xtext import decode, decode_orcpt, encode, orcpt_in_unicode, orcpt_to_ascii
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
@@ -52,6 +52,24 @@ def test_malformed_orcpt(value: str) -> None:
     """What is not type;address in the quoting of its type, or hides a control character, is refused."""
     with pytest.raises(ValueError, match=r"address|xtext"):
         decode_orcpt(value)
+
+
+def test_orcpt_of_postfix() -> None:
+    """UTF-8 in xtext is the same address as one of type utf-8, and no way to hide what does not print."""
+    assert orcpt_in_unicode("rfc822;gr+C3+BCn+2B1@example.org") == r"utf-8;grün\x{2B}1@example.org"
+    for same in ("rfc822;a+2Bb@example.org", "rfc822;a+FCb", "rfc822;a+C3", "rfc822;a b", "x400;gr+C3+BCn", "rfc822"):
+        assert orcpt_in_unicode(same) == same
+    for hidden in ("rfc822;+C3+BC+0A", "rfc822;+C2+85", "rfc822;+E2+80+A8"):
+        with pytest.raises(ValueError, match="print"):
+            decode_orcpt(orcpt_in_unicode(hidden))
+
+
+@given(st.text(st.characters(min_codepoint=33, exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp", "Cn", "Co", "Cf"])))
+def test_orcpt_in_unicode_keeps_the_address(text: str) -> None:
+    """Whatever is in xtext, as octets of UTF-8, is the address that is read from the other form."""
+    xtext = "".join(f"+{octet:02X}" for octet in text.encode())
+    if not text.isascii():
+        assert decode_orcpt(orcpt_in_unicode(f"rfc822;{xtext}")) == ("utf-8", text)
 
 
 def test_orcpt_for_a_session_in_ascii() -> None:
