@@ -64,7 +64,7 @@ class FrameReader:
             del self._buffer[:end]
             try:
                 values.append(msgpack.unpackb(packed, strict_map_key=False, unicode_errors="surrogateescape"))
-            except (ValueError, msgpack.UnpackException) as error:
+            except (ValueError, TypeError, msgpack.UnpackException) as error:  # TypeError: a list as a key
                 raise FrameError(f"not a msgpack value: {error}") from error
         return values
 

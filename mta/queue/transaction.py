@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgpack
+
 from mta.queue.effects import DeliveryState, Effects, Key, NewMessage
 from mta.queue.encoding import pack, pack_delivery, pack_message, summary_of, unpacker
 from mta.queue.errors import StoreError
@@ -219,22 +221,28 @@ def contents(operations: bytes, blobs: Sequence[BodyRef]) -> Iterator[tuple[int,
     place = iter(blobs)
     for head, _ in _split(operations):
         if head[0] in (ACCEPT, MOVE):
-            yield head[1], next(place)
+            blob = next(place, None)
+            if blob is None:
+                raise ValueError("a frame with fewer contents than messages")
+            yield head[1], blob
 
 
 def _split(operations: bytes) -> Iterator[tuple[tuple[Any, ...], list[bytes]]]:
-    """Each operation's array and the records after it."""
+    """Each operation's array and the records after it. Raises ValueError and the like for what is none."""
     stream = unpacker(operations)
     end = stream.tell()
     while end < len(operations):
-        head = stream.unpack()
-        end = stream.tell()
         records = []
-        for _ in range(1 + len(head[2]) if head[0] == ACCEPT else head[0] == UPDATE):
-            start = end
-            stream.skip()
+        try:
+            head = stream.unpack()
             end = stream.tell()
-            records.append(operations[start:end])
+            for _ in range(1 + len(head[2]) if head[0] == ACCEPT else head[0] == UPDATE):
+                start = end
+                stream.skip()
+                end = stream.tell()
+                records.append(operations[start:end])
+        except msgpack.OutOfData:  # which is no ValueError
+            raise ValueError("an operation without its end") from None
         yield head, records
 
 

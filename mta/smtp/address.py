@@ -137,6 +137,8 @@ def _domain_name(domain: str) -> str:
     labels = ascii_form.split(".")
     if max(map(len, labels)) > LABEL_LIMIT:
         raise AddressError(f"a label of the domain has more than {LABEL_LIMIT} octets")
+    if not labels[-1]:  # IDNA has more dots than one
+        raise AddressError("the domain ends in a dot")
     if labels[-1].isdigit():
         raise AddressError("the domain ends in a number; write an address as [192.0.2.1]")
     if domain.isascii():

@@ -287,6 +287,7 @@ class Client:
         if not self._closed:
             phase = self.phase
             self._closed = True
+            self._handshaking = False
             current, successor = self._current, self._next
             if current is not None:
                 if self._content_waits:
@@ -358,6 +359,7 @@ class Client:
 
     def _refuse(self, reply: Reply, phase: Phase) -> None:
         self._closed = True
+        self._output.clear()  # a host that answers before it was asked
         self._events.append(Refused(reply, phase))
 
     # -- a transaction ----------------------------------------------------------------------------------------------

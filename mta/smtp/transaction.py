@@ -207,6 +207,12 @@ def _binary_refusal(can: Capabilities, chunking: bool) -> Reply | None:
 
 def _international(transaction: Transaction, can: Capabilities, commands: list[str]) -> list[str]:
     """The envelope of a message with addresses or headers in UTF-8 (RFC 6531 3.4)."""
+    try:
+        "".join(commands).encode()
+    except UnicodeEncodeError:  # it should never have come so far
+        text = "An address or a parameter is neither ASCII nor UTF-8"
+        transaction.local_reply = Reply(553, "5.1.3", (text,), local=True)
+        return []
     addresses = [transaction.sender, *(to.address for to in transaction.recipients)]
     needed = not all(address.rpartition("@")[0].isascii() for address in addresses)
     utf8_header = False

@@ -33,9 +33,9 @@ def test_a_frame_that_is_too_long_is_refused_at_its_length() -> None:
         FrameReader(10).feed(b"\x00\x00\x00\x0b")
 
 
-@pytest.mark.parametrize("packed", [b"\xc1", b"\x92\x01", b"\x01\x02"])
+@pytest.mark.parametrize("packed", [b"\xc1", b"\x92\x01", b"\x01\x02", b"\x81\x91\x01\x02"])
 def test_a_frame_that_is_no_value_is_refused(packed: bytes) -> None:
-    """Reserved, incomplete and surplus bytes are errors."""
+    """Reserved, incomplete and surplus bytes are errors, and so is a list as a key."""
     with pytest.raises(FrameError):
         FrameReader(100).feed(len(packed).to_bytes(4, "big") + packed)
 

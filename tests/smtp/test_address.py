@@ -53,6 +53,7 @@ BAD = [
     "<a@\u2024.example>".encode(), b"<" + b"<" * 1000 + b">", b"<%s@example.org>" % (b"l" * 129),
     b"<l@%s.example>" % (b"d" * 64), b"<l@%s>" % b".".join([b"d" * 62] * 4 + [b"exam"]),
     b"<@a.example:>", b"<@a.example user@b.example>", b"<@:user@b.example>",
+    "<a@example.org。>".encode(), "<a@bücher.example｡>".encode(),
 ]  # fmt: skip
 
 

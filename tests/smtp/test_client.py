@@ -106,6 +106,16 @@ def test_no_session(replies: list[bytes], phase: str) -> None:
     assert wire(client) == b""
 
 
+def test_nothing_is_said_behind_the_end() -> None:
+    """A host that refuses before it is asked is not asked any more."""
+    client = Client("client.example")
+    client.receive(b"220 hi\r\n421 busy\r\n")
+    assert wire(client) == b""
+    client = Client("client.example", esmtp=False)
+    client.receive(b"220 hi\r\n550 go away\r\n")
+    assert wire(client) == b""
+
+
 def test_nothing_is_read_behind_the_end() -> None:
     """What comes behind a refusal of the session, or of content not yet sent, is not even parsed."""
     client = Client("client.example")
@@ -166,6 +176,17 @@ def test_text_behind_starttls(injected: bytes) -> None:
     client = new_client_before_tls()
     with pytest.raises(RemoteProtocolError):
         client.receive(b"220 go\r\n" + injected)
+
+
+def test_failed_handshake_is_the_end() -> None:
+    """Behind it the machine is closed like any other one: it takes no words and says none."""
+    client = new_client_before_tls()
+    client.receive(b"220 2.0.0 go\r\n")
+    assert client.lost("handshake failed") == []
+    assert client.phase == "closed"
+    assert client.receive(b"250 x\r\n") == []
+    client.quit()
+    assert wire(client) == b""
 
 
 def test_starttls_refused() -> None:
@@ -469,10 +490,12 @@ def test_recipients_that_the_host_cannot_take_do_not_hold_up_the_others() -> Non
     assert "<ä@x.example> and 1 more" in str(sent.local_reply)
 
 
-@pytest.mark.parametrize("evil", ["a@example.com>\r\nRCPT TO:<x@y.example", "a\nb@example.com", "a\rb@example.com"])
+@pytest.mark.parametrize("evil", ["a@example.com>\r\nRCPT TO:<x@y.example", "a\nb@example.com", "a\rb@example.com",
+                                  "a\udc80@b.example"])
 @pytest.mark.parametrize("ehlo", [EHLO, PLAIN_EHLO])
 def test_no_command_injection(evil: str, ehlo: bytes) -> None:
-    """An address with a line end is never written, whoever let it into the queue (GHSA-c7w3-x93f-qmm8)."""
+    """An address with a line end, or that is no text, is never written, whoever let it into the queue
+    (GHSA-c7w3-x93f-qmm8)."""
     client = new_client(ehlo)
     parameters = Transaction("", [Recipient("a@b.example", 0, evil)], b"", ret=evil)
     for sent in (transaction(evil), transaction(sender=evil), parameters):
