@@ -14,8 +14,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from mta.delivery.adaptive import SLOT_S, Adaptive, Window
+from mta.delivery.adaptive import Adaptive, Window
 from mta.delivery.outcome import End, Outcome
+from mta.delivery.pace import SLOT_S
 from mta.delivery.path import Path
 from mta.delivery.pathstate import PathState
 from mta.delivery.rates import Bucket

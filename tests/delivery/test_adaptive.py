@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mta.delivery import adaptive
-from mta.delivery.adaptive import FORGET_S, WINDOW_FIRST, Adaptive, Pace, Window, per_time
+from mta.delivery import pace as pacing
+from mta.delivery.adaptive import FORGET_S, WINDOW_FIRST, Adaptive, Window
+from mta.delivery.pace import Pace, per_time
 from tests.delivery.receivers import FixedWindow, Open, SlidingWindow, TokenBucket
 
 START_S = 100_000.0
@@ -125,7 +126,7 @@ def test_nothing_is_sent_while_it_refuses_but_probes() -> None:
     for _ in range(20):
         assert pace.take_probe(pace.probe_at)
         pace.refused(pace.probe_at - 0.1, pace.asked_at)
-    assert pace.probe_at - pace.asked_at > 3 * adaptive.PROBE_FIRST_S
+    assert pace.probe_at - pace.asked_at > 3 * pacing.PROBE_FIRST_S
 
 
 def test_what_was_under_way_is_no_answer_to_a_probe() -> None:

@@ -1,0 +1,311 @@
+"""How many messages in a time a receiver bears: found out from what it takes and refuses. Pure arithmetic.
+
+Nothing holds messages back until the receiver refuses one for its rate. Then nobody sends but for a probe, at intervals
+that grow with the time that has passed, until one is taken. The messages that were taken divided by the time that they
+and the pause took are what the receiver takes in the long run, whatever its window is: "200 per minute" sent in a
+second and refused for the rest of the minute are 200 per minute. That rate is held to, a little less at first.
+
+    open ──refused──▶ blocked ──probe taken: reckoned──▶ held ──refused──▶ blocked ...
+                                                         held ──try──▶ leaps ──nothing is held back for long──▶ open
+                                                                         └──refused: silence, then held as before
+
+**A try** is how more is found, and costs a refusal where there is no more. So it has a price: each refusal is paid with
+`HOLD_MESSAGES` taken before the next try may be over, and in the long run less than one message in so many is refused,
+however the receiver counts. A try begins with a *step* of a few percent, unless as much was refused before; a step that
+is borne is held to. Then the rate *leaps*: trebled, and trebled again in short periods. So a receiver that has opened
+is found out within minutes, and any other one refuses soon, which costs no more than if it were asked timidly.
+
+**A try that failed** says nothing about what was borne before, so nothing is reckoned anew: the path is silent until no
+more was taken, on average over the try, than at the old rate; then it goes on at that. A receiver that counts by the
+clock, over any minute, or with a bucket takes messages again by then, so the refusal stays the only one. Only where
+more was taken beyond the old rate than a minute's window explains is something proven, and the rate stays higher.
+
+A receiver that refused for long counts over a long time: periods are never shorter than it refused. The clock is given,
+in seconds, and may be any that does not go back. tests/simulate/test_hidden.py has the bounds for all kinds of limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+PROBE_FIRST_S: Final = 1.0
+PROBE_SHARE: Final = 0.2  # of the time that a receiver has refused, until it is asked again
+PROBE_SLOT: Final = 0.1  # of the time over which was counted, until it is asked first: by so much it is often too high
+PROBE_CAP_S: Final = 600.0
+PERIOD_OVER_S: Final = 0.5
+PERIODS_S: Final = (60.0, 3600.0)  # by which receivers count: when one is over it is asked at once
+SLOT_S: Final = 60.0  # an estimate is made from what was taken in one or two such times; they are longer after a long
+# refusal, and where few messages are taken
+SLOT_MESSAGES: Final = 20
+FEW: Final = 5  # taken between two refusals, they are not enough for an estimate by themselves
+LONG_S: Final = 300.0  # who refuses for so long counts over a long time; nothing is tried for less than that
+BELOW: Final = 0.96  # of what was found, to begin with
+UNSEEN: Final = 0.2  # share of the time in which it may have opened unseen: what was found may be too little
+DOUBT: Final = 0.02  # less is none
+DOUBT_CAP: Final = 0.5
+HOLD_MESSAGES: Final = 64  # taken from a refusal to the next one that a try may bring
+HOLD_FIRST: Final = 60  # after the first estimate,
+HOLD_RECKONED: Final = 90  # and after a new one, at most: what it cost to find it need not be paid for
+HOLD_CAP: Final = 320  # of what several refusals at once cost
+HOLD_S: Final = 40.0  # no try before that, however fast
+STEP_MESSAGES: Final = 20  # of these, taken at a step
+STEP_S: Final = 75.0  # how long one takes at least: a receiver that counts by the minute has noticed by then
+STEP: Final = 0.06  # by which share it is more, to begin with; twice as much when it was borne
+STEP_CAP: Final = 0.25
+TOP: Final = 0.98  # of a rate that was refused: so much is no step
+FORGET: Final = 4  # tries in vain, after which that rate is forgotten
+LEAP: Final = 3.0  # times
+LEAP_FIRST_S: Final = 40.0  # how long the first leap takes, and those that follow
+LEAP_S: Final = 15.0
+LEAP_MESSAGES: Final = 6
+LONGEST_S: Final = 3600.0  # until more is tried, where that many messages take longer; twice as long after each in vain
+DOUBLINGS: Final = 10
+PROOF_S: Final = 70.0  # for so many seconds what was taken beyond a rate would have been enough: it is not the limit
+OWING: Final = 0.95  # of the old rate, on average over a try that failed
+SAME: Final = 0.15  # two rates that differ by no more are the same
+USED: Final = 0.7  # of what the rate allows has to be sent, else it says nothing
+OPEN_AT: Final = 16.0  # times what was once refused: when not even that is used, nothing is held back any more
+
+
+@dataclass(slots=True)
+class Pace:
+    """How many messages in a time. Rates are messages per second; 0: not known."""
+
+    rate: float = 0.0  # what is held to
+    ceiling: float = 0.0  # at what rate it refused
+    blocked_at: float = 0.0  # since when it refuses; 0: it does not
+    probe_at: float = 0.0  # when it may be asked again
+    asked_at: float = 0.0  # when it was; 0: nobody waits for the answer
+    refused_at: float = 0.0  # when it last refused
+    slot_at: float = 0.0  # beginning of the slot of time that is counted; 0: nothing was taken
+    slot: int = 0  # messages taken in it
+    before_at: float = 0.0  # the same of the slot before; 0: there is none
+    before: int = 0
+    period_at: float = 0.0  # beginning of the period after which the rate may grow
+    period: int = 0  # messages taken in it
+    due: int = 0  # messages to be taken until a try may be over
+    doubt: float = 0.0  # by which share the rate may be too low, as little was seen
+    step: float = STEP  # by which share the next step is more
+    top: float = 0.0  # a rate that was refused after a while
+    held: float = 0.0  # in a try: the rate that is borne; 0: there is none
+    borne: float = 0.0  # the highest rate of this try that was borne for a period
+    tried_at: float = 0.0  # when it began
+    tried: int = 0  # messages taken in it
+    leaps: int = 0  # made in it
+    vain: int = 0  # tries in a row that brought nothing
+    block_s: float = 0.0  # how long it refused
+    span_s: float = 0.0  # over how long it seems to count, when it refused for very long
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether only probes may be sent."""
+        return self.blocked_at > 0
+
+    def take_probe(self, now: float) -> bool:
+        """Whether a message may be sent as a probe now. Whoever is told so has to send it: nobody else is."""
+        if not self.is_blocked or now < self.probe_at:
+            return False
+        self.asked_at = now
+        self.probe_at = now + self._wait(now)
+        return True
+
+    def taken(self, messages: int, now: float, begun: float, since: float | None = None) -> None:
+        """The receiver took so many messages, the last of which was begun at `begun` and the first at `since`."""
+        if not self.slot_at:
+            self.slot_at = begun if since is None else since
+        self.tried += messages
+        self.due -= messages
+        if not self.is_blocked:
+            enough_s = max(SLOT_S, self.block_s, self.span_s, SLOT_MESSAGES / self.rate if self.rate else 0.0)
+            if now - self.slot_at >= enough_s:
+                self.before_at, self.before = self.slot_at, self.slot
+                self.slot_at, self.slot = now, 0
+            self.slot += messages
+            if self.rate:
+                self.period += messages
+                self._grow(now)
+        else:
+            self.slot += messages
+            if self.asked_at and begun >= self.asked_at:
+                self._resume(now)
+
+    def refused(self, now: float, begun: float) -> None:
+        """The receiver refused a message, begun at `begun`, for its rate."""
+        self.due = min(max(self.due, 0) + HOLD_MESSAGES, HOLD_CAP)
+        if self.is_blocked:
+            # The probe, or a connection that was to carry it.
+            if (self.asked_at and begun >= self.asked_at) or begun >= self.probe_at:
+                self.asked_at = 0.0
+                self.refused_at = now
+                self.probe_at = now + self._wait(now)
+            return
+        self.blocked_at = self.refused_at = now
+        self.asked_at = 0.0
+        self.probe_at = now + (self._silence(now) if self.held else self._wait(now))
+
+    # -- refused ---------------------------------------------------------------------------------------------------
+
+    def _wait(self, now: float) -> float:
+        """How long until it is asked, or asked again."""
+        since = self.before_at or self.slot_at
+        least = max(PROBE_FIRST_S, 1.0 / self.rate if self.rate else 0.0)
+        if self.rate and now == self.blocked_at:
+            least = max(least, PROBE_SLOT * (now - since))
+        wait_s = min(max(least, PROBE_SHARE * (now - self.blocked_at)), PROBE_CAP_S)
+        for period_s in PERIODS_S:
+            left_s = since + period_s + PERIOD_OVER_S - now if since else 0.0
+            if 0.0 < left_s < wait_s:
+                return left_s
+        return wait_s
+
+    def _silence(self, now: float) -> float:
+        """How long nothing is sent after a try that failed: until no more was taken, on average, than is borne."""
+        if self._is_proven(now):
+            self.held = max(self.held, self.borne)
+        owing_s = (self.tried + 1) / (OWING * self.held) - (now - self.tried_at)
+        return min(max(PROBE_FIRST_S, 1.0 / self.held, owing_s), max(PROBE_CAP_S, self.span_s))
+
+    def _resume(self, now: float) -> None:
+        """A probe was taken."""
+        counted = self.before + self.slot - 1  # the probe itself belongs to what comes
+        if not counted and not self.rate:  # nothing was taken before: that says nothing about a rate
+            self.blocked_at = self.asked_at = self.probe_at = 0.0
+            return
+        if self.held and (self.refused_at == self.blocked_at  # the first one, or soon after it
+                          or self.tried >= (1 - SAME) * self.held * (now - self.tried_at)):
+            self._fall_back()
+        else:
+            self._reckon(now, counted)
+        self.held = 0.0
+        self.blocked_at = self.asked_at = self.probe_at = 0.0
+        self.period_at, self.period = now, 0
+
+    def _fall_back(self) -> None:
+        """A try has failed: what was borne before is held to. What is counted goes on, as it was no more than that."""
+        if not self.leaps:
+            self.top, self.step, self.doubt = self.rate, STEP, 0.0
+        elif self.borne:  # more than before, but not so much more
+            self.top, self.step = 0.0, STEP_CAP
+        self.vain += 1
+        if self.vain % FORGET == 0:
+            self.top = 0.0
+        self.rate, self.leaps = self.held, 0
+
+    def _reckon(self, now: float, counted: int) -> None:
+        """Now it is known how long the receiver needed for what it took."""
+        since = self.before_at or self.slot_at
+        opened = (self.refused_at + now) / 2  # somewhen in between
+        lasted = max(opened - since, PROBE_FIRST_S / 2)
+        messages = max(counted, 1)
+        unseen = (now - self.refused_at) / 2 / lasted
+        rate = messages / lasted
+        if self.rate:
+            rate = min(rate, self.rate)
+        if not self.leaps:  # of those that came of a try all are paid for
+            self.due = min(self.due, HOLD_RECKONED) if self.rate else HOLD_FIRST
+        self.top = self.rate
+        self.ceiling = rate
+        self.rate = BELOW * rate
+        self.step = STEP
+        self.vain += 1
+        self.doubt = min(max(1 / messages**2, unseen if unseen > UNSEEN else 0.0), DOUBT_CAP)
+        self.block_s = max(now - self.blocked_at, self.block_s / 2)
+        if now - self.blocked_at >= LONG_S:
+            self.span_s = max(self.span_s, now - since)
+        self.before_at, self.before = 0.0, 0
+        if counted < FEW and self.top:
+            self.slot_at, self.slot = since, counted + 1
+        else:
+            self.slot_at, self.slot = now, 1
+
+    # -- more ------------------------------------------------------------------------------------------------------
+
+    def _grow(self, now: float) -> None:
+        """The end of a period: more, if all that was allowed has been taken."""
+        lasted = now - self.period_at
+        step = self._next_step()
+        if not self.held:
+            wanted, least_s = self.due + self.period, max(HOLD_S, self.block_s)
+            if step:
+                wanted -= STEP_MESSAGES
+        elif not self.leaps:
+            wanted, least_s = STEP_MESSAGES, max(STEP_S, self.block_s)
+        elif self.leaps == 1:
+            wanted, least_s = LEAP_MESSAGES, max(LEAP_FIRST_S, self.block_s)
+        else:
+            wanted, least_s = LEAP_MESSAGES, LEAP_S
+        longest_s = LONGEST_S * 2 ** min(self.vain, DOUBLINGS)
+        if lasted < max(least_s, self.span_s, min(wanted / self.rate, longest_s)):
+            return
+        if self.period < USED * self.rate * lasted:
+            self._unused(now)
+        elif self.held and self.leaps:
+            self._leap_again(now)
+        elif not self.held and step:
+            self._try(now)
+            self.leaps = 0
+            self.rate *= 1 + step
+        else:
+            self._leap(now, step)
+        self.period_at, self.period = now, 0
+
+    def _next_step(self) -> float:
+        """The share by which a step is more; 0: none, as so much was refused."""
+        for step in (self.doubt, self.step):
+            if step >= DOUBT and (not self.top or self.rate * (1 + step) < TOP * self.top):
+                return step
+        return 0.0
+
+    def _leap(self, now: float, step: float) -> None:
+        """A step was borne, or there is none: now much more. But where little was seen another step comes first."""
+        if self.held:
+            self.ceiling = max(self.ceiling, self.rate)
+            if self.doubt >= DOUBT:
+                self.doubt /= 4
+            else:
+                self.step = min(2 * self.step, STEP_CAP)
+        if step and self.doubt >= DOUBT:
+            self.held = 0.0
+            return
+        self._try(now)
+        self.rate *= LEAP
+        self.leaps = 1
+
+    def _leap_again(self, now: float) -> None:
+        """A leap was borne."""
+        if self._is_proven(now):
+            self.vain, self.top = 0, 0.0
+            borne = self.borne or self.rate
+            self._try(now)
+            self.held = borne
+        self.borne = self.rate
+        self.rate *= LEAP
+        self.leaps += 1
+        self.span_s /= 2
+
+    def _try(self, now: float) -> None:
+        """More than this rate is sent from now on."""
+        self.held, self.borne = self.rate, 0.0
+        self.tried_at, self.tried = now, 0
+
+    def _is_proven(self, now: float) -> bool:
+        """Whether more was taken in this try beyond what is borne than the window of the old limit explains."""
+        beyond_s = self.tried / self.held - (now - self.tried_at)
+        return beyond_s >= max(PROOF_S, self.block_s, self.span_s)
+
+    def _unused(self, now: float) -> None:
+        """There was less to send: that says nothing, unless it was far beyond all that was ever refused."""
+        if self.rate > OPEN_AT * self.ceiling:
+            self.rate = self.ceiling = self.held = self.top = 0.0
+            self.vain = self.leaps = 0
+        elif self.held:
+            self.tried_at, self.tried = now, 0
+
+
+def per_time(rate: float) -> str:
+    """A rate (per second) in the unit in which it is easily read."""
+    for seconds, unit in ((1, "s"), (60, "min"), (3600, "h")):
+        if rate * seconds >= 1 or unit == "h":
+            return f"{rate * seconds:.3g}/{unit}"
+    raise AssertionError
