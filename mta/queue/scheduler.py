@@ -125,6 +125,7 @@ class Scheduler:
 
     WAKES = 10_000  # wakes kept in memory; the bound that makes the horizon move
     AT_ONCE = 500  # queues brought back in one call of `run`
+    FIRST = 20  # deliveries read of a queue that comes back; the next load fills its window
     REST = 20  # times as long as a look at all that is due took nothing is looked for again
 
     def __init__(self, io: SchedulerIO, memory: Memory, shards: Iterable[int], clock_us: Callable[[], int]) -> None:
@@ -471,7 +472,9 @@ class Scheduler:
     def _refill(self, queue: Queue) -> None:
         if queue.loading:
             return
-        room = min(self._memory.window - len(queue.ready), self._room_for(queue))
+        # Who knows whether anything goes: a site that is tried again mostly fails again, and the rest was read in vain.
+        wanted = self._memory.window - len(queue.ready) if queue.ready or queue.in_flight else self.FIRST
+        room = min(wanted, self._memory.window, self._room_for(queue))
         if room > 0:
             queue.loading = room
             self._coming += room
