@@ -31,7 +31,17 @@ from mta.config.schema import Bounces, Config, Retry, ShapingRules  # noqa: E402
 from mta.config.schema import Delivery as DeliverySettings  # noqa: E402
 from mta.config.shaping import DefaultLayer, DomainLayer, ProviderLayer, Shaping  # noqa: E402
 from mta.config.units import Duration  # noqa: E402
-from mta.delivery import ageing, connecting, connection, controls, dispatch, engine, ways, wire  # noqa: E402
+from mta.delivery import (  # noqa: E402
+    ageing,
+    connecting,
+    connection,
+    controls,
+    deadlines,
+    dispatch,
+    engine,
+    ways,
+    wire,
+)
 from mta.delivery.clock import ClockWatch  # noqa: E402
 from mta.delivery.explain import standing, why_not_now  # noqa: E402
 from mta.delivery.leases import Refusal  # noqa: E402
@@ -41,8 +51,9 @@ from mta.delivery.routing import Addresses, Host, Route, RouteFailure  # noqa: E
 from mta.delivery.settle import Settler, Verdict  # noqa: E402
 from mta.delivery.tally import Tally  # noqa: E402
 from mta.queue.orders import Order, Orders  # noqa: E402
-from mta.queue.records import Delivery, Message, Recipient  # noqa: E402
+from mta.queue.records import Delivery, Message, Recipient, Wishes  # noqa: E402
 from mta.queue.store import Transaction  # noqa: E402
+from mta.queue.sweeping import Piece  # noqa: E402
 
 CONTENT = b"From: a@x.test\r\nSubject: hello\r\n\r\nbody\r\n"
 FOREVER = float("inf")
@@ -75,6 +86,8 @@ class Shelf:
         for message, deliveries in tx.accepts:
             self.notices += [(message, one) for one in deliveries]
         self.marks.update(tx.marks)
+        for name in tx.unmarks:
+            del self.marks[name]
         self.events += [json.loads(line) for line in tx.events]
         if done is not None:
             done(None)
@@ -115,6 +128,12 @@ class Shelf:
 
     def has_mark(self, key: bytes, done: Any) -> None:
         gevent.spawn(lambda: done(self.marks.get(key)))
+
+    def list_marks(self, after: bytes, limit: int, done: Any) -> None:
+        gevent.spawn(lambda: done(sorted(item for item in self.marks.items() if item[0] > after)[:limit]))
+
+    def sweep_message(self, message_id: int, done: Any) -> None:
+        gevent.spawn(lambda: done(Piece(self._copies(lambda one: one.message.id == message_id), [], None)))
 
     def mark_inflight(self, delivery: Delivery) -> None:
         """Nothing."""
@@ -695,6 +714,55 @@ def a_clock_that_is_set() -> None:
     world.until(world.drained)
     assert (world.shelf.told("delivered"), world.shelf.told("expired")) == (5, 0)
     assert world.shelf.told("notified") == 0
+
+
+def timed(world: World, by_s: float, mode: str, sender: str = "a@x.test", domain: str = "d.test") -> None:
+    """A message that is to be delivered within `by_s`, as the door makes it."""
+    one = world.make(sender, fresh=False, domain=domain)
+    one.message.wishes = Wishes(by_us=world.clock_us() + int(by_s * 1_000_000), by_mode=mode)
+    world.shelf.stored[one.key] = deepcopy(one)
+    world.shelf.marks.update(deadlines.mark(one.message))
+    world.engine.deadlines.accepted(0, one.message)
+    world.engine.scheduler.add(0, one)
+
+
+def times_that_are_over() -> None:
+    """Mode R: what waits for its turn at its time is returned then. What is in flight is not: it ends by itself, and if
+    it does not it is returned as well. Each once; and nothing is left of it."""
+    deadlines.AGAIN_S = 0.05
+    world = World(shaping=shaping(connections=1, pipelining=False))
+    world.slow_s = 0.5
+    world.answers[b"EHLO"] = b"250-mx.d.test\r\n250 DELIVERBY"
+    for number in range(3):
+        timed(world, 0.3, "R", f"s{number}@x.test")
+    world.until(lambda: world.shelf.told("delivered") == 1 and world.shelf.told("expired") == 2)
+    world.until(lambda: not world.shelf.marks)
+    assert not world.shelf.stored
+    world.answers[b"RCPT"] = b"451 later"
+    timed(world, 0.3, "R", "s3@x.test")
+    world.until(lambda: world.shelf.told("expired") == 3 and not world.shelf.marks)
+    assert world.shelf.told("deferred")
+
+
+def a_time_behind_a_site_that_stands_still() -> None:
+    """What left memory is found at its time: returned (R), or told of once and kept (N). One whose time was over when
+    it came is nobody's concern, and a clock that is set forward makes nothing late."""
+    deadlines.AGAIN_S = engine.LOOK_S = 0.05
+    world = World(pause=3600)
+    world.server.stop()
+    world.make()
+    world.until(lambda: world.shelf.told("suspended"))
+    timed(world, 0.4, "R")
+    timed(world, 0.4, "N")
+    timed(world, -1, "N")
+    timed(world, 3600, "R")
+    assert len(world.shelf.marks) == 3
+    world.until(lambda: world.shelf.told("expired") == 1 and world.shelf.told("notified") == 2)
+    world.clock_off_us += 7200 * 1_000_000
+    gevent.sleep(0.3)
+    assert (world.shelf.told("expired"), world.shelf.told("notified")) == (1, 2)
+    assert len(world.shelf.marks) == 1
+    assert sorted(one.warned for one in world.shelf.stored.values()) == [False, False, False, True]
 
 
 def a_poisonous_message() -> None:

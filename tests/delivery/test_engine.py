@@ -20,7 +20,7 @@ SCENARIOS = (
     "a_host_that_trickles", "why_mail_waits", "many_sites_share_a_small_total", "what_rests_makes_room",
     "a_host_that_is_slow_with_each_recipient", "a_clock_that_is_set",
     "nothing_is_begun_while_outcomes_cannot_be_written", "a_free_place_is_taken_by_one_who_can_use_it",
-    "late_mail_of_a_dead_site", "late_mail_in_memory",
+    "late_mail_of_a_dead_site", "late_mail_in_memory", "times_that_are_over", "a_time_behind_a_site_that_stands_still",
     "late_mail_in_flight_when_its_site_fails", "a_clock_set_forward_warns_of_nothing",
     "a_listed_address_stands_still_and_nothing_bounces", "a_silent_close_after_some_messages_is_no_failure",
     "sites_that_failed_are_forgotten_in_time", "a_connection_counts_until_the_host_has_ended_it",
