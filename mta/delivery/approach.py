@@ -58,6 +58,7 @@ class Approach:
         self.opened_s = engine.monotonic()  # when it was begun
         self.protected = False  # it may carry mail that requires TLS (`mta.delivery.protection`)
         self.shortcoming: Reply | None = None  # why no host of the site gives such a session; None: not asked
+        self.vouched: dict[str, Reply | None] = {}  # by domain, what is wrong with how its hosts came to be known
         self.stopping = False
         self.abandoned = False
         self._patience = patience(path.shaping.timeouts)

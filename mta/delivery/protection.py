@@ -96,12 +96,16 @@ class Protection:
         path.protect_until_s = engine.monotonic() + WANTED_S
         if not connection.protected and connection.shortcoming is None:
             connection.stopping = True
-            engine.dispatch.untouched(job)
+            engine.dispatch.put_back(path, job)
             return False
-        refusal = connection.shortcoming if not connection.protected else self._named_by_others(connection, job)
-        if connection.abandoned or not connection.client.can_send:
-            engine.dispatch.untouched(job)
-            return False
+        refusal = connection.shortcoming
+        if connection.protected:
+            domain = job.delivery.domain
+            if domain not in connection.vouched:
+                connection.vouched[domain] = self._named_by_others(connection, domain)
+                engine.dispatch.put_back(path, job)  # much may have changed meanwhile: its turn comes anew
+                return False
+            refusal = connection.vouched[domain]
         if refusal is None:
             return True
         if not job.transaction.sender:
@@ -111,9 +115,8 @@ class Protection:
         engine.dispatch.settle(connection, job)
         return False
 
-    def _named_by_others(self, connection: Connection, job: Job) -> Reply | None:
-        """What is wrong with how we came upon the host; None when nothing is."""
-        domain = job.delivery.domain
+    def _named_by_others(self, connection: Connection, domain: str) -> Reply | None:
+        """What is wrong with how we came upon the host of `domain`; None when nothing is. Waits for DNS."""
         route = self._engine.router.route(domain)  # from the cache, as a rule
         if not isinstance(route, Route):
             return Reply(451, route.enhanced if not route.permanent else "4.4.4", (route.text,), local=True)
