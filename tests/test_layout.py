@@ -56,10 +56,14 @@ def test_every_package_is_in_the_table() -> None:
     assert [package for package in sorted(packages) if f"  {package}/ " not in picture] == []
 
 
-def test_every_test_that_the_architecture_names_is_there() -> None:
-    """An argument stands on tests that exist: `folder/test_module.py::test_name` in ARCHITECTURE.md."""
-    named = re.findall(r"`([\w/]+/test_\w+\.py)::(\w+)`", (ROOT / "ARCHITECTURE.md").read_text("utf-8"))
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "docs/smtp.md"])
+def test_every_test_that_a_page_names_is_there(page: str) -> None:
+    """An argument stands on tests that exist: `folder/test_module.py::test_name`, or the whole module."""
+    text = (ROOT / page).read_text("utf-8")
+    named = re.findall(r"`([\w/]+/test_\w+\.py)::(\w+)`", text)
     assert len(named) > 40
+    modules = set(re.findall(r"`((?:smtp|inject|delivery|message|queue|integration|faults)/test_\w+\.py)[`:]", text))
+    assert [module for module in sorted(modules) if not (ROOT / "tests" / module).exists()] == []
     missing = [
         f"{path}::{name}" for path, name in named
         if not re.search(rf"^(def |class )?{name}\b", (ROOT / "tests" / path).read_text("utf-8"), re.MULTILINE)
