@@ -168,6 +168,11 @@ def names_of_client(certificate: dict[str, Any] | None) -> tuple[str, ...]:
     return tuple(name for name in names if name.isascii() and name.isprintable() and name and " " not in name)
 
 
+State = list[tuple[str, int, int, int]]
+News = tuple[State, Contexts | CertificateError]
+"""A state of the files, and what they are good for."""
+
+
 class Certificates:
     """The contexts of one listener, over all changes of its files."""
 
@@ -180,7 +185,7 @@ class Certificates:
         self._state = self._look()
         self.contexts = make_contexts(certificates, client_ca, hostname)
 
-    def _look(self) -> list[tuple[str, int, int, int]]:
+    def _look(self) -> State:
         """What tells one state of the files from another."""
         paths = [path for one in self._certificates for path in (one.certificate, one.key) if path]
         if self._client_ca:
@@ -194,20 +199,32 @@ class Certificates:
                 state.append((path, 0, 0, 0))
         return state
 
-    def refresh(self) -> bool:
-        """Read the files again if one has changed. Whether other contexts hold from now on."""
+    def are_of(self, certificates: Sequence[Certificate], client_ca: str | None, hostname: str) -> bool:
+        """Whether these are those that the options name."""
+        return (self._certificates, self._client_ca, self._hostname) == (certificates, client_ca, hostname)
+
+    def changed(self) -> bool:
+        """Whether a file has changed since it was read."""
+        return self._look() != self._state
+
+    def read(self) -> News:
+        """Read the files again: some milliseconds for each, so for a thread. It logs nothing."""
         state = self._look()
-        if state == self._state:
-            return False
         try:
-            self.contexts = make_contexts(self._certificates, self._client_ca, self._hostname)
+            return state, make_contexts(self._certificates, self._client_ca, self._hostname)
         except CertificateError as error:
+            return state, error
+
+    def take(self, news: News) -> bool:
+        """Take what was read. Whether other contexts hold from now on."""
+        state, found = news
+        if isinstance(found, CertificateError):
             # The next look tries again: the file with the key is perhaps not there yet.
-            if str(error) != self._complained:
-                self._complained = str(error)
-                log.error("a changed certificate cannot be used, the one from before still is: %s", error)
+            if str(found) != self._complained:
+                self._complained = str(found)
+                log.error("a changed certificate cannot be used, the one from before still is: %s", found)
             return False
-        self._state, self._complained = state, ""
+        self.contexts, self._state, self._complained = found, state, ""
         paths = ", ".join(printable(one.certificate) for one in self._certificates)
         log.info("certificates were read again: %s", paths)
         return True

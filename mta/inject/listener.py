@@ -24,6 +24,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any, Final
 
+import gevent
 from gevent import monkey
 from gevent.event import Event
 from gevent.hub import get_hub
@@ -147,6 +148,8 @@ class SmtpListener:
         self.logins.on_change.append(self._renew)
         self.usage = usage if usage is not None else Usage(no_count)
         self._certificates: Certificates | None = None
+        self.refreshing = False
+        """Changed certificates are being read."""
         self._sessions: dict[Session, Account] = {}  # with whom each was counted for, whatever a reload says since
         self._empty = Event()
         self._empty.set()
@@ -194,8 +197,11 @@ class SmtpListener:
         if listener.tls == "off" or not config.certificates:
             self._certificates = None
         else:
-            hostname = listener.hostname or config.hostname
-            self._certificates = Certificates(config.certificates, listener.client_ca, hostname)
+            options = (config.certificates, listener.client_ca, listener.hostname or config.hostname)
+            if self._certificates is None or not self._certificates.are_of(*options):
+                self._certificates = Certificates(*options)
+            else:
+                self.refresh()
         self._renew()
 
     def _renew(self) -> None:
@@ -225,9 +231,18 @@ class SmtpListener:
         )
 
     def refresh(self) -> None:
-        """Look whether certificates have changed."""
-        if self._certificates is not None and self._certificates.refresh():
-            self._renew()
+        """Look whether certificates have changed. They are read in a thread."""
+        if self._certificates is not None and not self.refreshing and self._certificates.changed():
+            self.refreshing = True
+            gevent.spawn(self._refresh, self._certificates)
+
+    def _refresh(self, certificates: Certificates) -> None:
+        try:
+            news = get_hub().threadpool.apply(certificates.read)
+            if certificates.take(news) and certificates is self._certificates:
+                self._renew()
+        finally:
+            self.refreshing = False
 
     def start(self) -> None:
         """Begin to accept."""

@@ -97,7 +97,7 @@ def obey(listener, command, *arguments):
         listener.logins.refresh()
         listener.refresh()
         gevent.sleep(0)
-        while listener.logins.config.access.users_file and not listener.logins._state:
+        while (listener.logins.config.access.users_file and not listener.logins._state) or listener.refreshing:
             gevent.sleep(0.01)
         tell("ok")
     elif command == "exhaust":

@@ -285,6 +285,32 @@ def test_what_ends_the_handshake_may_wait(pki: Pki, users: str) -> None:
         smtp.quit()
 
 
+def test_a_reload_reads_only_what_has_changed(pki: Pki, users: str) -> None:
+    """With the same files the contexts stay, and so do their session tickets; with others they are new."""
+    path = pki.make("mx.example.net", file="reloaded")
+    options: dict[str, Any] = {"certificates": [{"certificate": path}], "access": {"users_file": users}}
+    with submission(pki, users, certificates=options["certificates"]) as process:
+        context = pki.context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # which has the ticket in the handshake
+
+        def connect(session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool]:
+            with Peer(process) as peer:
+                assert peer.say("STARTTLS").startswith("220")
+                with context.wrap_socket(peer.sock, server_hostname="mx.example.net", session=session) as sock:
+                    return sock.session, bool(sock.session_reused)
+
+        session, _ = connect(None)
+        process.tell("config " + json.dumps(configuration(TLS, **options)))
+        process.expect("ok")
+        assert connect(session)[1]
+        pki.make("mx.example.net", file="reloaded")
+        process.tell("config " + json.dumps(configuration(TLS, **options)))
+        process.expect("ok")
+        process.tell("refresh")
+        process.expect("ok")
+        assert not connect(session)[1]
+
+
 def test_a_session_keeps_its_certificates(pki: Pki, users: str) -> None:
     """TLS goes on being there for who was offered it, when a reload has taken it away."""
     with submission(pki, users) as process:
