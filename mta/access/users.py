@@ -28,7 +28,7 @@ from typing import Final
 from mta.access import passwords
 from mta.config.problems import Problem, printable
 from mta.config.units import parse_user_name
-from mta.smtp.sasl import SCRAM_ITERATIONS, ScramKeys, prepare, scram_keys
+from mta.smtp.sasl import ScramKeys, prepare, scram_keys
 
 SIZE_LIMIT: Final = 64_000_000
 _SECRET: Final = "*secret"
@@ -257,7 +257,3 @@ def _locked(path: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-ITERATIONS: Final = SCRAM_ITERATIONS
-"""What SCRAM shows of users that do not exist, as it is what new ones have."""

@@ -21,7 +21,6 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Any, Final
 
 import gevent
@@ -31,13 +30,12 @@ from gevent.hub import get_hub
 
 from mta.config.checks import changed
 from mta.config.schema import Config, LabelValues, Listener
-from mta.config.units import Network
 from mta.inject.balance import Balance
 from mta.inject.certificates import CertificateError, Certificates, Contexts
 from mta.inject.intake import HONOURED, Source
 from mta.inject.logins import Logins
 from mta.inject.opening import Opening
-from mta.inject.permissions import ListenerPermissions
+from mta.inject.permissions import ListenerPermissions, contains
 from mta.inject.session import Session
 from mta.inject.usage import Account, Usage, no_count
 from mta.queue.shortage import SHORTAGE, Spell
@@ -306,7 +304,7 @@ class SmtpListener:
         except OSError:
             sock.close()  # it is gone already
             return
-        balancer = bool(self._listener.proxy_from) and _contains(self._listener.proxy_from, peer.address)
+        balancer = contains(self._listener.proxy_from, peer.address)
         one_client = math.inf if balancer or self._is_unix else self.limits.sessions_per_client
         refusal = self._occupancy.enter(peer.address, self.limits.sessions, one_client)
         account = self._own_account
@@ -323,8 +321,7 @@ class SmtpListener:
 
     def _peer(self, client: str, port: int) -> Peer:
         client = client.removeprefix("::ffff:") if "." in client else client
-        trusted = self._listener.xclient_from
-        return Peer(client, port, may_xclient=bool(trusted) and _contains(trusted, client))
+        return Peer(client, port, may_xclient=contains(self._listener.xclient_from, client))
 
     @staticmethod
     def _local_peer(sock: Any) -> Peer:
@@ -402,26 +399,18 @@ class SmtpListener:
         return source, tuple(account for account in accounts if account is not None and account.counts)
 
 
-def _contains(networks: tuple[Network, ...], address: str) -> bool:
-    try:
-        ip = ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    return any(ip in network for network in networks)
-
-
 _user_names: Final[dict[int, str]] = {}
 
 
 def _user_name(uid: int) -> str:
-    """The name of a system user; looked up once."""
+    """The name of a system user; looked up once. Who has none now may have one in a moment, when a directory service
+    answers again: till then what is configured for the name does not hold."""
     name = _user_names.get(uid)
     if name is None:
         try:
-            name = pwd.getpwuid(uid).pw_name
+            name = _user_names[uid] = pwd.getpwuid(uid).pw_name
         except KeyError:
-            name = str(uid)
-        _user_names[uid] = name
+            return str(uid)
     return name
 
 

@@ -88,7 +88,7 @@ class ListenerPermissions:
             return _UserRights(peer, peer.identity, senders, self._is_user)
         if listener.auth == "required":
             return _Refused(peer, _NEEDS_LOGIN, "a login is required", at_mail=True)
-        if peer.address and _contains(listener.relay_from, peer.address):
+        if peer.address and contains(listener.relay_from, peer.address):
             return _NetworkRights(peer, self._relay_senders)
         if listener.auth == "offered":
             return _Refused(peer, _NEEDS_LOGIN, "not in relay_from, and has not logged in", at_mail=True)
@@ -101,12 +101,15 @@ class ListenerPermissions:
             return ""
         if not options.enabled:
             return "the user is not enabled"
-        if options.networks and address and not _contains(options.networks, address):
+        if options.networks and address and not contains(options.networks, address):
             return "not from this address"
         return ""
 
 
-def _contains(networks: Sequence[Network], address: str) -> bool:
+def contains(networks: Sequence[Network], address: str) -> bool:
+    """Whether an address is in one of the networks."""
+    if not networks:
+        return False
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:

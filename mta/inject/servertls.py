@@ -93,9 +93,7 @@ class ServerTls:
         names = names_of_client(self._object.getpeercert())
         end_point = self._contexts.end_point(self._object.context)
         bindings = {"tls-server-end-point": end_point} if end_point else {}
-        tls = Tls(self._object.version() or "", cipher[0] if cipher else "", client_name=names[0] if names else None,
-                  bindings=bindings)
-        return tls, names
+        return Tls(self._object.version() or "", cipher[0] if cipher else "", bindings), names
 
 
 def _reason(error: ssl.SSLError) -> str:

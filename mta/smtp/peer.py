@@ -26,8 +26,6 @@ class Tls:
 
     version: str  # such as "TLSv1.3"
     cipher: str
-    server_name: str = ""  # as the client asked for it (SNI)
-    client_name: str | None = None  # in the client's certificate, when it showed one and that was verified
     bindings: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """Channel binding data by name: `tls-server-end-point` (RFC 5929 4), `tls-exporter` (RFC 9266). Without any there
     is no SCRAM-SHA-256-PLUS."""

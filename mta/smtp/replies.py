@@ -41,13 +41,11 @@ NOT_HTTP = reply(521, "5.5.1", "This is SMTP")
 
 # STARTTLS, RFC 3207 4
 START_TLS = reply(220, "2.0.0", "Ready to start TLS")
-TLS_NOT_OFFERED = reply(502, "5.5.1", "TLS is not available")
 TLS_ALREADY = reply(503, "5.5.1", "TLS is active already")
 
 # AUTH, RFC 4954 4 and 6
 AUTHENTICATED = reply(235, "2.7.0", "Authentication successful")
 AUTH_REFUSED = reply(535, "5.7.8", "Authentication credentials invalid")
-AUTH_NOT_OFFERED = reply(502, "5.5.1", "Authentication is not available")
 AUTH_SYNTAX = reply(501, "5.5.4", "Syntax: AUTH mechanism [initial-response]")
 AUTH_NEEDS_EHLO = reply(503, "5.5.1", "Send EHLO first")
 AUTH_NEEDS_TLS = reply(538, "5.7.11", "Encryption is required for authentication; use STARTTLS")
