@@ -285,7 +285,7 @@ def store_reply(error: StoreError) -> Reply:
 def _with_header_section(content: bytes) -> bytes:
     """Content without a header section, changed so that lines put before it become one. Rare, so not fast."""
     if content.startswith((b"From ", b">From ")):
-        rest = content[content.index(b"\r\n") + 2 :]
+        _, _, rest = content.partition(b"\r\n")  # binary content may have no line end at all
         if headers.section_end(rest) != 0:
             return rest
     return content if content.startswith(b"\r\n") else b"\r\n" + content

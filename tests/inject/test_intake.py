@@ -183,6 +183,7 @@ def test_a_header_section_without_end_is_refused() -> None:
         (b"From someone Mon Jan 2\r\njust text\r\n", b"\r\nFrom someone Mon Jan 2\r\njust text\r\n"),
         (b"From someone Mon Jan 2\r\nSubject: x\r\n\r\nbody\r\n", b"Subject: x\r\n\r\nbody\r\n"),
         (b">From someone Mon Jan 2\r\nSubject: x\r\n", b"Subject: x\r\n"),
+        (b"From binary content", b"\r\nFrom binary content"),
     ],
 )
 def test_text_never_becomes_header(content: bytes, rest: bytes) -> None:
