@@ -105,7 +105,8 @@ def _bind_unix(listener: Listener, owner: Identity | None) -> socket.socket:
         finally:
             os.umask(before)
         try:
-            os.chown(wanted.host, owner.uid if owner else -1, gid, follow_symlinks=False)
+            if owner is not None or gid != -1:
+                os.chown(wanted.host, owner.uid if owner else -1, gid, follow_symlinks=False)
         except PermissionError:
             raise StartError(NO_PERMISSION, f"cannot listen on {wanted}: our user is no member of the group "
                              f"{listener.group!r}, so it cannot give it the socket") from None

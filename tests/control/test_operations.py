@@ -13,7 +13,7 @@ import pytest
 
 from mta.control import exits
 from mta.control.line import ALARM_MARGIN_S, ORPHAN_GRACE_S
-from mta.control.spool import LOCK_WAIT_S, SPOOL_VERSION
+from mta.control.spool import LOCK_WAIT_S, RUN_MODE, SPOOL_VERSION
 from mta.control.startup import MAX_OPEN_FILES, UMASK
 from mta.control.supervisor import Timing
 
@@ -53,6 +53,14 @@ def test_the_unit_fits_the_code() -> None:
     assert int(service["UMask"], 8) == UMASK
     assert int(service["LimitNOFILE"]) == MAX_OPEN_FILES
     assert service["Type"] == "notify"
+
+
+def test_a_unix_socket_can_get_its_group_under_the_unit() -> None:
+    """@privileged has the calls of chown(2) in it, which work without privileges within one's own groups. And others
+    may search the runtime directory, as its sockets have modes of their own."""
+    text = (ROOT / "systemd" / "mta.service").read_text()
+    assert re.findall("^SystemCallFilter=(.*)$", text, re.M) == ["@system-service", "~@privileged", "@chown"]
+    assert int(unit()["RuntimeDirectoryMode"], 8) == RUN_MODE
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")

@@ -85,6 +85,8 @@ def test_a_group_that_we_are_not_in_is_told(tmp_path: Path, monkeypatch: pytest.
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "chown", refused)
+    (sock,) = listen.listen(config(f"unix:{tmp_path}/other"))
+    sock.close()
     text = f"hostname: a.example\nlisteners: [{{smtp: 'unix:{tmp_path}/smtp', group: root}}]\n"
     with pytest.raises(StartError, match="our user is no member of the group 'root'") as caught:
         listen.listen(loads(text))
