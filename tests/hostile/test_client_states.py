@@ -144,12 +144,15 @@ class Host:
 class AnyHost(RuleBasedStateMachine):
     """A client, a host, and the wire between them."""
 
-    extension_sets = st.sets(st.sampled_from(["PIPELINING", "CHUNKING", "STARTTLS", "SIZE 1000000", "DSN"]))
+    extension_sets = st.builds(
+        set.union, st.sampled_from([{"PIPELINING"}, {"PIPELINING"}, set()]),
+        st.sets(st.sampled_from(["PIPELINING", "CHUNKING", "STARTTLS", "SIZE 1000000", "DSN"])))
 
-    @initialize(extensions=extension_sets, tls=st.sampled_from(["opportunistic", "off"]), across=st.booleans(),
-                options=st.booleans())
-    def connect(self, extensions: set[str], tls: str, across: bool, options: bool) -> None:
-        """A new connection."""
+    @initialize(extensions=extension_sets, tls=st.sampled_from(["opportunistic", "off"]),
+                across=st.sampled_from([True, True, True, False]),
+                options=st.booleans(), opened=st.sampled_from([True, True, True, False]))
+    def connect(self, extensions: set[str], tls: str, across: bool, options: bool, opened: bool) -> None:
+        """A new connection, mostly with its opening behind it."""
         self.host = Host(tuple(sorted(extensions)))
         self.client = Client("client.example", tls=tls, chunking=options)  # type: ignore[arg-type]
         self.client.pipeline_across = across
@@ -157,6 +160,10 @@ class AnyHost(RuleBasedStateMachine):
         self.finished: list[Transaction] = []
         self.written = b""
         self.honest = True
+        while opened and self.client.phase != "ready":
+            size = self.host.replies.index(b"\r\n") + 2
+            data, self.host.replies = self.host.replies[:size], self.host.replies[size:]
+            self.read(data)
 
     @property
     def over(self) -> bool:
@@ -195,13 +202,19 @@ class AnyHost(RuleBasedStateMachine):
                 raise AssertionError("an honest host is no liar") from error
             self.note(self.client.lost(str(error)))
 
-    decisions = st.lists(st.sampled_from([b"", b"", b"", b"", *REFUSALS]), max_size=6)
+    decisions = st.lists(st.sampled_from([b""] * 12 + [*REFUSALS]), max_size=6)
+
+    # So many pieces of a size: all, at once or octet by octet; a few; none.
+    paces = st.sampled_from(
+        [(99, 100_000), (999, 1), (1, 100_000), (1, 100_000), (2, 100_000), (3, 30), (20, 1), (0, 1)])
 
     @precondition(lambda self: self.client.can_send)
     @rule(recipients=st.integers(1, 3), odd=st.sampled_from(ODD_LINES), decisions=decisions,
-          end=st.sampled_from([b"", b"\r\n", b"x"]), cut=st.one_of(st.none(), st.none(), st.integers(0, 300)))
-    def send(self, recipients: int, odd: bytes, decisions: list[bytes], end: bytes, cut: int | None) -> None:
-        """A message, of which not all may come to be written."""
+          end=st.sampled_from([b"", b"\r\n", b"x"]), cut=st.sampled_from([None] * 30 + [0, 20, 60, 100, 140, 200]),
+          pace=paces)
+    def send(self, recipients: int, odd: bytes, decisions: list[bytes], end: bytes, cut: int | None,
+             pace: tuple[int, int]) -> None:
+        """A message, of which not all may come to be written; and some of what is said to it arrives."""
         number = len(self.sent) + 1
         mark = f"N{number}N"
         content = f"Subject: {mark}\r\n\r\n{mark}\r\n".encode() + odd + end
@@ -212,36 +225,46 @@ class AnyHost(RuleBasedStateMachine):
         events = self.client.send(transaction)
         if cut is None:
             self.note(events)
+            self.answer(pace, [])
         else:
             self.write(cut)
 
     @precondition(lambda self: self.host.replies and not self.over)
-    @rule(size=st.one_of(st.integers(1, 30), st.just(100_000)), decisions=decisions)
-    def answer(self, size: int, decisions: list[bytes]) -> None:
-        """Some of what the host has said arrives."""
+    @rule(pace=paces, decisions=decisions)
+    def answer(self, pace: tuple[int, int], decisions: list[bytes]) -> None:
+        """Some of what the host has said arrives, piece by piece."""
         self.host.decisions.extend(decisions)
-        if size > 1000 and self.client.phase == "starttls":
-            size = self.host.replies.index(b"\r\n") + 2
-        data, self.host.replies = self.host.replies[:size], self.host.replies[size:]
-        self.read(data)
+        pieces, size = pace
+        for _ in range(pieces):
+            if self.over or not self.host.replies:
+                return
+            end = self.host.replies.index(b"\r\n") + 2 if self.client.phase == "starttls" else size
+            data, self.host.replies = self.host.replies[: min(size, end)], self.host.replies[min(size, end) :]
+            self.read(data)
+
+    seldom = st.sampled_from([False] * 15 + [True])
 
     @precondition(lambda self: not self.over)
-    @rule()
-    def hang_up(self) -> None:
+    @rule(really=seldom)
+    def hang_up(self, really: bool) -> None:
         """The host closes the connection; what it had said may be lost."""
-        self.note(self.client.eof())
+        if really:
+            self.note(self.client.eof())
 
     @precondition(lambda self: not self.over and self.client.phase == "ready")
-    @rule()
-    def quit(self) -> None:
+    @rule(really=seldom)
+    def quit(self, really: bool) -> None:
         """We are done."""
-        self.client.quit()
-        self.write()
+        if really:
+            self.client.quit()
+            self.write()
 
     @precondition(lambda self: not self.over and self.client.phase != "handshake")
-    @rule(lie=st.sampled_from(LIES), again=st.integers(1, 3))
-    def lie(self, lie: bytes, again: int) -> None:
+    @rule(lie=st.sampled_from(LIES), again=st.integers(1, 3), really=seldom)
+    def lie(self, lie: bytes, again: int, really: bool) -> None:
         """From now on the host says anything."""
+        if not really:
+            return
         self.honest = False
         for _ in range(again):
             if not self.over:
@@ -252,7 +275,7 @@ class AnyHost(RuleBasedStateMachine):
     def connect_again(self, extensions: set[str]) -> None:
         """The account of this connection, and another one."""
         self.teardown()
-        self.connect(extensions, "opportunistic", True, True)
+        self.connect(extensions, "opportunistic", True, True, True)
 
     def teardown(self) -> None:
         """All are finished, once, and those that were taken are those that were told to be."""
@@ -287,5 +310,5 @@ class AnyHost(RuleBasedStateMachine):
             assert taken == [], transaction
 
 
-AnyHost.TestCase.settings = settings(max_examples=200, stateful_step_count=25, deadline=None)
+AnyHost.TestCase.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
 TestAnyHost = AnyHost.TestCase
