@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from mta.control.channel import encode
+from mta.control.client import ControlClient
 from mta.sandbox.client import Sandbox
 from tests.faults.books import assert_balanced, assert_no_bug
 from tests.inject.access_helpers import make_pki, make_users
@@ -32,6 +34,7 @@ EVIL = b"MAIL FROM:<evil@client.test>\r\nRCPT TO:<evil@evil.test>\r\n"
 EVIL_MESSAGE = EVIL + b"DATA\r\nSubject: evil\r\n\r\nevil\r\n.\r\n"
 HELLO = b"EHLO c.test\r\n"
 CLIENT_HELLO = bytes.fromhex("16030100a5010000a10303") + bytes(range(160))
+SECRET = b"AGFjbWUAZ2VoZWlt"  # acme, geheim
 PROXY = b"PROXY TCP4 127.0.0.9 127.0.0.1 4711 25\r\n"
 
 
@@ -91,6 +94,7 @@ class Place:
 
     listeners: dict[str, tuple[str, int]]
     source: str
+    run: Path  # the runtime directory
     clients: list[Client] = field(default_factory=list)
 
     def connect(self, listener: str) -> Client:
@@ -227,6 +231,7 @@ def logins_that_go_wrong(place: Place) -> None:
         assert client.ask(b"YWNtZQ==\r\n" if number % 2 else b"*\r\n")[:3] in (b"334", b"501")
         if number % 2:
             assert client.ask(b"*\r\n").startswith(b"501 ")
+    assert client.ask(b"AUTH PLAIN " + SECRET + b"\r\n")[:3] in (b"535", b"454", b"421")
     for response in (b"A", b"AA", b"AAA", b"=", b"====", b"AA=A", b"\xff\xff\xff\xff", b"AGFjbWU", b"A" * 12_000):
         said = client.ask(b"AUTH PLAIN\r\n")
         if not said.startswith(b"334 "):
@@ -416,6 +421,34 @@ def deaf(place: Place) -> None:
             client.sock.sendall(b"HELP\r\n" * 2000)
 
 
+@attack
+def garbage_on_the_control_sockets(place: Place) -> None:
+    """CVE-2025-62875: what is no frame, or asks for nonsense, is refused and hurts nobody."""
+    frames = [b"\0" * 100, b"\xff" * 100, b"\x7f\xff\xff\xff", b"\0\0\0\1\xc1", b"\0\0\x10\0" + b"\x91" * 4096,
+              b"GET / HTTP/1.1\r\n\r\n"]
+    requests: list[object] = [
+        [], None, {}, ["status"], ["status", 1], ["status", {}, 1], [1, {}], ["obey", {"serial": "x"}],
+        ["queues", {"limit": -1}], ["queues", {"limit": 1 << 62}], ["queues", {"limit": 1, "pattern": "*a" * 1000}],
+        ["queue", {"name": "\x1b\n", "limit": 1}], ["message", {"id": "../../x"}],
+        ["body", {"id": "01hq3z8k2v4x0", "offset": -1, "length": 1 << 40}], ["touched", {"filter": "(" * 5000}],
+        ["page", {"filter": "queue~((a+)+)+", "after": "x", "causes": 1}], ["order", {"kind": "delete"}],
+        ["order", {"kind": "x" * 5000, "filter": "\n"}], ["end", {"numbers": ["x", None, -1]}],
+        ["explain", {"kind": [], "name": {}}],
+    ]
+    for name in ("control.sock", "worker-0.sock"):
+        for data in [*frames, *map(encode, requests)]:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(PATIENCE_S)
+                sock.connect(str(place.run / name))
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    sock.sendall(data)
+                    sock.shutdown(socket.SHUT_WR)
+                    while sock.recv(65_536):
+                        pass
+    with ControlClient(str(place.run)) as client:
+        assert client.status().missing == []
+
+
 # -- all at once ----------------------------------------------------------------------------------------------------
 
 
@@ -454,7 +487,7 @@ def story() -> Story:
             workers = mta.children()["worker"]
 
             def run(number: int, what: str) -> None:
-                place = Place(listeners, f"127.0.1.{number + 1}")
+                place = Place(listeners, f"127.0.1.{number + 1}", directory / "run")
                 try:
                     ATTACKS[what](place)
                 except Exception:
@@ -479,6 +512,9 @@ def story() -> Story:
             mta.stop()
             assert_balanced(mta, range(LEGITIMATE), sandbox.received())
             assert_no_bug(mta)
+            told = "\n".join(mta.log)
+            assert "geheim" not in told  # CVE-2016-9963
+            assert SECRET.decode() not in told
             received = [event for event in mta.events() if event["event"] == "received"]
             assert [event for event in received if "evil" in event["sender"]] == []
             assert len(received) == LEGITIMATE
