@@ -169,3 +169,16 @@ def test_no_parser_of_the_standard_library_reads_mail() -> None:
             text = path.read_text("utf-8")
             found = re.findall(r"^\s*(?:from|import) (email[\w.]*|smtplib|mailbox)", text, re.MULTILINE)
             assert set(found) <= {"email.header"}, path  # which writes a name, in sendmail
+
+
+def test_the_tests_that_the_table_names_are_there() -> None:
+    """A row stands on tests that exist."""
+    text = (ROOT / "tests/hostile/README.md").read_text("utf-8")
+    file = ""
+    for name, test in re.findall(r"`([a-z_]+/test_\w+\.py|test_\w+\.py)?(?:::(test_\w+))?", text):
+        if not (name or test):
+            continue
+        file = name or file
+        path = ROOT / "tests" / (file if "/" in file else f"hostile/{file}")
+        assert path.exists(), file
+        assert not test or f"def {test}(" in path.read_text("utf-8"), (file, test)
