@@ -30,7 +30,7 @@ from mta.smtp.transaction import Capabilities
 
 HEADER = headers.HEADER_LIMIT
 FIELD = 102_400  # `checks.field_size`
-VALUE = 65_536  # of From
+VALUE = 16_384  # of From
 
 
 class Bomb(NamedTuple):
