@@ -1,16 +1,14 @@
 """Byte transparency: what is sent through any door for files arrives as it was, with our header fields before it.
 
-`MTA_MESSAGES=DIRECTORY` has the messages in that directory sent, too, beside those that are made here.
+`MTA_MESSAGES=DIRECTORY` has the messages in that directory sent, too, beside those that are made here. The whole way,
+out to a receiver, is `tests/integration/test_transparency.py`.
 """
 
 from __future__ import annotations
 
-import email.policy
 import os
-import random
 import re
-from collections.abc import Callable, Iterator
-from email.message import EmailMessage
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,57 +21,13 @@ from mta.sendmail.options import Options
 from mta.sendmail.session import Session
 from mta.sendmail.settings import Settings
 from tests.inject.pickup_helpers import MemoryStore, finish, make
+from tests.messages import collected, crlf, generated
 
 OURS = re.compile(
     rb"Received: by mta\.example \(spool directory, userid \d+\) id \w+(?:\r\n\tfor <[^>]*>)?;\r\n\t[^\r]*\r\n"
     rb"(?:(?:Message-ID|Date): [^\r]*\r\n)*(?:From: [^\r]*\r\n)?(?:(?:Message-ID|Date): [^\r]*\r\n)*"
 )
 COMMANDS = b"MAIL FROM:<a@a.example> SMTPUTF8\r\nRCPT TO:<b@b.example>\r\n"
-
-
-def generated() -> Iterator[bytes]:
-    """Messages with what mail programs write: parts, encodings, dots, white space, 8-bit text, odd endings."""
-    chance = random.Random(4711)
-    lines = ["", ".", "..", ".x", " lead", "trail ", "\ttab\t", "From x", "text " * 20, "x" * 998, "ü" * 400,
-             "MAIL FROM:<>", "-- "]
-    for number in range(150):
-        message = EmailMessage(email.policy.SMTP.clone(cte_type="8bit", max_line_length=chance.choice((78, 500))))
-        message["From"] = chance.choice(("a@a.example", "Jürgen A <a@a.example>", '"A, B" <a@a.example>'))
-        message["To"] = "b@b.example"
-        words = ("word", "wörter", "=?", "a" * 60)
-        message["Subject"] = " ".join(chance.choice(words) for _ in range(chance.randrange(20)))
-        if chance.random() < 0.5:
-            message["Date"] = "Mon, 02 Jan 2006 15:04:05 +0000"
-            message["Message-ID"] = f"<{number}@a.example>"
-        text = "\n".join(chance.choice(lines) for _ in range(chance.randrange(40)))
-        message.set_content(text, cte=chance.choice(("8bit", "quoted-printable", "base64")))
-        if chance.random() < 0.3:
-            message.add_alternative(f"<p>{text}", subtype="html", cte="quoted-printable")
-        if chance.random() < 0.3:
-            message.add_attachment(chance.randbytes(3000), maintype="application", subtype="octet-stream")
-        raw = message.as_bytes()
-        yield raw.removesuffix(b"\r\n") if chance.random() < 0.2 else raw
-    header = b"From: a@a.example\r\nTo: b@b.example\r\n"
-    yield header
-    yield header + b"\r\n"
-    yield header + b"\r\n\r\n\r\n"
-    yield header + b"X-Folded: a\r\n \r\n\tb\r\nX-Empty:\r\nx-Space : c\r\n\r\n.\r\n"
-
-
-def collected() -> Iterator[bytes]:
-    """The messages in the directory that the environment names."""
-    place = os.environ.get("MTA_MESSAGES")
-    if not place:
-        pytest.skip("MTA_MESSAGES names no directory with messages")
-    for path in sorted(Path(place).rglob("*")):
-        if path.is_file() and path.suffix in (".raw", ".eml", ".msg"):
-            yield path.read_bytes()
-
-
-def crlf(message: bytes) -> bytes:
-    """With CRLF line ends, also at the end."""
-    message = message.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    return message if message.endswith(b"\r\n") else message + b"\r\n"
 
 
 def stuffed(content: bytes) -> bytes:
@@ -197,7 +151,7 @@ def test_what_is_made_here_arrives(door: Callable[[Path, bytes], None], tmp_path
 def test_what_was_collected_arrives(door: Callable[[Path, bytes], None], tmp_path: Path) -> None:
     """Real messages and broken ones: each arrives as it was, or is refused."""
     taken = refused = 0
-    for message in collected():
+    for _, message in collected():
         message = crlf(message)
         content = arrived(door, message, tmp_path / "pickup")
         if content is None:
