@@ -294,8 +294,8 @@ def _java_version() -> str:
         return ""
     if "jdk.compiler" not in said("java", "--list-modules"):
         return ""
-    found = re.search(r"mail-([\d.]+)\.jar", os.path.realpath(_JAKARTA[0]))
-    return found[1] if found else "?"
+    jars = sorted(Path(_JAKARTA[0]).parent.glob("jakarta-mail-[0-9]*.jar"))
+    return jars[-1].stem.removeprefix("jakarta-mail-") if jars else ""
 
 
 LIBRARIES: Final = (
