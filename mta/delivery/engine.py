@@ -33,7 +33,7 @@ from mta.delivery.connection import Connection
 from mta.delivery.controls import LONG_US, Controls
 from mta.delivery.deadlines import Deadlines
 from mta.delivery.dispatch import Dispatch
-from mta.delivery.holds import Holds
+from mta.delivery.holds import Holds, names_of
 from mta.delivery.hub import Event, GeventHub, Hub
 from mta.delivery.lane import Lane
 from mta.delivery.limits import Limits
@@ -139,7 +139,7 @@ class Engine:
         self.hub.spawn(self._keep_time)
         self.hub.spawn(self.ageing.run)
         self.deadlines.start()
-        if not self.pacing.started:  # else that was waited for
+        if not self.pacing.has_begun:  # else that was waited for
             self.pacing.begin()
         self.holds.start()
         self.keeper.start()
@@ -197,11 +197,28 @@ class Engine:
         if order is not None:
             return order.until_us or now_us + LONG_US
         lane = self.ways.lane_of(domain, self.controls.pool_of(name))
-        until_us = lane.suspended(now_us) if lane is not None else 0
+        until_us = self._stands_still(lane) if lane is not None else 0
         if self.holds.on_queues:
             found = self.holds.suspension((f"domain:{domain}", f"tenant:{tenant_of(name)}"))
             return until_us if found is None else max(until_us, found[1].until_us)
         return until_us
+
+    def _stands_still(self, lane: Lane) -> int:
+        """Until when all paths of `lane` stand still; 0: one does not. A path that was forgotten as it had nothing to do
+        knows nothing of what was decided since: the holds do."""
+        now_us, untils = self.clock_us(), []
+        for path, weight in zip(lane.paths, lane.weights, strict=True):
+            if not weight:
+                continue
+            if self.paths.get(path.name) is path:
+                until_us = path.suspended_until_us
+            else:
+                found = self.holds.suspension(names_of(path))
+                until_us = found[1].until_us if found is not None else 0
+            if until_us <= now_us:
+                return 0
+            untils.append(until_us)
+        return min(untils, default=0)
 
     def offer(self, queue: Queue) -> None:
         """Scheduler: `queue` has deliveries in memory. Hot path."""
@@ -223,14 +240,13 @@ class Engine:
     def _keep_time(self) -> None:
         while True:
             soonest_us = self.scheduler.next_wake_us()
-            if soonest_us <= self.clock_us():
-                self.hub.sleep(0)  # what is left of much that came at once: others have their turn first
             wait_s = None if soonest_us == FOREVER_US else max((soonest_us - self.clock_us()) / 1e6, 0.0)
             self._alarm.wait(LOOK_S if wait_s is None else min(wait_s, LOOK_S))
             self._alarm.clear()
             try:
                 self.settler.watch.look()
-                self.scheduler.run()
+                while self.scheduler.run():
+                    self.hub.sleep(0)
             except Exception:
                 log.exception("bug: queues whose time has come")
                 self.hub.sleep(1.0)

@@ -95,8 +95,7 @@ class Pacing:
         self.tenants: dict[str, Limited] = {}  # those that have a limit on what leaves
         self._counts: set[str] = set()  # those whose queue is counted
         self._counting: dict[str, _Count] = {}  # of those, the ones that are being counted
-        self._counted = engine.hub.event()  # none is
-        self.started = False
+        self._counted: Event | None = None  # set when none is; made at the start
 
     def configure(self) -> None:
         """Take other tenants. Those that are held are looked at anew."""
@@ -104,11 +103,11 @@ class Pacing:
             self.held(name)
         counted = {name for name, options in self._engine.config.tenants.items() if options.queue_size is not None}
         before, self._counts = self._counts, counted
-        if self.started:
+        if self._counted is not None:
             for name in before - counted:
                 self._counting.pop(name, None)
                 self._stock(name, None)
-            self._count_queues(counted - before)
+            self._count_queues(counted - before, self._counted)
 
     def held(self, name: str) -> None:
         """The limits of a tenant may be others now, by the configuration or an operator."""
@@ -352,27 +351,33 @@ class Pacing:
     def begin(self) -> Event:
         """At the start, before anything comes or goes: count what there is of tenants with a bound. The event is set
         when that is done."""
-        self.started = True
-        self._count_queues(self._counts)
-        return self._counted
+        self._counted = counted = self._engine.hub.event()
+        self._count_queues(self._counts, counted)
+        return counted
 
     def await_counts(self, workers: int) -> None:
         """Wait until all workers have counted, those with a part of a tenant's queue that is not known yet would let in
         more than its bound; not for ever, as one of them may not come up."""
         engine, until_s = self._engine, self._engine.monotonic() + COUNTS_S
-        self._counted.wait(COUNTS_S)
+        if self._counted is not None:
+            self._counted.wait(COUNTS_S)
         while any(engine.limits.stocked(f"queue:{name}") < workers for name in self._counts):
             if engine.monotonic() >= until_s:
                 log.warning("what tenants have in the queue is not counted after %.0f s; going on", COUNTS_S)
                 return
             engine.hub.sleep(COUNTS_LOOK_S)
 
-    def _count_queues(self, names: set[str]) -> None:
+    @property
+    def has_begun(self) -> bool:
+        """Whether `begin` was called."""
+        return self._counted is not None
+
+    def _count_queues(self, names: set[str], counted: Event) -> None:
         if not names:
             if not self._counting:
-                self._counted.set()
+                counted.set()
             return
-        self._counted.clear()
+        counted.clear()
         stores = self._engine.stores
         count = _Count(names, len(stores))
         for name in names:
@@ -391,7 +396,7 @@ class Pacing:
             if self._counting.get(name) is count:  # else another count was begun, or nobody asks any more
                 del self._counting[name]
                 self._stock(name, max(number + count.since[name], 0))
-        if not self._counting:
+        if not self._counting and self._counted is not None:
             self._counted.set()
 
     def _stock(self, name: str, number: int | None) -> None:

@@ -367,8 +367,9 @@ class Scheduler:
             self._rescan_now = True
         self._io.alarm()
 
-    def run(self) -> None:
-        """Bring back the queues whose time has come, as far as there is room in memory."""
+    def run(self) -> bool:
+        """Bring back the queues whose time has come, as far as there is room in memory. Whether there are more of them:
+        then others have a turn first."""
         now_us = self._clock_us()
         self.starved = False
         left = self.AT_ONCE
@@ -405,6 +406,7 @@ class Scheduler:
                     and (has_place or (horizon <= now_us and not self.starved))):
                 self._scanning.add(shard)
                 self._io.scan(shard, self._scan_from[shard], self.WAKES // 2)
+        return not left and bool(self._wakes) and self._wakes[0][0] <= now_us and not self.starved
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ def job() -> Any:
     delivery = Delivery(message, 0, "d.test", "d.test", [Recipient("u@d.test")], 0)
     queue = Queue(0, "d.test", "d.test", "")
     queue.in_flight[delivery.key] = delivery
-    return SimpleNamespace(queue=queue, delivery=delivery, started_s=9.9, tenant="", marked=True,
+    return SimpleNamespace(queue=queue, delivery=delivery, started_s=9.9, right=None, marked=True,
                            transaction=Transaction("a@b.test", delivery.recipients, b"x"))
 
 
