@@ -155,7 +155,8 @@ class Connection(Approach):
                 break
             job = dispatch.next_job(self)
             if job is None:
-                break
+                self._write()
+                return
             if job.transaction.require_tls and not self.engine.protection.admits(self, job):
                 continue
             if job.cold:
@@ -173,6 +174,8 @@ class Connection(Approach):
             self.messages += 1
             self.recipients += len(job.transaction.recipients)
             self._handle(client.send(job.transaction))
+        if path.message_rates and path.idle and self.jobs:
+            self.engine.connecting.kick_path(path)  # this one is busy: another asks when the next message may go
         self._write()
 
     def _write(self) -> None:

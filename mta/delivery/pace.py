@@ -56,12 +56,15 @@ STEP_CAP: Final = 0.25
 TOP: Final = 0.98  # of a rate that was refused: so much is no step
 FORGET: Final = 4  # tries in vain, after which that rate is forgotten
 LEAP: Final = 3.0  # times
-LEAP_FIRST_S: Final = 40.0  # how long the first leap takes, and those that follow
+LEAP_FIRST_S: Final = 55.0  # how long the first leap takes, and those that follow
 LEAP_S: Final = 15.0
 LEAP_MESSAGES: Final = 6
 LONGEST_S: Final = 3600.0  # until more is tried, where that many messages take longer; twice as long after each in vain
 DOUBLINGS: Final = 10
-PROOF_S: Final = 70.0  # for so many seconds what was taken beyond a rate would have been enough: it is not the limit
+PROOF: Final = 1.5  # times what is saved up
+SAVED: Final = 1.6  # times the old rate, or that part of it: it is the same
+SAVED_CAP_S: Final = 7200.0
+PROOF_S: Final = 100.0  # for so many seconds what was taken beyond a rate would have been enough: it is not the limit
 OWING: Final = 0.95  # of the old rate, on average over a try that failed
 SAME: Final = 0.15  # two rates that differ by no more are the same
 USED: Final = 0.7  # of what the rate allows has to be sent, else it says nothing
@@ -88,14 +91,16 @@ class Pace:
     doubt: float = 0.0  # by which share the rate may be too low, as little was seen
     step: float = STEP  # by which share the next step is more
     top: float = 0.0  # a rate that was refused after a while
-    held: float = 0.0  # in a try: the rate that is borne; 0: there is none
+    held: float = 0.0  # in a try: the rate to go back to; 0: there is none
     borne: float = 0.0  # the highest rate of this try that was borne for a period
+    before_try: float = 0.0  # the rate from which it, or the last one, began
     tried_at: float = 0.0  # when it began
-    tried: int = 0  # messages taken in it
+    tried: int = 0  # messages taken since
     leaps: int = 0  # made in it
     vain: int = 0  # tries in a row that brought nothing
     block_s: float = 0.0  # how long it refused
     span_s: float = 0.0  # over how long it seems to count, when it refused for very long
+    saved_s: float = 0.0  # for how long it lets what was not sent be sent later, as was seen
 
     @property
     def is_blocked(self) -> bool:
@@ -190,7 +195,7 @@ class Pace:
         self.vain += 1
         if self.vain % FORGET == 0:
             self.top = 0.0
-        self.rate, self.leaps = self.held, 0
+        self.rate = self.held
 
     def _reckon(self, now: float, counted: int) -> None:
         """Now it is known how long the receiver needed for what it took."""
@@ -202,7 +207,10 @@ class Pace:
         rate = messages / lasted
         if self.rate:
             rate = min(rate, self.rate)
-        if not self.leaps:  # of those that came of a try all are paid for
+        if self.leaps and self.before_try / SAVED < rate < SAVED * self.before_try:
+            # It had not opened, but let us have what it had saved up. All of these refusals are paid for.
+            self.saved_s = min(max(self.saved_s, self.tried / self.before_try - (now - self.tried_at)), SAVED_CAP_S)
+        else:
             self.due = min(self.due, HOLD_RECKONED) if self.rate else HOLD_FIRST
         self.top = self.rate
         self.ceiling = rate
@@ -276,9 +284,7 @@ class Pace:
         """A leap was borne."""
         if self._is_proven(now):
             self.vain, self.top = 0, 0.0
-            borne = self.borne or self.rate
-            self._try(now)
-            self.held = borne
+            self.held = max(self.held, self.borne or self.rate)
         self.borne = self.rate
         self.rate *= LEAP
         self.leaps += 1
@@ -286,13 +292,14 @@ class Pace:
 
     def _try(self, now: float) -> None:
         """More than this rate is sent from now on."""
-        self.held, self.borne = self.rate, 0.0
+        self.held = self.before_try = self.rate
+        self.borne = 0.0
         self.tried_at, self.tried = now, 0
 
     def _is_proven(self, now: float) -> bool:
         """Whether more was taken in this try beyond what is borne than the window of the old limit explains."""
-        beyond_s = self.tried / self.held - (now - self.tried_at)
-        return beyond_s >= max(PROOF_S, self.block_s, self.span_s)
+        beyond_s = self.tried / self.before_try - (now - self.tried_at)
+        return beyond_s >= max(PROOF_S, self.block_s, self.span_s, PROOF * self.saved_s)
 
     def _unused(self, now: float) -> None:
         """There was less to send: that says nothing, unless it was far beyond all that was ever refused."""

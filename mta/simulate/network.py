@@ -123,6 +123,8 @@ class SimulatedConnection(Connection):
                 warm = False
                 continue
             self.jobs.append(job)
+            if path.message_rates and path.idle:
+                self.engine.connecting.kick_path(path)
             self.messages += 1
             self.recipients += len(job.transaction.recipients)
             transaction, delivery = job.transaction, job.delivery
