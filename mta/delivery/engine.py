@@ -204,8 +204,8 @@ class Engine:
         return until_us
 
     def _stands_still(self, lane: Lane) -> int:
-        """Until when all paths of `lane` stand still; 0: one does not. A path that was forgotten as it had nothing to do
-        knows nothing of what was decided since: the holds do."""
+        """Until when all paths of `lane` stand still; 0: one does not. A path that was forgotten, as it had nothing to
+        do, knows nothing of what was decided since: the holds do."""
         now_us, untils = self.clock_us(), []
         for path, weight in zip(lane.paths, lane.weights, strict=True):
             if not weight:
