@@ -14,7 +14,9 @@ from mta.config.option import option
 from mta.config.units import Duration, FilePath, HttpUrl, Rate, Size
 
 Mechanism: TypeAlias = Literal["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN", "LOGIN"]
-MECHANISMS: tuple[Mechanism, ...] = ("SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN", "LOGIN")
+MECHANISMS: tuple[Mechanism, ...] = ("SCRAM-SHA-256", "PLAIN", "LOGIN")
+"""Not SCRAM-SHA-256-PLUS: clients on GNU SASL (mutt, msmtp) choose it first, with the bindings `tls-exporter` and
+`tls-unique`, which Python's TLS does not give us; they then fail and try nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,9 @@ class Access:
         "`listener` as JSON; 200 is yes, 401 and 403 are no, all else is `454 4.7.0`. `https`, but for loopback. Such "
         "users have no SCRAM.", example="https://auth.example.net/smtp")
     check_timeout: Duration = option(Duration(10), "Wait for that answer.")
-    mechanisms: tuple[Mechanism, ...] = option(MECHANISMS, "What is offered; each where it can be.")
+    mechanisms: tuple[Mechanism, ...] = option(
+        MECHANISMS, "What is offered; each where it can be. SCRAM-SHA-256-PLUS is for clients that bind to the "
+        "certificate (`tls-server-end-point`); others, mutt among them, choose it and fail.")
     threads: int = option(2, "Passwords that are checked at once, in one worker. Each takes 20 MB and 20 ms of "
                           "a processor with the hashes of `mta user`.", min=1, max=32)
     remembered: Duration = option(

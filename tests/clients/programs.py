@@ -109,8 +109,6 @@ def _mutt(call: Call) -> Example:
         lines.append(f'set smtp_url="{scheme}://{login}{call.host}:{call.port}"')
         if call.tls:
             lines += ["set ssl_force_tls", f'set certificate_file="{call.ca_file}"']
-            # Debian's chooses SCRAM-SHA-256-PLUS by itself where it is offered, and cannot do it.
-            lines.append(f'set smtp_authenticators="{(call.mechanism or "SCRAM-SHA-256").lower()}"')
         else:
             lines.append("unset ssl_force_tls")
     lines += ['set dsn_notify="success,failure"', "set dsn_return=hdrs"] if call.feature == "DSN" else []

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from mta.config.access import MECHANISMS
 from mta.sandbox.client import Sandbox
 from tests.clients.client import Call, Feature, Mechanism, Services, Way
 from tests.inject.access_helpers import make_pki, make_users
@@ -21,7 +22,7 @@ from tests.integration.support import Mta
 
 ROOT: Final = Path(__file__).parents[2]
 HOST: Final = "localhost"
-ALL: Final = ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN", "LOGIN"]
+ALL: Final = list(MECHANISMS)
 _PORT = re.compile(r"smtp 127\.0\.0\.1:(\d+)")
 
 
