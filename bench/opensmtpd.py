@@ -52,31 +52,16 @@ class OpenSmtpd(Candidate):
         run, state = directory / "run", directory / "lib"
         for path in (self._spool, run, state, state / "opensmtpd", state / "opensmtpd" / "empty"):
             path.mkdir(mode=0o755)
-        over = {self._spool: _SPOOL, run: _RUN, state: _EMPTY, **self._users(directory)}
+        over = {self._spool: _SPOOL, run: _RUN, state: _EMPTY, **users(directory)}
         config = directory / "smtpd.conf"
         config.write_text(_CONFIG.format(port=port))
         config.chmod(0o600)
-        where = _where()
-        assert where is not None
+        program = where()
+        assert program is not None
         self._daemon = Daemon(self._setup, namespace.with_resolver(
-            self._setup.dns[0], directory, [where, "-d", "-f", str(config)], over))
+            self._setup.dns[0], directory, [program, "-d", "-f", str(config)], over))
         wait_for_greeting(self._daemon, port)
         return f"127.0.0.1:{port}"
-
-    @staticmethod
-    def _users(directory: Path) -> dict[Path, str]:
-        """/etc/passwd and /etc/group with the users that are missing."""
-        found: dict[Path, str] = {}
-        missing = [(name, number) for name, number in _USERS if not _is_user(name)]
-        if missing:
-            passwd, group = directory / "passwd", directory / "group"
-            passwd.write_text(Path("/etc/passwd").read_text() + "".join(
-                f"{name}:x:{number}:{number}::{_EMPTY}/opensmtpd/empty:/usr/sbin/nologin\n"
-                for name, number in missing))
-            group.write_text(Path("/etc/group").read_text() + "".join(
-                f"{name}:x:{number}:\n" for name, number in missing))
-            found = {passwd: "/etc/passwd", group: "/etc/group"}
-        return found
 
     def queued(self) -> int:
         # queue/AB/ABCDEF12/ABCDEF12...: an envelope for each recipient beside the message.
@@ -89,23 +74,39 @@ class OpenSmtpd(Candidate):
         return [text for text in self._daemon.stop() if not re.search(r"exit code (-?15|143|0|1)$", text)]
 
 
+def users(directory: Path) -> dict[Path, str]:
+    """/etc/passwd and /etc/group with the users that are missing."""
+    found: dict[Path, str] = {}
+    missing = [(name, number) for name, number in _USERS if not _is_user(name)]
+    if missing:
+        passwd, group = directory / "passwd", directory / "group"
+        passwd.write_text(Path("/etc/passwd").read_text() + "".join(
+            f"{name}:x:{number}:{number}::{_EMPTY}/opensmtpd/empty:/usr/sbin/nologin\n"
+            for name, number in missing))
+        group.write_text(Path("/etc/group").read_text() + "".join(
+            f"{name}:x:{number}:\n" for name, number in missing))
+        found = {passwd: "/etc/passwd", group: "/etc/group"}
+    return found
+
+
 def unavailable() -> str | None:
     """Why OpenSMTPD cannot run here, or None."""
-    if _where() is None:
+    if where() is None:
         return "OpenSMTPD is not installed (Debian: apt-get install opensmtpd); OPENSMTPD names an smtpd elsewhere"
     return namespace.unavailable("OpenSMTPD", smtp_port=True)
 
 
 def version() -> str:
     """Its version."""
-    where = _where()
-    assert where is not None
-    done = subprocess.run([where, "-h"], capture_output=True, text=True)
+    program = where()
+    assert program is not None
+    done = subprocess.run([program, "-h"], capture_output=True, text=True)
     found = re.search(r"OpenSMTPD (\S+)", done.stdout + done.stderr)
     return found[1] if found else "?"
 
 
-def _where() -> str | None:
+def where() -> str | None:
+    """Its program, or None."""
     named = os.environ.get("OPENSMTPD")
     if named:
         return named if os.access(named, os.X_OK) else None

@@ -12,12 +12,14 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from tests.clients.client import Call, Client, Example, Services, run, said
 
 _NODE_MODULES: Final = os.environ.get("MTA_NODE_MODULES", "")
 """Directory in which npm has installed nodemailer."""
 _PHPMAILER: Final = Path("/usr/share/php/libphp-phpmailer")
+_SYMFONY: Final = Path("/usr/share/php/Symfony/Component/Mailer")
 _JAKARTA: Final = [f"/usr/share/java/jakarta-{name}.jar" for name in ("mail", "activation")]
 
 
@@ -155,6 +157,26 @@ def _phpmailer_version() -> str:
         return ""
     found = re.search(r"VERSION = '([^']+)'", (_PHPMAILER / "src" / "PHPMailer.php").read_text())
     return found[1] if found else ""
+
+
+def _symfony(call: Call) -> Example:
+    login = f"{call.user}:{call.password}@" if call.tls else ""
+    where = f"{'smtps' if call.way == 'implicit TLS' else 'smtp'}://{login}{call.host}:{call.port}"
+    if call.way == "sendmail":
+        where = "sendmail://default?command=" + quote(f"{call.sendmail} -bs", safe="")
+    return Example(("php", "send.php"), {"send.php": _lines(
+        "<?php", "use Symfony\\Component\\Mailer\\Envelope;", "use Symfony\\Component\\Mailer\\Transport;",
+        "use Symfony\\Component\\Mime\\Address;", "use Symfony\\Component\\Mime\\RawMessage;",
+        f"require '{_SYMFONY}/autoload.php';", "\n",
+        f"$transport = Transport::fromDsn('{where}');",
+        f"$envelope = new Envelope(new Address('{call.sender}'), [new Address('{call.recipient}')]);",
+        "$transport->send(new RawMessage(file_get_contents('message.eml')), $envelope);")})
+
+
+def _symfony_version() -> str:
+    if shutil.which("php") is None or not (_SYMFONY / "autoload.php").exists():
+        return ""
+    return said("dpkg-query", "-W", "-f", "${Version}", "php-symfony-mailer").partition("+")[0]
 
 
 # -- Ruby --------------------------------------------------------------------------------------------------------------
@@ -311,6 +333,8 @@ LIBRARIES: Final = (
     Client("PHPMailer", "Debian's packages php-cli and libphp-phpmailer", _phpmailer_version, _phpmailer,
            ("in clear", "STARTTLS", "implicit TLS", "sendmail"), ("PLAIN", "LOGIN"), ("8BITMIME", "DSN"),
            composes=True),
+    Client("Symfony Mailer", "Debian's packages php-cli and php-symfony-mailer", _symfony_version, _symfony,
+           ("in clear", "STARTTLS", "implicit TLS", "sendmail"), ("PLAIN", "LOGIN"), ("8BITMIME",), adds=b"\r\n"),
     Client("Ruby Net::SMTP", "Debian's package ruby", _ruby_version, _ruby,
            ("in clear", "STARTTLS", "implicit TLS"), ("PLAIN", "LOGIN")),
     Client("Perl Net::SMTP", "Debian's packages perl, libauthen-sasl-perl and libio-socket-ssl-perl", _perl_version,

@@ -1,4 +1,4 @@
-"""MTAs whose mail goes through us: Postfix and Exim, each a private instance with the lines that its example shows."""
+"""MTAs whose mail goes through us: Postfix, Exim, OpenSMTPD, each a private instance with the lines of its example."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import pwd
 import re
 import shutil
 import smtplib
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from bench import namespace, opensmtpd
 from tests.clients.client import LIMIT_S, Call, Client, ClientError, Example, Services, run, said
-from tests.integration.servers import EXIM, POSTFIX_DAEMONS, Postfix
+from tests.integration.servers import EXIM, POSTFIX_DAEMONS, Postfix, free_port, wait_for_port
 
 _LOOK_S: Final = 0.05
 
@@ -38,21 +40,19 @@ def _run_postfix(call: Call, directory: Path, services: Services) -> None:
                   "DSN": (["RET=HDRS", "ENVID=run-7"], ["NOTIFY=SUCCESS,FAILURE"]), None: ([], [])}[call.feature]
     with smtplib.SMTP("127.0.0.1", postfix.port) as client:
         client.sendmail(call.sender, [call.recipient], (directory / "message.eml").read_bytes(), mail, rcpt)
-    wanted = re.compile(rf"to=<{re.escape(call.recipient)}>.* status=(sent|deferred|bounced) \((.*)\)")
-    found = wanted.search(_wait(postfix, lambda log: wanted.search(log) is not None))
-    assert found is not None
+    found = _wait(postfix.log, rf"to=<{re.escape(call.recipient)}>.* status=(sent|deferred|bounced) \((.*)\)")
     if found[1] != "sent":
         raise ClientError(f"Postfix: {found[1]}: {found[2]}")
 
 
-def _wait(postfix: Postfix, happened: Callable[[str], bool]) -> str:
-    """Look at the log until something is in it: a file tells nobody that it has grown. Raises ClientError."""
+def _wait(log: Path, line: str) -> re.Match[str]:
+    """Look at a log until it has a line: a file tells nobody that it has grown. Raises ClientError."""
     deadline = time.monotonic() + LIMIT_S
-    while not happened(log := postfix.log.read_text()):
+    while (found := re.search(line, log.read_text())) is None:
         if time.monotonic() > deadline:
-            raise ClientError(f"Postfix did nothing: {log[-1000:]}")
+            raise ClientError(f"nothing happened: {log.read_text()[-1000:]}")
         time.sleep(_LOOK_S)
-    return log
+    return found
 
 
 def _postfix_version() -> str:
@@ -104,6 +104,76 @@ def _exim_version() -> str:
     return found[1] if found else ""
 
 
+# -- OpenSMTPD ---------------------------------------------------------------------------------------------------------
+
+
+def _opensmtpd(call: Call) -> Example:
+    scheme = {"in clear": "smtp+notls", "STARTTLS": "smtp+tls", "implicit TLS": "smtps"}[call.way]
+    if not call.tls:
+        return Example((), {"smtpd.conf": f'action "out" relay host {scheme}://{call.host}:{call.port}\n'
+                                          'match from any for any action "out"\n'})
+    return Example((), {
+        "smtpd.conf": 'table secrets file:/etc/mail/secrets\n'
+                      f'action "out" relay host {scheme}://us@{call.host}:{call.port} auth <secrets>\n'
+                      'match from any for any action "out"\n',
+        "secrets": f"us {call.user}:{call.password}\n"})
+
+
+def _run_opensmtpd(call: Call, directory: Path, services: Services) -> None:
+    """An OpenSMTPD with these lines, which gets the message by SMTP."""
+    files = _opensmtpd(call).files
+    server: OpenSmtpd = services.get(
+        f"opensmtpd-{call.way.replace(' ', '-')}", lambda place: OpenSmtpd(place, files, call.ca_file))
+    mail, rcpt = (["RET=HDRS", "ENVID=run-7"], ["NOTIFY=SUCCESS,FAILURE"]) if call.feature == "DSN" else ([], [])
+    with smtplib.SMTP("127.0.0.1", server.port) as client:
+        client.sendmail(call.sender, [call.recipient], (directory / "message.eml").read_bytes(), mail, rcpt)
+    found = _wait(server.log, rf".*mta delivery .*to=<{re.escape(call.recipient)}>.* result=\"?(\w+).*")
+    if found[1] != "Ok":
+        raise ClientError(f"OpenSMTPD: {found[0]}")
+
+
+class OpenSmtpd:
+    """One of our own, in a mount namespace in which the paths that are compiled in are ours."""
+
+    def __init__(self, directory: Path, files: Mapping[str, str], ca_file: str) -> None:
+        self.log = directory / "log"
+        self.port = free_port()
+        mail = directory / "mail"
+        over: dict[Path, str] = {directory / "spool": "/var/spool", directory / "run": "/run",
+                                 directory / "lib": "/var/lib"}
+        for path in (*over, mail, directory / "lib" / "opensmtpd" / "empty"):
+            path.mkdir(mode=0o755, parents=True)
+        for name, content in files.items():
+            (mail / name).write_text(content.replace("/etc/mail/", f"{mail}/"))
+        config = mail / "smtpd.conf"
+        config.write_text(f"listen on 127.0.0.1 port {self.port}\n{config.read_text()}")
+        config.chmod(0o600)
+        (directory / "ca.pem").write_bytes(Path(ca_file).read_bytes())
+        over[directory / "ca.pem"] = "/etc/ssl/certs/ca-certificates.crt"
+        over.update(opensmtpd.users(directory))
+        program = opensmtpd.where()
+        assert program is not None
+        self._command = namespace.with_resolver("127.0.0.1", directory, [program, "-d", "-f", str(config)], over)
+
+    def __enter__(self) -> OpenSmtpd:
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            wait_for_port(self.port)
+        except AssertionError:
+            self.__exit__()
+            raise ClientError(f"OpenSMTPD did not start: {self.log.read_text()[-1000:]}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(LIMIT_S)
+
+
+def _opensmtpd_version() -> str:
+    return "" if opensmtpd.where() is None or namespace.unavailable("OpenSMTPD") else opensmtpd.version()
+
+
 RELAYS: Final = (
     Client("Postfix", "Debian's packages postfix and libsasl2-modules, and root", _postfix_version, _postfix,
            ("in clear", "STARTTLS", "implicit TLS"), ("PLAIN", "LOGIN", "SCRAM-SHA-256"),
@@ -111,4 +181,7 @@ RELAYS: Final = (
     Client("Exim", "Debian's package exim4-daemon-light, or its exim4 named by EXIM4, and root", _exim_version, _exim,
            ("in clear", "STARTTLS", "implicit TLS"), ("PLAIN", "LOGIN"), ("8BITMIME",), relays=True,
            send=_run_exim),
+    Client("OpenSMTPD", "Debian's package opensmtpd, or its smtpd named by OPENSMTPD, and root", _opensmtpd_version,
+           _opensmtpd, ("in clear", "STARTTLS", "implicit TLS"), ("PLAIN", "LOGIN"), ("8BITMIME", "DSN"), relays=True,
+           send=_run_opensmtpd),
 )
