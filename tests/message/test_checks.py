@@ -12,6 +12,7 @@ from mta.message import checks, headers
     (b"Bob <bob@example.org>", ["example.org"]),
     (b'"Bob, <x@evil.example>" <bob@example.org>', ["example.org"]),
     (b"Bob (a (nested, x@evil.example) comment) <bob@example.org>, c@d.example", ["example.org", "d.example"]),
+    (b"(((((((deep))))))) bob@example.org (\\)\", <x@evil.example>)", ["example.org"]),
     (b"=?utf-8?q?B=C3=B6b?= <bob@example.org>", ["example.org"]),
     ("Böb <bob@bücher.example>".encode(), ["xn--bcher-kva.example"]),
     (b'"a@b"@example.org', ["example.org"]),
@@ -45,6 +46,16 @@ def test_a_long_from_ends(value: bytes) -> None:
     """No input makes the expressions try for ever; what is too long is none."""
     found = checks.domains_of(value)
     assert found is None or set(found) == {"b.example"}
+
+
+@pytest.mark.parametrize("value", [
+    b"(" + b"\\(" * 32_000, b"(" * 65_000, b"()" * 32_000 + b"(", b'"' + b'\\"' * 32_000, b'(" \\' * 16_000,
+    b"<" * 65_000,
+])
+def test_a_long_from_is_read_at_once(value: bytes) -> None:
+    """It comes from a client, on the event loop: what took the square of the time was there for ten seconds."""
+    assert checks.domains_of(value) is None
+    assert checks.domains_of(value + b" a@b.example") is None
 
 
 @pytest.mark.parametrize(("name", "fault"), [
