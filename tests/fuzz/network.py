@@ -19,11 +19,11 @@ from mta.smtp.reply import LINES_LIMIT, TEXT_LIMIT, Reply, ReplyParser
 from mta.smtp.transaction import Capabilities
 
 REPLY_SEEDS: Final = (
-    b"\0250 2.0.0 Ok\r\n", b"\1250-mx\r\n250-SIZE 10\r\n250 LIMITS RCPTMAX=1\r\n",
-    b"\2550-5.1.1 one\r\n550 5.1.1 two\r\n421 bye\r\n",
-    b"\3220\r\n354 go\r\n", b"\x05250 \xc3\xbc\xff\t\x1b\r\n", b"\7250-\r\n250\r\n",
+    b"\x00250 2.0.0 Ok\r\n", b"\x01250-mx\r\n250-SIZE 10\r\n250 LIMITS RCPTMAX=1\r\n",
+    b"\x02550-5.1.1 one\r\n550 5.1.1 two\r\n421 bye\r\n",
+    b"\x03220\r\n354 go\r\n", b"\x05250 \xc3\xbc\xff\t\x1b\r\n", b"\x07250-\r\n250\r\n",
     b"\x09" + b"250-x\r\n" * 5 + b"251 x\r\n",
-    b"\2452 4.5.3 too many recipients\r\n550 contact \\ https://x.example/?\r\n",
+    b"\x02452 4.5.3 too many recipients\r\n550 contact \\ https://x.example/?\r\n",
 )  # fmt: skip
 REPLY_WORDS: Final = (
     b"250 ", b"250-", b"550 5.7.1 ", b"421 ", b"\r\n", b"\n", b"\r", b"5.1.1 ", b"SIZE ", b"LIMITS RCPTMAX=", b"AUTH=",

@@ -21,12 +21,13 @@ def expand(data: bytes, snippets: Sequence[bytes]) -> bytes:
 
 
 def cut(stream: bytes, seed: int) -> Iterator[bytes]:
-    """`stream` in pieces of sizes that `seed` decides: whole, in octets, or anything between."""
+    """`stream` in pieces of sizes that `seed` decides: whole, in octets, or anything between, but not too many."""
     random = Random(seed)
-    size = random.choice((1, 7, 30, 100, 1000, len(stream) + 1, len(stream) + 1))
+    size = random.choice((1, 8, 32, 128, 1024, len(stream)))
+    size = max(size, len(stream) // 40)
     position = 0
     while position < len(stream):
-        end = position + random.randint(1, size)
+        end = position + 1 + int(size * random.random())
         yield stream[position:end]
         position = end
 
