@@ -21,9 +21,10 @@ from mta.smtp.budget import Budget
 from mta.smtp.coming import Coming
 from mta.smtp.events import Authenticate, Closed, MessageReceived, PeerChanged, ServerEvent, StartTls
 from mta.smtp.extensions import BEYOND
+from mta.smtp.identifying import RESPONSE_LIMIT
 from mta.smtp.peer import Identity, Peer, Rights, Tls
 from mta.smtp.reply import Reply
-from mta.smtp.server import CHUNKED, CLOSED, CONTENT, MAIL, PAUSED, RCPT, RESPONSE_LIMIT, Server
+from mta.smtp.server import CHUNKED, CLOSED, CONTENT, MAIL, PAUSED, RCPT, Server
 from mta.smtp.settings import ServerSettings
 from tests.fuzz.script import cut, expand, lines
 from tests.smtp.scram import ScramClient
