@@ -109,7 +109,6 @@ class Deadlines:
         waiting = scheduler.take_waiting(shard, wanted)
         if len(idle) + len(waiting) == len(concerned) and not any(map(_is_concerned, found.changing)):
             left.done.append(key)
-        left.count -= 1
         self._engine.hub.spawn(self._conclude_all, shard, left, idle, waiting)
 
     def _conclude_all(self, shard: int, left: _Left, idle: list[tuple[Queue, Delivery]],
@@ -123,10 +122,10 @@ class Deadlines:
                     self._conclude(queue, delivery, partial(settler.expire, delivery, reason))
                 else:
                     self._conclude(queue, delivery, partial(settler.warn, delivery, reason, again))
+        left.count -= 1
         if left.count:
             return
-        left.count = -1  # once
-        if left.done:
+        if left.done:  # behind what was decided about them, so that no mark is gone before
             self._engine.stores[shard].submit(Transaction(unmarks=left.done))
             self._look(shard)
         else:  # all in flight
@@ -139,7 +138,7 @@ class _Left:
     __slots__ = ("count", "done")
 
     def __init__(self, count: int) -> None:
-        self.count = count  # messages that the store was asked for
+        self.count = count  # messages that have not been seen to
         self.done: list[bytes] = []  # keys of marks that are of no more use
 
 
