@@ -103,6 +103,9 @@ class Shaping:
     chunking: Literal["auto", "off"] = option(
         "auto", "`auto`: content goes in one chunk, without a round trip for DATA and without dots added, where "
         "CHUNKING is offered; a host that does not bear it gets DATA for an hour. `off`: always DATA.")
+    eight_bit: Literal["as-is", "return"] = option(
+        "as-is", "8-bit content for hosts that do not offer 8BITMIME: `as-is` sends it all the same, as nearly all "
+        "bear it; `return` gives it back to its sender, `5.6.3` (RFC 6152). It is not converted: it may be signed.")
     deliver_by: Literal["required", "handover"] = option(
         "required", "Mail that is to be delivered in time or returned (`BY=...;R`), to hosts that do not offer "
         "DELIVERBY: `required` returns it (RFC 2852), `handover` takes its hand-over to such a host for its delivery.")

@@ -131,6 +131,8 @@ class Dispatch:
         if rcpt_max and rcpt_max < at_most:
             at_most = rcpt_max
         transaction = transaction_for(delivery, at_most)
+        if transaction.eight_bit:
+            transaction.eight_bit_offered = path.shaping.eight_bit == "return"
         if delivery.message.wishes is not None:
             ask_for_time(transaction, delivery.message.wishes, path.shaping, now_us)
         return Job(queue, delivery, transaction, engine.monotonic(), delivery.message.content is None, right)

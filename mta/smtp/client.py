@@ -48,8 +48,9 @@ Rules
   back untouched, `pipelining_suspect` says which form the host did not bear, and the session is over. A host that
   hangs up at the first envelope sent across is suspected likewise.
 
-What it does not do: AUTH, conversion of 8-bit content for hosts without 8BITMIME (it is sent as it is, see
-`Transaction.sent_8bit_unannounced`), checks of content for bare CR and LF (every way into the queue refuses them).
+What it does not do: AUTH; conversion of 8-bit content for hosts without 8BITMIME (it is sent as it is, see
+`Transaction.sent_8bit_unannounced`, or not at all); checks of content for bare CR and LF (every way into the queue
+refuses them).
 
 Cost: 10 µs for a transaction of 5 KB, pipelined (tests/smtp/timing.py).
 """

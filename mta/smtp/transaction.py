@@ -98,6 +98,7 @@ class Transaction:
     by_required: bool = True  # with R, it goes only to hosts that keep to it, too (RFC 2852 4.1.4.2)
     binary: bool = False  # the content is no text: as it is in chunks, or not at all (RFC 3030 3)
     require_tls: bool = False  # REQUIRETLS: the session is known to be good for it, but for the offer (RFC 8689)
+    eight_bit_offered: bool = False  # 8-bit content goes only to hosts with 8BITMIME, as RFC 6152 3 has it
     dotless: bool = False  # no line of the content begins with a dot, and it ends with CRLF: it needs no stuffing
     token: object = None  # the caller's
 
@@ -159,6 +160,10 @@ def commands_for(transaction: Transaction, can: Capabilities, chunking: bool = T
     elif transaction.eight_bit:
         if can.eight_bit:
             parameters += " BODY=8BITMIME"
+        elif transaction.eight_bit_offered and not transaction.content.isascii():
+            text = "The message has 8-bit content, and the host does not offer 8BITMIME"
+            transaction.local_reply = Reply(554, "5.6.3", (text,), local=True)
+            return []
         else:
             transaction.sent_8bit_unannounced = True
     if transaction.priority is not None and can.mt_priority:

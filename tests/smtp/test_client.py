@@ -376,6 +376,17 @@ def test_notify_never() -> None:
     assert b"RCPT TO:<b@example.org> NOTIFY=NEVER\r\n" in wire(client)
 
 
+def test_eight_bit_content_where_it_is_not_offered() -> None:
+    """It goes as it is; where that is not wanted it does not (RFC 6152 3). What is ASCII after all goes in any case."""
+    for content, offered, sent in ((b"\xe4\r\n", False, True), (b"\xe4\r\n", True, False), (b"a\r\n", True, True)):
+        client = new_client(b"250 mx\r\n")
+        one = transaction(content=content)
+        one.eight_bit, one.eight_bit_offered = True, offered
+        assert bool(client.send(one)) is not sent
+        assert wire(client) == (b"MAIL FROM:<a@example.com>\r\n" if sent else b"")
+        assert sent or (one.local_reply is not None and one.local_reply.enhanced == "5.6.3")
+
+
 BY_EHLO = b"250-mx\r\n250-DSN\r\n250 DELIVERBY 30\r\n"
 
 
