@@ -16,7 +16,7 @@ from mta.delivery.proxy import negotiate
 from mta.delivery.routing import Host
 from mta.delivery.settle import Peer
 from mta.delivery.targets import Target, targets
-from mta.delivery.wire import SourceError, Wire, WireError
+from mta.delivery.wire import HandshakeError, SourceError, Wire, WireError
 from mta.queue import events
 from mta.smtp.client import Client, ClientEvent, Greeted, Ready, Refused, StartTls
 from mta.smtp.errors import RemoteProtocolError
@@ -205,7 +205,8 @@ class Approach:
             self.engine.keeper.source_failed(self.path.source, target.family, str(error))
             raise RefusalError(Reply(451, "4.3.5", (str(error),), local=True), "source") from None
         except (WireError, RemoteProtocolError) as error:
-            reply = Reply(451, "4.4.1", (f"{self.name}: {error}",), local=True)
+            enhanced = "4.7.5" if isinstance(error, HandshakeError) else "4.4.1"
+            reply = Reply(451, enhanced, (f"{self.name}: {error}",), local=True)
             raise RefusalError(reply, phase) from None
 
     def _connect(self, target: Target) -> None:

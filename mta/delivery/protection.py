@@ -133,7 +133,8 @@ class Protection:
 def shortcoming(target: Target, phase: str, reply: Reply) -> Reply:
     """What is said of such mail when `target` gave no protected session: for good where TLS is lacking or wrong, else
     for now."""
-    if phase == "handshake" or (phase == "starttls" and (reply.local or reply.code >= 500)):
+    without_tls = phase == "starttls" and (reply.local or reply.code >= 500)
+    if without_tls or (phase == "handshake" and reply.enhanced == "4.7.5"):
         return Reply(550, "5.7.10", (f"The message requires TLS (REQUIRETLS): {reply.text}",), local=True)
     text = f"The message requires TLS (REQUIRETLS), and a host that may give it fails: {target.host.name}: {reply}"
     return Reply(451, "4.7.10", (text,), local=True)

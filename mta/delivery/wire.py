@@ -56,6 +56,10 @@ class TlsError(WireError):
     """The peer sent what is no TLS, or ended the session by an alert, after the handshake."""
 
 
+class HandshakeError(WireError):
+    """There is no TLS with this peer, or not as we want it: that is no matter of the network."""
+
+
 class SourceError(WireError):
     """The connection cannot leave from its source: its address is not there, or its proxy fails. No fault of the peer.
     """
@@ -326,7 +330,8 @@ class Wire:
         return early
 
     def start_tls(self, context: ssl.SSLContext, server_name: str) -> None:
-        """Do the TLS handshake before the deadline. Raises WireError; the connection is then of no more use."""
+        """Do the TLS handshake before the deadline. Raises WireError, as HandshakeError when it is TLS that fails;
+        the connection is then of no more use."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
         while True:
@@ -336,7 +341,7 @@ class Wire:
             except ssl.SSLWantReadError:
                 pass
             except (ssl.SSLError, ValueError) as error:
-                raise WireError(f"TLS handshake: {_reason(error)}") from None
+                raise HandshakeError(f"TLS handshake: {_reason(error)}") from None
             self._flush_handshake()
             self._wait(READ)
             try:

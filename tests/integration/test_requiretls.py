@@ -20,6 +20,8 @@ DOMAINS: dict[str, Any] = {
     "mx.lacking.test": GOOD | {"extensions": []},
     "bare.test": GOOD | {"extensions": []},
     "clear.test": GOOD | {"starttls": "off"},
+    "broken.test": GOOD | {"starttls": "broken"},
+    "refused.test": GOOD | {"starttls": "refused"},
     "selfsigned.test": GOOD | {"certificate": "self-signed"},
     "othername.test": GOOD | {"certificate": "other-name"},
     "unverified.test": GOOD | {"dns": {"authentic": False}},
@@ -78,13 +80,15 @@ def test_only_hosts_that_protect_get_it(mta: Mta, sandbox: Sandbox, pki: Pki) ->
     for number, domain in enumerate(DOMAINS):
         if domain not in ("sender.test", "oldsender.test", "mx.lacking.test"):
             send(mta, pki, number, f"u@{domain}", "REQUIRETLS")
-    mta.wait_until(lambda: mta.queued() == 1, "an end for all but one")
+    mta.wait_until(lambda: mta.queued() == 2, "an end for all but two")
     found = outcomes(mta)
+    found.pop("u@refused.test", None)  # 454 at STARTTLS is for now: it waits, as the one whose host is down does
     assert {to: (event["event"], event["enhanced"]) for to, event in found.items()} == {
         "u@good.test": ("delivered", "2.0.0"),
         "u@second.test": ("delivered", "2.0.0"),
         "u@bare.test": ("bounced", "5.7.30"),
         "u@clear.test": ("bounced", "5.7.10"),
+        "u@broken.test": ("bounced", "5.7.10"),
         "u@selfsigned.test": ("bounced", "5.7.10"),
         "u@othername.test": ("bounced", "5.7.10"),
         "u@unverified.test": ("bounced", "5.7.10"),
