@@ -39,6 +39,7 @@ class ChildSetup:
     lock_fds: list[int]
     listeners: list[tuple[int, int]]  # (index in config.listeners, descriptor of the listening socket)
     shards: list[int]  # numbers of the shards that this worker owns
+    again: bool = False  # it takes the place of one that has ended: mail waits for it
 
     @property
     def name(self) -> str:

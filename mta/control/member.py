@@ -72,7 +72,7 @@ class MemberProcess:
         ours, theirs = socket.socketpair()
         setup = ChildSetup(
             self.role, self.number, workers, theirs.fileno(), list(locks),
-            [(index, sock.fileno()) for index, sock in listeners], self.shards,
+            [(index, sock.fileno()) for index, sock in listeners], self.shards, self.restarts > 0,
         )  # fmt: skip
         inherited = [setup.line_fd, *setup.lock_fds, *(fd for _, fd in setup.listeners)]
         try:

@@ -119,12 +119,12 @@ class Worker:
         return stores
 
     def _listeners(self) -> list[SmtpListener]:
-        config, usage = self.config, Usage(self.limits.count)
+        config, usage, again = self.config, Usage(self.limits.count), self.child.setup.again
         try:
-            self.logins = Logins(config)
+            self.logins = Logins(config, lenient=again)
             return [
                 SmtpListener(sock, config, config.listeners[index], self.intake.submit, self.intake_closed,
-                             self.occupancy, self.logins, usage)
+                             self.occupancy, self.logins, usage, lenient=again)
                 for index, sock in self.child.sockets()
             ]
         except (UsersError, CertificateError) as error:

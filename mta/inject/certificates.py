@@ -176,14 +176,22 @@ News = tuple[State, Contexts | CertificateError]
 class Certificates:
     """The contexts of one listener, over all changes of its files."""
 
-    def __init__(self, certificates: Sequence[Certificate], client_ca: str | None, hostname: str) -> None:
-        """Raises CertificateError."""
+    def __init__(self, certificates: Sequence[Certificate], client_ca: str | None, hostname: str, *,
+                 lenient: bool = False) -> None:
+        """Raises CertificateError; when `lenient` there are no contexts until the files can be used."""
         self._certificates = certificates
         self._client_ca = client_ca
         self._hostname = hostname
         self._complained = ""
-        self._state = self._look()
-        self.contexts = make_contexts(certificates, client_ca, hostname)
+        self.contexts: Contexts | None = None
+        self._state, found = self.read()
+        if isinstance(found, Contexts):
+            self.contexts = found
+        elif not lenient:
+            raise found
+        else:
+            self._state, self._complained = [], str(found)
+            log.error("a certificate cannot be used: %s", found)
 
     def _look(self) -> State:
         """What tells one state of the files from another."""
@@ -222,7 +230,8 @@ class Certificates:
             # The next look tries again: the file with the key is perhaps not there yet.
             if str(found) != self._complained:
                 self._complained = str(found)
-                log.error("a changed certificate cannot be used, the one from before still is: %s", found)
+                before = ", the one from before still is" if self.contexts is not None else ""
+                log.error("a changed certificate cannot be used%s: %s", before, found)
             return False
         self.contexts, self._state, self._complained = found, state, ""
         paths = ", ".join(printable(one.certificate) for one in self._certificates)

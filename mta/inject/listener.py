@@ -126,10 +126,12 @@ class SmtpListener:
         occupancy: Occupancy | None = None,
         logins: Logins | None = None,
         usage: Usage | None = None,
+        *,
+        lenient: bool = False,
     ) -> None:
         """`sock` listens already and is taken over. `intake_closed` is asked at every MAIL (452 4.3.1: no room).
 
-        Raises CertificateError.
+        Raises CertificateError. `lenient`: until the files that it needs can be used connections are left to others.
         """
         self._sock = _socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self._sock.setblocking(False)
@@ -158,7 +160,8 @@ class SmtpListener:
         self._readable = loop.io(self._sock.fileno(), _READ)
         self._pause = loop.timer(ACCEPT_PAUSE_S, ACCEPT_PAUSE_S)
         self._courtesy = loop.timer(COURTESY_S, COURTESY_S)
-        self._take_over(config)
+        self._accepts = False  # it was started
+        self._take_over(config, lenient=lenient)
 
     def __repr__(self) -> str:
         return f"<SmtpListener {self._listener.smtp}: {self.sessions} sessions>"
@@ -182,7 +185,7 @@ class SmtpListener:
             log.error("%s: certificates stay as they were: %s", self.name, error)
             self._renew()
 
-    def _take_over(self, config: Config) -> None:
+    def _take_over(self, config: Config, *, lenient: bool = False) -> None:
         self._config = config
         self._listener = config.listeners[self._index]
         self.limits = config.smtp
@@ -197,7 +200,7 @@ class SmtpListener:
         else:
             options = (config.certificates, listener.client_ca, listener.hostname or config.hostname)
             if self._certificates is None or not self._certificates.are_of(*options):
-                self._certificates = Certificates(*options)
+                self._certificates = Certificates(*options, lenient=lenient)
             else:
                 self.refresh()
         self._renew()
@@ -227,6 +230,8 @@ class SmtpListener:
             budget=self._occupancy.content,
             coming=self._occupancy.coming,
         )
+        if self._accepts:
+            self._wait()
 
     def refresh(self) -> None:
         """Look whether certificates have changed. They are read in a thread."""
@@ -244,17 +249,27 @@ class SmtpListener:
 
     def start(self) -> None:
         """Begin to accept."""
-        self._readable.start(self._accept)
+        self._accepts = True
+        self._wait()
+
+    def _wait(self) -> None:
+        """Wait for connections, unless what it needs for them cannot be used: then another worker may have it."""
+        lacks_certificate = self._certificates is not None and self._certificates.contexts is None
+        if lacks_certificate or (self._listener.auth != "off" and self.logins.lacks_users):
+            self._readable.stop()
+        else:
+            self._readable.start(self._accept)
 
     def _go_on(self) -> None:
         self._pause.stop()
-        self.start()
+        self._wait()
 
     def stop(self, deadline_s: float = math.inf) -> None:
         """Accept no more and end all sessions: those in a transaction may finish it until `deadline_s` (monotonic).
 
         Returns when all are gone, or a moment after the deadline.
         """
+        self._accepts = False
         self._pause.close()
         self._courtesy.close()
         self._readable.close()
@@ -281,7 +296,7 @@ class SmtpListener:
 
     def _accept_after_all(self) -> None:
         self._courtesy.stop()
-        self.start()
+        self._wait()
         self._take()
 
     def _take(self) -> None:

@@ -52,10 +52,12 @@ Outcome = Identity | Keys | Reply | None
 class Logins:
     """Those of one worker."""
 
-    def __init__(self, config: Config) -> None:
-        """Raises UsersError when the file of users cannot be used."""
+    def __init__(self, config: Config, *, lenient: bool = False) -> None:
+        """Raises UsersError when the file of users cannot be used. `lenient`: then it is looked at again and again."""
         self.config = config
         self.users = Users()
+        self.lacks_users = False
+        """The file of users could not be used yet."""
         self.on_change: list[Callable[[], None]] = []
         """Called when there are other users."""
         self._state: tuple[int, ...] = ()
@@ -66,7 +68,13 @@ class Logins:
         self._attempts = Attempts(access.failures, access.user_failures, access.failure_time, access.failure_delay)
         if access.users_file is not None:
             self._state = _state(access.users_file)
-            self.users = read(access.users_file)
+            try:
+                self.users = read(access.users_file)
+            except UsersError as error:
+                if not lenient:
+                    raise
+                self.lacks_users, self._state, self._complained = True, (), str(error)
+                log.error("the file of users cannot be used: %s", error.problems[0])
         loop = get_hub().loop
         self._async = loop.async_()
         self._verifier = Verifier(self._async.send, access.threads, access.remembered)
@@ -79,7 +87,7 @@ class Logins:
         self._attempts.configure(access.failures, access.user_failures, access.failure_time, access.failure_delay)
         self._verifier.configure(access.threads, access.remembered)
         if access.users_file is None:
-            self.users, self._state = Users(), ()
+            self.users, self._state, self.lacks_users = Users(), (), False
         elif access.users_file != before.users_file:
             self._state = ()
         self.refresh()
@@ -112,7 +120,7 @@ class Logins:
             self._state = ()  # the next look tries again
             return
         self._complained = ""
-        self.users = found
+        self.users, self.lacks_users = found, False
         log.info("%s: %d users", printable(path), len(found.entries))
         for tell in self.on_change:
             tell()

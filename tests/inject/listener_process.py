@@ -170,8 +170,9 @@ def main():
         sock = socket.socket(socket.AF_UNIX)
         sock.bind(settings["unix"])
         sock.listen(100)
+    lenient = "lenient" in settings
     listener = SmtpListener(sock, config, config.listeners[0], submit, lambda: state.closed, Occupancy(),
-                            Logins(config), Usage(count))
+                            Logins(config, lenient=lenient), Usage(count), lenient=lenient)
     listener.start()
     tell("listening", port)
     commands = FileObjectThread(sys.stdin.buffer, "rb")

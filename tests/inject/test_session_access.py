@@ -312,6 +312,29 @@ def test_a_reload_reads_only_what_has_changed(pki: Pki, users: str) -> None:
         assert not connect(session)[1]
 
 
+@pytest.mark.parametrize("broken", ["users", "certificate"])
+def test_a_worker_that_is_started_again_waits_for_what_is_broken(pki: Pki, tmp_path: Path, broken: str) -> None:
+    """Files that were spoilt since the start keep no worker from coming back, as mail waits for it; its listeners leave
+    connections to others until the files can be used."""
+    users = Path(make_users(tmp_path / "users", acme="secret"))
+    certificate = Path(pki.make("mx.example.net", file="again"))
+    spoilt = {"users": users, "certificate": certificate}[broken]
+    good = spoilt.read_bytes()
+    spoilt.write_bytes(b"a:nonsense\n")
+    config = configuration(TLS, access={"users_file": str(users)}, certificates=[{"certificate": str(certificate)}])
+    with listening(config=config, lenient=True) as process:
+        assert b"cannot be used" in process.complaint()
+        with Peer(process, greet=False) as peer:
+            process.tell("sessions")
+            assert process.expect("sessions") == [0]
+            spoilt.write_bytes(good)
+            process.tell("refresh")
+            process.expect("ok")
+            assert peer.reply().startswith("220")
+        with client(process, pki) as smtp:
+            assert smtp.docmd("AUTH", RIGHT)[0] == 235
+
+
 def test_a_session_keeps_its_certificates(pki: Pki, users: str) -> None:
     """TLS goes on being there for who was offered it, when a reload has taken it away."""
     with submission(pki, users) as process:
