@@ -10,6 +10,7 @@ The answer comes by a callback on the hub. Nothing here knows gevent: `wake` is 
 from __future__ import annotations
 
 import hmac
+import logging
 import secrets
 import time
 from collections import OrderedDict, deque
@@ -23,6 +24,8 @@ from mta.queue.native import Completions, WorkThread, run
 WAITING: Final = 500
 """Different checks that may wait for a thread, some ten seconds of work; more are told to come again."""
 REMEMBERED: Final = 10_000
+
+log = logging.getLogger(__name__)
 
 Answer = Callable[[bool | None], None]
 """Is told whether the password was right; None: that could not be found out now."""
@@ -97,8 +100,12 @@ class Verifier:
             answer(right and exists)
 
     def collect(self) -> None:
-        """Call back who waited for what is done."""
-        run(self._completions)
+        """Call back who waited for what is done. What goes wrong with one is in the log, and costs no other one."""
+        while self._completions:
+            try:
+                run(self._completions)
+            except Exception:
+                log.exception("bug: a password could not be checked")
 
     def close(self) -> None:
         """End the threads when they have done what they are at; nobody is answered any more."""
