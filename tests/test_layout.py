@@ -27,7 +27,7 @@ ALLOWED = {
     "simulate": {"config", "smtp", "queue", "delivery", "sandbox"},
     "demo": {"config", "queue", "control", "sandbox", "cli.text", "cli.eventreader"},
     "sendmail": {"smtp", "message", "queue.records", "inject.addresses", "control.exits", "cli"},
-    "cli": {"config", "queue", "delivery", "access", "control", "sandbox", "demo", "simulate"},
+    "cli": {"config", "queue", "delivery", "access", "inject.certificates", "control", "sandbox", "demo", "simulate"},
 }
 WITHOUT_GEVENT = ("config", "smtp", "message", "queue", "access")
 

@@ -5,26 +5,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import ssl
 from collections.abc import Iterator
 
 from mta.access.users import UsersError
 from mta.access.users import read as read_users
 from mta.cli.options import add_config, add_json, add_parser
 from mta.config.loader import read
-from mta.config.problems import printable
+from mta.config.problems import Problem, printable
 from mta.config.schema import Config, Listener, Retry, Source
 from mta.config.units import format_duration, format_network, format_size
 from mta.control import exits
 from mta.delivery.ourselves import AF_INET, AF_INET6
 from mta.delivery.sources import is_ours
+from mta.inject.certificates import CertificateError, make_contexts
 
 _DESCRIPTION = """\
 Check a configuration without starting anything. Every problem is printed, one per line:
 
   FILE:LINE:COLUMN: what is wrong, what is expected, did you mean ...
 
-and the exit code is 78. Without problems it prints `FILE: ok` and what would run; the exit code is 0."""
+and the exit code is 78. The file of users and certificates are looked at, too: what is wrong in them is a problem, that
+they cannot be read by whoever checks is a warning. Without problems it prints `FILE: ok` and what would run; the exit
+code is 0."""
 
 _EXAMPLES = """\
   mta check -c /etc/mta/mta.yaml
@@ -48,23 +50,48 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def run(options: argparse.Namespace) -> int:
     """Check the file."""
     reading = read(options.config)
+    problems = list(reading.problems)
+    if reading.config is not None:
+        problems += _files(reading.config)
     summary = list(_summary(reading.config)) if reading.config is not None else []
     if options.json:
         by_subject: dict[str, list[str]] = {}
         for subject, text in summary:
             by_subject.setdefault(subject, []).append(text)
-        problems = [problem._asdict() for problem in reading.problems]
-        print(json.dumps({"file": options.config, "ok": not problems, "problems": problems, "summary": by_subject}))
+        print(json.dumps({"file": options.config, "ok": not problems,
+                          "problems": [problem._asdict() for problem in problems], "summary": by_subject}))
     else:
-        for problem in reading.problems:
+        for problem in problems:
             print(problem)
-        if not reading.problems and not options.quiet:
+        if not problems and not options.quiet:
             print(f"{printable(options.config)}: ok")
             before = ""
             for subject, text in summary:
                 print(f"  {subject if subject != before else '':10}{text}")
                 before = subject
-    return exits.CONFIG if reading.problems else exits.OK
+    return exits.CONFIG if problems else exits.OK
+
+
+def _files(config: Config) -> Iterator[Problem]:
+    """What is wrong in files that the configuration names. Of those that we may not read, or that are not here, nothing
+    is known: the MTA may be another user, on another machine."""
+    users = config.access.users_file
+    if users is not None and os.access(users, os.R_OK):
+        try:
+            read_users(users)
+        except UsersError as error:
+            yield from error.problems
+    for one, authorities in dict.fromkeys(
+        (one, listener.client_ca) for listener in config.listeners if listener.tls != "off"
+        for one in config.certificates
+    ):
+        files = [one.certificate, one.key or one.certificate, authorities or one.certificate]
+        if all(os.access(path, os.R_OK) for path in files):
+            try:
+                make_contexts([one], authorities, config.hostname)
+            except CertificateError as error:
+                path, _, what = str(error).partition(": ")
+                yield Problem(path, 0, 0, what)
 
 
 def _summary(config: Config) -> Iterator[tuple[str, str]]:
@@ -112,18 +139,13 @@ def _access(config: Config) -> Iterator[str]:
         try:
             yield f"{len(read_users(access.users_file).entries)} users in {printable(access.users_file)}"
         except UsersError as error:
-            yield f"warning: {error.problems[0]}"
+            yield f"warning: {error.problems[0]}"  # it is a problem of its own, or cannot be read
     if access.check_url is not None:
         yield f"other users are asked for at {printable(access.check_url)}"
-    for listener in config.listeners:
-        if listener.tls != "off":
-            try:
-                for one in config.certificates:
-                    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                    context.load_cert_chain(one.certificate, one.key, password=lambda: "")
-            except (OSError, ssl.SSLError) as error:
-                yield f"warning: {printable(one.certificate)} cannot be used: {error.strerror}"
-            break
+    if any(listener.tls != "off" for listener in config.listeners):
+        for path in dict.fromkeys(path for one in config.certificates for path in (one.certificate, one.key) if path):
+            if not os.access(path, os.R_OK):
+                yield f"warning: {printable(path)} is not here, or you may not read it"
 
 
 def _routes(config: Config) -> Iterator[str]:

@@ -12,6 +12,7 @@ from mta.access import passwords
 from mta.access.users import read
 from mta.cli import main
 from mta.control import exits
+from tests.inject.access_helpers import make_pki
 
 
 @pytest.fixture
@@ -58,6 +59,33 @@ def test_the_configured_file(file: str, tmp_path: Path, capsys: pytest.CaptureFi
     config.write_text("hostname: mta.example.net\n")
     assert main(["user", "list", "-c", str(config)]) == exits.CONFIG
     assert "set access.users_file" in capsys.readouterr().err
+
+
+def test_check_looks_into_the_files(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What would keep the MTA from starting is a problem; a file that is not here, as on another machine, a warning."""
+    pki = make_pki(tmp_path)
+    certificate, other = pki.make("mta.example.net"), pki.make("other.example.net")
+    config = tmp_path / "mta.yaml"
+
+    def check(key: str, quiet: bool = False) -> tuple[int, str]:
+        config.write_text(f"hostname: mta.example.net\naccess: {{users_file: {file}}}\n"
+                          f"certificates: [{{certificate: {certificate}, key: {key}}}]\n"
+                          "listeners: [{smtp: '127.0.0.1:0', tls: required, auth: required, "
+                          f"client_ca: {pki.ca_file}}}]\n")
+        code = main(["check", "-c", str(config), *(["-q"] if quiet else [])])
+        return code, capsys.readouterr().out
+
+    code, text = check(f"{tmp_path}/nothing.key")
+    assert code == exits.OK
+    assert f"warning: {file}: cannot be read: No such file" in text
+    assert f"warning: {tmp_path}/nothing.key is not here, or you may not read it" in text
+    Path(file).write_text("acme:secret\n")
+    Path(file).chmod(0o600)
+    assert check(other, quiet=True) == (exits.CONFIG, (
+        f"{file}:1:1: not a hash of argon2, bcrypt or scrypt\n"
+        f"{other}: the key does not belong to the certificate\n"))
+    Path(file).write_text("acme:\n")
+    assert check(certificate, quiet=True) == (exits.OK, "")
 
 
 @pytest.mark.parametrize("arguments", [["add", "a b", "--generate"], ["add", "a:b", "--generate"], ["add", "*secret"]])
