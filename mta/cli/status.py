@@ -101,6 +101,8 @@ def _print(status: Status, total: WorkerStatus, now_us: int) -> None:
     for worker in status.workers:
         if worker.intake:
             print(f"worker {worker.worker} takes no new mail: {printable(worker.intake)}")
+        for door in worker.doors:
+            print(f"worker {worker.worker}: {printable(door)}")
     print()
     answers = {worker.worker: worker for worker in status.workers}
     print_table(_COLUMNS, (

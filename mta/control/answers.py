@@ -99,6 +99,7 @@ class Answers:
             delivered=counters.delivered, deferred=counters.deferred, bounced=counters.bounced,
             expired=counters.expired, deleted=counters.deleted, check_refusals=worker.intake.checker.refused,
             check_warnings=worker.intake.checker.warned, sources=self._sources(),
+            doors=list(dict.fromkeys(f"{door.name}: {door.waiting}" for door in worker.doors if door.waiting)),
         )
 
     def _sources(self) -> list[protocol.SourceRow]:

@@ -142,6 +142,7 @@ class WorkerStatus:
     loop_lag_p99_ms: float = 0.0  # how late it was, but for its worst hundredth
     loop_lag_max_ms: float = 0.0  # and at its worst
     sources: list[SourceRow] = field(default_factory=list)
+    doors: list[str] = field(default_factory=list)  # what keeps a listener or a spool directory from taking mail
 
 
 # Fields of WorkerStatus that make sense as a sum over the workers.

@@ -176,6 +176,15 @@ class SmtpListener:
         """As it is called in the configuration."""
         return str(self._listener.smtp)
 
+    @property
+    def waiting(self) -> str:
+        """Why no connections are taken, in words; empty when they are."""
+        if self._certificates is not None and self._certificates.contexts is None:
+            return "a certificate cannot be used"
+        if self._listener.auth != "off" and self.logins.lacks_users:
+            return "the file of users cannot be used"
+        return ""
+
     def configure(self, config: Config) -> None:
         """Take the options of a new configuration for sessions that begin from now on. Certificates that cannot be used
         are told, and those from before are shown."""
@@ -254,8 +263,7 @@ class SmtpListener:
 
     def _wait(self) -> None:
         """Wait for connections, unless what it needs for them cannot be used: then another worker may have it."""
-        lacks_certificate = self._certificates is not None and self._certificates.contexts is None
-        if lacks_certificate or (self._listener.auth != "off" and self.logins.lacks_users):
+        if self.waiting:
             self._readable.stop()
         else:
             self._readable.start(self._accept)

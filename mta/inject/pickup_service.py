@@ -66,8 +66,13 @@ class PickupService:
 
     @property
     def waiting(self) -> str:
-        """Why files are not taken, in words; empty when they are."""
+        """Why files are not taken, or not all of them, in words; empty when they are."""
         return self._pickup.statistics.waiting or self._trouble or self._directory.problem
+
+    @property
+    def name(self) -> str:
+        """As it is called in the configuration."""
+        return self._directory.directory
 
     def configure(self, config: Config) -> None:
         """Take over the options of a new configuration."""

@@ -245,7 +245,7 @@ STATUS = Status(
         Member("control", 0, 4714, "ready", [], NOW_US - 61 * 1_000_000),
     ]),
     [WorkerStatus(0, 4712, 3600.0, [0, 2], 48_000_000, 12.5, 10, 11, 12, 2, 3, 4, "disk has 1 MB left", 1000, 2000, 5,
-                  loop_lag_p99_ms=7.2)],
+                  loop_lag_p99_ms=7.2, doors=["/var/spool/in: Permission denied\x1b"])],
     [Missing(1, "is not running (killed by SIGKILL)")],
 )  # fmt: skip
 
@@ -261,6 +261,7 @@ def test_status_shows_every_process(mta: MTA, control: CONTROL, tmp_path: Path) 
     assert "10 messages, 11 deliveries to 12 recipients; 2 being delivered" in out
     assert "3 in, 4 out" in out
     assert "worker 0 takes no new mail: disk has 1 MB left" in out
+    assert "worker 0: /var/spool/in: Permission denied\\x1b" in out
     rows = [line.split() for line in out.splitlines()]
     assert ["worker", "0", "4712", "ready", "1h00m", "0", "2", "48", "MB", "12s", "7ms", "3", "4", "10", "0"] in rows
     assert any(row[:6] == ["worker", "1", "-", "restart", "in", "2s"] for row in rows)

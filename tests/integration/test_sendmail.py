@@ -134,3 +134,17 @@ def test_mail_is_taken_while_the_mta_is_down(mta: Mta, recording: Sandbox) -> No
     with mta:
         recording.wait_for(lambda stats: bool(stats["recipients"] == 2))
         check(recording.log())
+
+
+def test_status_says_why_files_wait(mta: Mta, directory: Path) -> None:
+    """A directory that is out of order is one line in the log, and in the status as long as it is so."""
+    def said(text: str) -> bool:
+        return any(text in door for worker in mta.status()["workers"] for door in worker["doors"])
+
+    pickup = directory / "pickup"
+    mta.start()
+    pickup.rename(directory / "away")
+    pickup.write_text("no directory")
+    mta.wait_until(lambda: said(f"{pickup}: File exists"), "the status says so")
+    pickup.unlink()
+    mta.wait_until(lambda: not said(str(pickup)), "it is in order again")
