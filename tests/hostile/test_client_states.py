@@ -42,6 +42,7 @@ class Host:
     sender: str = ""
     recipients: list[str] = field(default_factory=list)
     left: int = 0
+    confused: bool = False  # RSET was refused
     refused_mail: bool = False  # what follows in its group means nothing
 
     def hear(self, data: bytes) -> None:
@@ -93,7 +94,12 @@ class Host:
         elif verb == "RSET":
             if self.decide(b"250 2.0.0 ok"):
                 self.state, self.recipients = "ready", []
+            else:
+                self.confused = True  # what follows in the group goes into the transaction from before, and no further
         elif verb == "MAIL":
+            if self.confused and self.state == "mail":
+                self.replies += b"503 5.5.1 nested MAIL\r\n"
+                return
             assert self.state == "ready", (self.state, line)
             self.recipients = []
             yes = self.decide(b"250 2.1.0 ok")
@@ -105,7 +111,7 @@ class Host:
                 assert self.refused_mail, line
                 self.replies += b"503 5.5.1 need MAIL\r\n"
             else:
-                assert NUMBER.findall(address) == NUMBER.findall(self.sender), (address, self.sender)
+                assert self.confused or NUMBER.findall(address) == NUMBER.findall(self.sender), (address, self.sender)
                 if self.decide(b"250 2.1.5 ok"):
                     self.recipients.append(address)
         elif verb == "DATA":
@@ -132,7 +138,9 @@ class Host:
     def take(self, content: bytes) -> None:
         """A whole content."""
         self.state, recipients, self.recipients = "ready", self.recipients, []
-        if not recipients:
+        if recipients:
+            assert set(NUMBER.findall(content.decode("latin-1"))) == set(NUMBER.findall(self.sender)), "two mixed"
+        else:
             assert content == b"", "content for nobody"
         if self.decide(b"250 2.0.0 queued"):
             self.said[("taken", self.sender)] = content
