@@ -1,156 +1,15 @@
-"""What a receiver bears is found out (mta.delivery.adaptive), on a virtual clock against receivers that say nothing."""
+"""What a receiver bears is found out (mta.delivery.adaptive): connections, and the record of all. test_pace.py has the
+messages in a time."""
 
 from __future__ import annotations
-
-import heapq
-import random
-from dataclasses import dataclass
-from typing import Protocol
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mta.delivery import pace as pacing
 from mta.delivery.adaptive import FORGET_S, WINDOW_FIRST, Adaptive, Window
-from mta.delivery.pace import Pace, per_time
-from tests.delivery.receivers import FixedWindow, Open, SlidingWindow, TokenBucket
 
 START_S = 100_000.0
-CONNECTIONS = 10
-LATENCY_S = 0.05
-
-
-class Receiver(Protocol):
-    """One of `tests.delivery.receivers`."""
-
-    def takes(self, now: float) -> bool:
-        """Whether it takes one more."""
-
-
-@dataclass
-class Minute:
-    """What happened in one minute."""
-
-    taken: int = 0
-    refused: int = 0
-
-
-def send(phases: list[tuple[int, Receiver]], pace: Pace | None = None) -> list[Minute]:
-    """Send as fast as `pace` allows over ten connections; each phase lasts so many minutes."""
-    rng = random.Random(1)
-    pace = pace or Pace()
-    minutes = [Minute() for _ in range(sum(length for length, _ in phases))]
-    receivers = [receiver for length, receiver in phases for _ in range(length)]
-    free = [START_S] * CONNECTIONS
-    under_way: list[tuple[float, float, bool]] = []
-    next_slot = 0.0
-    while (now := free[0]) < START_S + 60 * len(minutes):
-        minute = int((now - START_S) // 60)
-        while under_way and under_way[0][0] <= now:
-            ended, begun, taken = heapq.heappop(under_way)
-            if taken:
-                was_blocked = pace.is_blocked
-                pace.taken(1, ended, begun)
-                if was_blocked and not pace.is_blocked:
-                    next_slot = ended + 1 / pace.rate  # the probe is the first of the new pace
-                minutes[minute].taken += 1
-            else:
-                pace.refused(ended, begun)
-                minutes[minute].refused += 1
-        if pace.is_blocked:
-            if not pace.take_probe(now):
-                heapq.heapreplace(free, min(max(pace.probe_at, now + 1e-6), now + LATENCY_S))
-                continue
-        elif pace.rate:
-            if next_slot > now + 1e-9:
-                heapq.heapreplace(free, min(next_slot, now + 1.0))
-                continue
-            next_slot = now + 1 / pace.rate
-        ended = now + LATENCY_S * rng.uniform(0.8, 1.2)
-        heapq.heappush(under_way, (ended, now, receivers[minute].takes(now)))
-        heapq.heapreplace(free, ended)
-    return minutes
-
-
-@pytest.mark.parametrize(("receiver", "possible"), [
-    pytest.param(FixedWindow(200, 60), 200, id="200 in each minute"),
-    pytest.param(SlidingWindow(200, 60), 200, id="200 in any minute"),
-    pytest.param(TokenBucket(200 / 60, 20), 200, id="200 a minute, bursts of 20"),
-    pytest.param(FixedWindow(10, 1), 600, id="10 in each second"),
-    pytest.param(FixedWindow(5, 60), 5, id="5 in each minute"),
-])
-def test_a_rate_is_found_and_used(receiver: Receiver, possible: int) -> None:
-    """After two minutes at least 85 % of what a receiver takes is sent, and less than 2 % of it is refused; at a few
-    messages a minute that is one attempt to get more, which costs up to three."""
-    steady = send([(30, receiver)])[2:]
-    taken, refused = sum(one.taken for one in steady), sum(one.refused for one in steady)
-    assert taken >= 0.85 * possible * len(steady)
-    assert refused <= max(0.02 * taken, 4)
-
-
-def test_an_hourly_limit_is_not_tested_every_minute() -> None:
-    """What was refused for an hour is paced over the hour: no burst, few refusals."""
-    minutes = send([(300, FixedWindow(1000, 3600))])
-    later = minutes[120:]
-    assert max(one.taken for one in later) < 200
-    assert sum(one.taken for one in later) >= 0.6 * 1000 * 3
-    assert sum(one.refused for one in later) <= 0.03 * sum(one.taken for one in later)
-
-
-def test_a_lower_limit_is_found() -> None:
-    """From 200 to 5 a minute: near it after two minutes."""
-    minutes = send([(10, FixedWindow(200, 60)), (20, FixedWindow(5, 60))])[12:]
-    assert sum(one.taken for one in minutes) >= 0.8 * 5 * len(minutes)
-    assert sum(one.refused for one in minutes[3:]) <= 3
-
-
-def test_a_receiver_that_opens_is_found_out() -> None:
-    """When 200 a minute become any number, the rate is let go within some minutes."""
-    minutes = send([(10, FixedWindow(200, 60)), (30, Open())])
-    full = 60 * CONNECTIONS / LATENCY_S
-    assert minutes[-1].taken > 0.9 * full
-    assert sum(one.refused for one in minutes[11:]) == 0
-
-
-def test_nothing_is_sent_while_it_refuses_but_probes() -> None:
-    """Refused: one probe at a time, at intervals that grow with the time since."""
-    pace = Pace()
-    pace.taken(1, 100.0, 99.9)
-    pace.refused(100.1, 100.0)
-    assert pace.is_blocked
-    assert not pace.take_probe(100.5)
-    assert pace.take_probe(101.2)
-    assert not pace.take_probe(101.3)
-    pace.refused(101.4, 101.2)
-    for _ in range(20):
-        assert pace.take_probe(pace.probe_at)
-        pace.refused(pace.probe_at - 0.1, pace.asked_at)
-    assert pace.probe_at - pace.asked_at > 3 * pacing.PROBE_FIRST_S
-
-
-def test_what_was_under_way_is_no_answer_to_a_probe() -> None:
-    """Messages begun before the refusal, taken or not, decide nothing."""
-    pace = Pace()
-    pace.taken(50, 100.0, 99.0)
-    pace.refused(101.0, 100.9)
-    pace.refused(101.1, 100.95)
-    pace.taken(1, 101.2, 100.8)
-    assert pace.is_blocked
-    assert pace.take_probe(103.0)
-    pace.taken(1, 103.1, 100.85)
-    assert pace.is_blocked
-    pace.taken(1, 103.2, 103.0)
-    assert not pace.is_blocked
-    assert 0 < pace.rate < 30
-
-
-def test_a_rate_that_is_not_used_does_not_grow() -> None:
-    """No evidence, no growth: a quiet hour does not make a rate of ten that was refused a rate of a hundred."""
-    pace = Pace(rate=10.0, ceiling=10.5, slot_at=1.0, period_at=1.0)
-    for minute in range(60):
-        pace.taken(1, 60.0 * minute + 2, 60.0 * minute + 1)
-    assert pace.rate == 10.0
 
 
 def test_the_window_starts_small_and_grows_with_what_is_taken() -> None:
@@ -215,8 +74,3 @@ def test_garbage_is_refused(data: bytes) -> None:
     """A damaged record is told by ValueError."""
     with pytest.raises(ValueError, match="no record"):
         Adaptive.decode(data, 1.0)
-
-
-def test_rates_are_written_as_people_say_them() -> None:
-    """In the unit in which the number is at least one."""
-    assert [per_time(rate) for rate in (12.34, 3.33, 0.08, 0.0001)] == ["12.3/s", "3.33/s", "4.8/min", "0.36/h"]
