@@ -1,4 +1,4 @@
-"""What a receiver takes in a time is found out (mta.delivery.pace), on a virtual clock against receivers that say nothing.
+"""What a receiver takes in a time is found out (mta.delivery.pace), by a given clock, from receivers that say nothing.
 
 tests/simulate/test_hidden.py does the same with the whole engine.
 """
@@ -95,15 +95,15 @@ def test_a_rate_is_found_and_used(receiver: Receiver, possible: int) -> None:
     FixedWindow(5, 60), FixedWindow(30, 100), TokenBucket(10 / 120, 10), SlidingWindow(20, 60)],
     ids=["5 a minute", "30 in 100 s", "bucket of two minutes", "20 in any minute"])
 def test_a_try_costs_one_refusal_and_is_paid_for(receiver: Receiver) -> None:
-    """In the long run, ten hours, there is one refusal for each `HOLD_MESSAGES` at most, but for a few by which the rate
-    was found again; and not much less: more is tried all the time."""
+    """In the long run, ten hours, there is one refusal for each `HOLD_MESSAGES` at most, but for a few by which the
+    rate was found again; and not much less: more is tried all the time."""
     later = send([(600, receiver)])[30:]
     taken, refused = sum(one.taken for one in later), sum(one.refused for one in later)
     assert 0.3 * taken / rules.HOLD_MESSAGES < refused <= 1.1 * taken / rules.HOLD_MESSAGES
 
 
-def test_after_a_try_that_failed_it_is_silent_until_the_average_is_what_was_borne() -> None:
-    """Trebled for a minute and refused: two minutes of silence, a probe, then the old rate; nothing is reckoned anew."""
+def test_a_try_that_failed_is_made_up_for_by_silence() -> None:
+    """Trebled for 20 s and refused: silence for 43 s, a probe, and the old rate; nothing is reckoned anew."""
     pace = Pace(rate=1.0, ceiling=1.0, slot_at=900.0, period_at=900.0, top=1.01)
     now = 1000.0
     while not pace.leaps:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
+from mta.config.units import parse_rate
+from mta.sandbox.quota import Quota
+from mta.sandbox.rules import ReadyRule
 from mta.simulate.simulation import Simulation
 from tests.simulate.helpers import simulation
 
@@ -98,6 +101,29 @@ def test_windows_longer_than_a_minute_are_found(rate: str, per_minute: int, wind
     assert steady.refused < 0.02 * (steady.taken + steady.refused)
 
 
+@pytest.mark.parametrize("code", ["451 4.7.0", "421 4.7.0", "550 5.7.1"])
+@pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "body", "dot"])
+def test_a_rate_may_be_told_at_any_stage(stage: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever command the refusal answers, with whatever code: the same bounds, and no breaker trips."""
+    refusal = f"{code} too many messages from your address, slow down"
+    sim = begun((32, f'latency: 20ms, rules: [{{at: {stage}, reply: "{refusal}"}}]'))
+    quota = Quota(parse_rate("20/min"), "fixed", sim.hub.now)
+    asked: list[bool] = []
+
+    def holds(rule: ReadyRule, subject: str, counted: str) -> bool:
+        asked.append(quota.takes(sim.hub.now))
+        return not asked[-1]
+
+    monkeypatch.setattr(ReadyRule, "holds", holds)
+    until(sim, 2)
+    asked.clear()
+    steady = until(sim, 32)
+    (path,) = sim.engine.paths.values()
+    assert path.suspended_until_us == path.failures == 0
+    assert steady.taken >= 0.85 * 20 * 30
+    assert asked.count(False) < 0.02 * len(asked)
+
+
 def test_a_slow_receiver_gets_all_that_its_rate_allows() -> None:
     """1,000 a minute, with 0.6 s for each message: many connections are busy, and whoever is free asks for the next."""
     sim = begun((12, "latency: 300ms, rate: 1000/min"))
@@ -120,12 +146,12 @@ def test_an_hourly_limit_is_spread_over_the_hour() -> None:
 @pytest.mark.parametrize(("before", "minutes"), [("200/min", 8), ("20/min", 8), ("5/min", 20)])
 @pytest.mark.parametrize("window", ["bucket", "fixed"])
 def test_a_receiver_that_opens_is_found_out(before: str, minutes: int, window: str) -> None:
-    """More is tried for each 64 messages, for which 200 a minute take no time and 5 a minute 14 minutes; within some more
-    the rate is twenty times as high."""
+    """More is tried for each 64 messages, for which 200 a minute take no time and 5 a minute 14 minutes; within some
+    more the rate is twenty times as high."""
     sim = begun((10, f"latency: 20ms, rate: {before}, rate_window: {window}"), (60, SLOW), messages=40_000)
     until(sim, 10)
     per_minute = int(before.partition("/")[0])
-    courses = []
+    courses: list[Course] = []
     while not courses or courses[-1].taken < 20 * min(per_minute, 100):
         courses.append(until(sim, 11 + len(courses)))
         assert len(courses) <= minutes
