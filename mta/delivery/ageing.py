@@ -8,6 +8,7 @@ once for it, and a queue of any length costs nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,8 @@ SWEEP_S: Final = 60.0
 BATCH: Final = 500  # deliveries read at once
 AT_ONCE: Final = 100  # settled without a break
 WARNED: Final = b"warned"  # the mark in the store: the key in its index up to which senders have been warned
+
+log = logging.getLogger(__name__)
 
 Conclude = Callable[[Queue, Delivery, Callable[[], Verdict]], None]
 
@@ -46,8 +49,11 @@ class Ageing:
         while True:
             self._engine.hub.sleep(SWEEP_S)
             for shard in self._engine.stores:
-                self.give_up(shard)
-                self.warn(shard)
+                try:
+                    self.give_up(shard)
+                    self.warn(shard)
+                except Exception:
+                    log.exception("bug: looking for old mail")
 
     # -- giving up -----------------------------------------------------------------------------------------------
 
@@ -98,11 +104,15 @@ class Ageing:
 
     def _give_up(self, taken: list[tuple[Queue, Delivery]], go_on: Callable[[], None] | None) -> None:
         for count, (queue, delivery) in enumerate(taken, 1):
-            self._conclude(queue, delivery, partial(self._engine.settler.expire, delivery, self.reason(delivery)))
+            self._conclude(queue, delivery, partial(self.expire, delivery))
             if count % AT_ONCE == 0:
                 self._engine.hub.sleep(0)
         if go_on is not None:
             go_on()
+
+    def expire(self, delivery: Delivery) -> Verdict:
+        """The verdict on mail that is given up."""
+        return self._engine.settler.expire(delivery, self.reason(delivery))
 
     # -- warning -------------------------------------------------------------------------------------------------
 
@@ -147,8 +157,7 @@ class Ageing:
         """`idle` go back to the disk, `waiting` to their places in memory."""
         for again, taken in ((False, idle), (True, waiting)):
             for count, (queue, delivery) in enumerate(taken, 1):
-                self._conclude(queue, delivery,
-                               partial(self._engine.settler.warn, delivery, self.reason(delivery), again))
+                self._conclude(queue, delivery, partial(self.tell, delivery, again))
                 if count % AT_ONCE == 0:
                     self._engine.hub.sleep(0)
         if looked_to is None:
@@ -157,6 +166,10 @@ class Ageing:
         self._warned[shard] = looked_to
         self._engine.stores[shard].submit(Transaction(marks=[(WARNED, looked_to)]))
         self._look(shard)
+
+    def tell(self, delivery: Delivery, again: bool) -> Verdict:
+        """The verdict on mail whose sender is told that it is late. `again`: it goes back to its place in memory."""
+        return self._engine.settler.warn(delivery, self.reason(delivery), again)
 
     def reason(self, delivery: Delivery) -> str:
         """Why it waits, as far as its lane knows."""

@@ -113,15 +113,14 @@ class Deadlines:
 
     def _conclude_all(self, shard: int, left: _Left, idle: list[tuple[Queue, Delivery]],
                       waiting: list[tuple[Queue, Delivery]]) -> None:
-        settler = self._engine.settler
+        ageing = self._engine.ageing
         for again, taken in ((False, idle), (True, waiting)):
             for queue, delivery in taken:
                 assert delivery.message.wishes is not None
-                reason = self._engine.ageing.reason(delivery)
                 if delivery.message.wishes.returns:
-                    self._conclude(queue, delivery, partial(settler.expire, delivery, reason))
+                    self._conclude(queue, delivery, partial(ageing.expire, delivery))
                 else:
-                    self._conclude(queue, delivery, partial(settler.warn, delivery, reason, again))
+                    self._conclude(queue, delivery, partial(ageing.tell, delivery, again))
         left.count -= 1
         if left.count:
             return
