@@ -113,10 +113,11 @@ class Logins:
         found = get_hub().threadpool.apply(_users_or_why_not, (path,))
         if path != self.config.access.users_file or state != self._state:
             return  # a later one is being read
-        if isinstance(found, UsersError):
+        if isinstance(found, Exception):
             if str(found) != self._complained:
                 self._complained = str(found)
-                log.error("the changed file of users cannot be used, the users from before stay: %s", found.problems[0])
+                what = found.problems[0] if isinstance(found, UsersError) else type(found).__name__
+                log.error("the changed file of users cannot be used, the users from before stay: %s", what)
             self._state = ()  # the next look tries again
             return
         self._complained = ""
@@ -292,11 +293,11 @@ def _state(path: str) -> tuple[int, ...]:
     return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode)
 
 
-def _users_or_why_not(path: str) -> Users | UsersError:
+def _users_or_why_not(path: str) -> Users | Exception:
     """In a thread of gevent's, which would print what is raised there."""
     try:
         return read(path)
-    except UsersError as error:
+    except Exception as error:  # memory may lack, and the next look tries again
         return error
 
 
