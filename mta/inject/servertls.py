@@ -13,6 +13,7 @@ from mta.inject.certificates import Contexts, names_of_client
 from mta.smtp.peer import Tls
 
 _RECORD: Final = 16_384  # the most that one holds (RFC 8446 5.1); what is read is one at most
+_PIECE: Final = 8_192  # ciphertext in the buffer at once
 
 
 class TlsError(OSError):
@@ -45,27 +46,34 @@ class ServerTls:
         return True
 
     def decrypt(self, data: bytes) -> tuple[bytes, bool]:
-        """Plain text of what has come, and whether the client has said that no more will. Hot path. Raises TlsError.
+        """Plain text of what has come, and whether the client has said that no more will. Hot path. Raises TlsError."""
+        pieces: list[bytes] = []
+        ended = False
+        if len(data) <= _PIECE:
+            ended = self._decrypt(data, pieces)
+        else:
+            # What has been in a buffer once it keeps room for: 64 KB in each session that ever sent as much at once.
+            for start in range(0, len(data), _PIECE):
+                ended = self._decrypt(data[start : start + _PIECE], pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), ended
 
-        OpenSSL takes no more of the buffer than the record that it is at. So when that is empty there is nothing to be
-        read, and asking would cost an exception for each command.
-        """
+    def _decrypt(self, data: bytes, pieces: list[bytes]) -> bool:
+        """Hot path. OpenSSL takes no more from the buffer than the record that it is at. So when that is empty there is
+        nothing to be read, and asking would cost an exception for each command."""
         incoming, read = self._incoming, self._object.read
         incoming.write(data)
-        pieces = []
         try:
             while piece := read(_RECORD):
                 pieces.append(piece)
                 if not incoming.pending:
-                    return pieces[0] if len(pieces) == 1 else b"".join(pieces), False
-            ended = True
+                    return False
         except ssl.SSLWantReadError:
-            ended = False
+            return False
         except ssl.SSLZeroReturnError:
-            ended = True
+            pass
         except ssl.SSLError as error:
             raise TlsError(_reason(error)) from None
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces), ended
+        return True
 
     def encrypt(self, data: bytes) -> bytes:
         """Ciphertext to be sent. Hot path. Raises TlsError."""
