@@ -21,7 +21,7 @@ ALLOWED = {
     "queue": {"config", "smtp", "message"},
     "delivery": {"config", "smtp", "message", "queue"},
     "access": {"config", "smtp.sasl", "queue.native"},
-    "inject": {"config", "smtp", "message", "queue", "access"},
+    "inject": {"config", "smtp", "message", "queue", "access", "delivery.burst"},
     "control": {"config", "smtp", "message", "queue", "delivery", "access", "inject"},
     "sandbox": {"config", "control.exits"},
     "simulate": {"config", "smtp", "queue", "delivery", "sandbox"},

@@ -1,60 +1,44 @@
-"""Counts failed logins, so that guessing passwords is slow: by address, and by user.
+"""Limits on failed logins, so that guessing passwords is slow: by address, and by user.
 
 An address that fails waits for each answer, twice as long each time, and with too many failures is not asked any more.
 A user whose password is being guessed from many addresses is closed to all addresses but those from which it has
 logged in before: so nobody can shut a user out by failing in its name.
 
-Pure: the time is given. Memory is bounded; what has been quiet longest is forgotten first. A worker counts for itself.
+Pure: the time is given, and where the numbers are kept is somebody else's: all workers keep them together
+(`mta.delivery.shared_numbers`). `Numbers` is for one process alone.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Protocol
 
 LONGEST_DELAY_S: Final = 15.0
-KEPT: Final = 20_000  # addresses, users, and pairs of both
+KEPT: Final = 20_000
+KNOWN_S: Final = 30 * 86_400.0
+"""So long a user is known at an address from which it has logged in."""
+_FRESH_S: Final = 0.9 * KNOWN_S  # what is known for longer than this from now is not written again
 
-_K = TypeVar("_K")
+ADDRESS: Final = "a"
+USER: Final = "u"
+KNOWN: Final = "k"
 
 
-@dataclass(slots=True)
-class _Count:
-    failures: int
-    until_s: float
+class Keeper(Protocol):
+    """Numbers by kind and name, each until a time (monotonic). A bounded number of them, whoever makes up names."""
 
+    def get(self, kind: str, name: str, now_s: float) -> tuple[int, float]:
+        """The number, and until when it counts; 0 when there is none."""
 
-class _Failures(Generic[_K]):
-    """Failures by key, each key's for a time after its first one."""
-
-    def __init__(self) -> None:
-        self._counts: OrderedDict[_K, _Count] = OrderedDict()
-
-    def of(self, key: _K, now_s: float) -> int:
-        count = self._counts.get(key)
-        if count is None:
-            return 0
-        if now_s >= count.until_s:
-            del self._counts[key]
-            return 0
-        return count.failures
-
-    def add(self, key: _K, now_s: float, time_s: float) -> int:
-        failures = self.of(key, now_s) + 1
-        if failures == 1:
-            self._counts[key] = _Count(1, now_s + time_s)
-        else:
-            self._counts[key].failures = failures
-        self._counts.move_to_end(key)
-        if len(self._counts) > KEPT:
-            self._counts.popitem(last=False)
-        return failures
+    def add(self, kind: str, name: str, now_s: float, until_s: float, *, renew: bool = False) -> int:
+        """Count one more, and return the number. One that was there goes on until its own time, if not `renew`."""
 
 
 def network_of(address: str) -> str:
     """What counts as one address: of IPv6 a /64, which is what one customer has."""
+    if ":" not in address:
+        return address
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -63,12 +47,11 @@ def network_of(address: str) -> str:
 
 
 class Attempts:
-    """The failed logins of one process."""
+    """The failed logins that there were."""
 
-    def __init__(self, per_address: int, per_user: int, time_s: float, first_delay_s: float) -> None:
-        self._addresses: _Failures[str] = _Failures()
-        self._users: _Failures[str] = _Failures()
-        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
+    def __init__(self, per_address: int, per_user: int, time_s: float, first_delay_s: float,
+                 keeper: Keeper | None = None) -> None:
+        self._keeper = keeper if keeper is not None else Numbers()
         self.configure(per_address, per_user, time_s, first_delay_s)
 
     def configure(self, per_address: int, per_user: int, time_s: float, first_delay_s: float) -> None:
@@ -80,23 +63,46 @@ class Attempts:
 
     def address_is_closed(self, address: str, now_s: float) -> bool:
         """Whether too many logins from this address have failed."""
-        return self._addresses.of(network_of(address), now_s) >= self._per_address
+        return self._keeper.get(ADDRESS, network_of(address), now_s)[0] >= self._per_address
 
     def user_is_closed(self, user: str, address: str, now_s: float) -> bool:
         """Whether too many logins of this user have failed, and it is not known at this address."""
-        return self._users.of(user, now_s) >= self._per_user and (user, network_of(address)) not in self._known
+        return self._keeper.get(USER, user, now_s)[0] >= self._per_user \
+            and not self._keeper.get(KNOWN, _pair(user, address), now_s)[0]
 
     def failed(self, user: str, address: str, now_s: float) -> float:
         """Count a failure. How long its answer is to be put off, in seconds."""
-        self._users.add(user, now_s, self._time_s)
-        failures = self._addresses.add(network_of(address), now_s, self._time_s)
+        until_s = now_s + self._time_s
+        self._keeper.add(USER, user, now_s, until_s)
+        failures = self._keeper.add(ADDRESS, network_of(address), now_s, until_s)
         return min(self._first_delay_s * 2.0 ** min(failures - 1, 10), max(LONGEST_DELAY_S, self._first_delay_s))
 
-    def succeeded(self, user: str, address: str) -> None:
+    def succeeded(self, user: str, address: str, now_s: float) -> None:
         """The user is known at this address. What has failed there still counts: else who has one password could go on
         guessing others."""
-        key = (user, network_of(address))
-        self._known[key] = None
-        self._known.move_to_end(key)
-        if len(self._known) > KEPT:
-            self._known.popitem(last=False)
+        pair = _pair(user, address)
+        if self._keeper.get(KNOWN, pair, now_s)[1] < now_s + _FRESH_S:
+            self._keeper.add(KNOWN, pair, now_s, now_s + KNOWN_S, renew=True)
+
+
+def _pair(user: str, address: str) -> str:
+    return f"{network_of(address)}\0{user}"
+
+
+class Numbers:
+    """A keeper in the memory of one process; what has been quiet longest is forgotten first."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
+
+    def get(self, kind: str, name: str, now_s: float) -> tuple[int, float]:
+        count, until_s = self._counts.get((kind, name), (0, 0.0))
+        return (count, until_s) if until_s > now_s else (0, 0.0)
+
+    def add(self, kind: str, name: str, now_s: float, until_s: float, *, renew: bool = False) -> int:
+        count, before_s = self.get(kind, name, now_s)
+        self._counts[kind, name] = count + 1, until_s if renew or not count else before_s
+        self._counts.move_to_end((kind, name))
+        if len(self._counts) > KEPT:
+            self._counts.popitem(last=False)
+        return count + 1

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 Answer = Callable[[bool | None], None]
 """Is told whether the password was right; None: that could not be found out now."""
 
+Wanted = Callable[[], bool]
+"""Whether a check is still wanted when its turn comes."""
+
 
 class Verifier:
     """The threads and the memory of one process."""
@@ -41,7 +44,8 @@ class Verifier:
         self._threads: list[WorkThread] = []
         self._idle: list[WorkThread] = []
         self._waiting: deque[tuple[str, str, bytes, bool]] = deque()
-        self._asked: dict[bytes, list[Answer]] = {}  # who is to be told of each check that waits or is computed
+        # Who is to be told of each check that waits or is computed.
+        self._asked: dict[bytes, list[tuple[Answer, Wanted]]] = {}
         self._key = secrets.token_bytes(32)
         self._right: OrderedDict[bytes, float] = OrderedDict()
         self.computed = 0
@@ -53,51 +57,56 @@ class Verifier:
         self._most = threads
         self._remembered_s = remembered_s
 
-    def verify(self, user: str, password: str, stored: str, answer: Answer, *, stand_in: str = "") -> None:
+    def verify(self, user: str, password: str, stored: str, answer: Answer, *, stand_in: str = "",
+               wanted: Wanted = lambda: True) -> None:
         """Check a password against a hash; `answer` is called at once or later. Without a hash, as that of a user who
         does not exist, `stand_in` is computed, and it is wrong. Who asks the same at the same time shares a check: a
-        sender that opens all its connections at once."""
+        sender that opens all its connections at once. What nobody wants any more is answered None at its turn."""
         mark = hmac.digest(self._key, "\0".join((user, stored, password)).encode(), "sha256")
         if stored and self._right.get(mark, 0.0) > time.monotonic():
             answer(True)
         elif mark in self._asked:
-            self._asked[mark].append(answer)
+            self._asked[mark].append((answer, wanted))
         elif len(self._waiting) >= WAITING:
             answer(None)
         else:
-            self._asked[mark] = [answer]
+            self._asked[mark] = [(answer, wanted)]
             self._waiting.append((password, stored or stand_in, mark, bool(stored)))
             self._begin()
 
     def _begin(self) -> None:
-        while self._waiting:
+        while self._waiting and (self._idle or len(self._threads) < self._most):
+            password, stored, mark, exists = self._waiting.popleft()
+            if not any(wanted() for _, wanted in self._asked[mark]):
+                self._answer(mark, None)
+                continue
             if self._idle:
                 thread = self._idle.pop()
-            elif len(self._threads) < self._most:
+            else:
                 passwords.load()
                 thread = WorkThread(self._completions, self._wake)
                 self._threads.append(thread)
-            else:
-                return
-            password, stored, mark, exists = self._waiting.popleft()
             self.computed += 1
             thread.post(partial(_right_or_error, stored, password), partial(self._verified, thread, mark, exists))
 
     def _verified(self, thread: WorkThread, mark: bytes, exists: bool, right: bool | Exception) -> None:
         self._idle.append(thread)
-        self._begin()
-        answers = self._asked.pop(mark, [])
-        if isinstance(right, Exception):
-            for answer in answers:
-                answer(None)
-            raise right
-        if right and exists and self._remembered_s:
-            self._right[mark] = time.monotonic() + self._remembered_s
-            self._right.move_to_end(mark)
-            if len(self._right) > REMEMBERED:
-                self._right.popitem(last=False)
-        for answer in answers:
-            answer(right and exists)
+        try:
+            if isinstance(right, Exception):
+                self._answer(mark, None)
+                raise right
+            if right and exists and self._remembered_s:
+                self._right[mark] = time.monotonic() + self._remembered_s
+                self._right.move_to_end(mark)
+                if len(self._right) > REMEMBERED:
+                    self._right.popitem(last=False)
+            self._answer(mark, right and exists)
+        finally:
+            self._begin()  # after the answers: what was wrong may make others unwanted
+
+    def _answer(self, mark: bytes, right: bool | None) -> None:
+        for answer, _ in self._asked.pop(mark, ()):
+            answer(right)
 
     def collect(self) -> None:
         """Call back who waited for what is done. What goes wrong with one is in the log, and costs no other one."""

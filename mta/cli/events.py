@@ -144,6 +144,15 @@ def _attempt(event: Event) -> list[str]:
     return parts
 
 
+def _client(event: Event) -> list[str]:
+    client, user = _text(event, "client"), _text(event, "user")
+    return [f"of {user}" if user else "", f"from [{client}]" if client else ""]
+
+
+def _times(event: Event) -> str:
+    return f"{event['count']} times" if event.get("count", 1) != 1 else ""
+
+
 def _suspended(event: Event) -> list[str]:
     return [_text(event, "path"), _text(event, "text"), f"until {_time(_text(event, 'next_attempt'))}"]
 
@@ -162,6 +171,8 @@ _DETAILS: Final[dict[str, Callable[[Event], list[str]]]] = {
     "notified": lambda event: [f"{_text(event, 'action')}: notification {_text(event, 'notification')}"],
     "suspended": _suspended,
     "alarm": lambda event: [_text(event, "subject"), _text(event, "text")],
+    "login": lambda event: [*_client(event), f"by {_text(event, 'via')}", _times(event)],
+    "refused": lambda event: [_text(event, "what"), *_client(event), _text(event, "text"), _times(event)],
 }
 
 

@@ -49,8 +49,8 @@ class Access:
         Duration(300), "A password that was right is believed so long without computing its hash again; 0: never. It "
         "is forgotten when the entry of its user changes.", min=0)
     failures: int = option(
-        20, "Failed logins from one address (IPv6: from one /64), in `failure_time` and one worker, before it is "
-        "answered `421 4.7.0` without being asked for a password.", min=1)
+        20, "Failed logins from one address (IPv6: from one /64), in `failure_time` and at all workers, before it is "
+        "answered `421 4.7.0` without being heard.", min=1)
     user_failures: int = option(
         50, "Failed logins of one user, likewise, before those from addresses from which it has not logged in before "
         "are answered `454 4.7.0`.", min=1)

@@ -163,7 +163,11 @@ class SmtpIn:
         Duration(86_400), "How long a client may have a message held (FUTURERELEASE, RFC 4865), never more than half "
         "of the shortest `expires`, which counts from acceptance; `off`: it is not offered.", min=60)
     sessions: int = option(4000, "Sessions at once in one worker; `421 4.3.2` above it.", min=1)
-    sessions_per_client: int = option(500, "Sessions at once from one address, in one worker.", min=1)
+    sessions_per_client: int = option(
+        500, "Sessions at once from one address (IPv6: from one /64), in one worker; `421 4.7.0` above it.", min=1)
+    connections_per_client: int = option(
+        3000, "Connections from one address, likewise, in a minute; `421 4.7.0` above it. Who is in `relay_from` may "
+        "connect as often as it likes.", min=1)
     timeouts: SmtpTimeouts = option(SmtpTimeouts, "Patience with clients.")
 
 

@@ -45,9 +45,11 @@ from mta.delivery.settle import Settler  # noqa: E402
 from mta.inject.balance import Balance  # noqa: E402
 from mta.inject.certificates import CertificateError  # noqa: E402
 from mta.inject.claims import DirectoryError  # noqa: E402
+from mta.inject.incidents import Incidents  # noqa: E402
 from mta.inject.intake import Accepted, Intake  # noqa: E402
-from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
+from mta.inject.listener import SmtpListener  # noqa: E402
 from mta.inject.logins import Logins, Watch  # noqa: E402
+from mta.inject.occupancy import Occupancy  # noqa: E402
 from mta.inject.pickup_service import PickupService  # noqa: E402
 from mta.inject.usage import Usage  # noqa: E402
 from mta.queue.ids import IdSource, shard_of  # noqa: E402
@@ -92,8 +94,9 @@ class Worker:
         self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit, self.engine.pacing.admit)
         self.balance = Balance(config.run, self.number, child.setup.workers)
         self.occupancy = Occupancy(self.store.coming, self.balance)
+        self.incidents = Incidents(lambda event: self.store.submit(Transaction(events=[event])), clock_us)
         self.listeners = self._listeners()
-        self.watch = Watch(self.logins.refresh, *(listener.refresh for listener in self.listeners))
+        self.watch = Watch(self.logins.refresh, self.incidents.look, *(listener.refresh for listener in self.listeners))
         self.pickups = [self._pickup(one.directory, shard) for one in config.pickup for shard in self.stores]
         self.doors: list[SmtpListener | PickupService] = [*self.listeners, *self.pickups]
         self._share_descriptors()
@@ -121,7 +124,7 @@ class Worker:
     def _listeners(self) -> list[SmtpListener]:
         config, usage, again = self.config, Usage(self.limits.count), self.child.setup.again
         try:
-            self.logins = Logins(config, lenient=again)
+            self.logins = Logins(config, self.limits.numbers, self.incidents, lenient=again)
             return [
                 SmtpListener(sock, config, config.listeners[index], self.intake.submit, self.intake_closed,
                              self.occupancy, self.logins, usage, lenient=again)
@@ -269,6 +272,7 @@ class Worker:
         self.thrift.stop()
         self.watch.stop()
         self.logins.close()
+        self.incidents.tell_rest()
         for store in self.stores.values():
             try:
                 store.close()

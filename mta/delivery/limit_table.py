@@ -8,6 +8,7 @@ Records by the first byte of their key, behind which stands a name or the number
     S name          the state of a path: [name, record] (`mta.delivery.pathstate`)
     M rule, key     how often a rule took a reply lately (`mta.delivery.tally`)
     O path          how many outcomes were told of a path, for shares of them
+    F kind, cell    numbers by names that strangers chose, such as failed logins (`mta.delivery.shared_numbers`)
     W worker        this worker lives, and wants to hear of changes of states
     N worker, name  a nudge for that worker: [leases granted, whether others want some, whether the state changed, name,
                     whether its outcomes are asked for]
@@ -40,6 +41,7 @@ COUNTER: Final = b"C"
 STATE: Final = b"S"
 TALLY: Final = b"M"
 OUTCOMES: Final = b"O"
+NUMBER: Final = b"F"
 
 BOOT_FILE: Final = "boot"  # beside the table: whether that may be opened at all (`is_of_this_boot`)
 

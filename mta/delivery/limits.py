@@ -25,6 +25,8 @@ of whatever else may stand still. `state` is a look into a dict.
 
 **Tallies**: how often rules took replies, and among how many outcomes (`mta.delivery.tally`).
 
+**Numbers**: failed logins, by address and user (`mta.delivery.shared_numbers`).
+
 Nobody polls. A nudge is an entry in the table, made in the transaction that caused it, plus a byte in the worker's
 FIFO, which only says "look". So a nudge cannot be lost when a buffer is full; and if the nudging worker is killed
 between the two, `clear_worker` or the next heartbeat makes up for it.
@@ -48,6 +50,7 @@ from mta.delivery.leases import FIRM_FIRST_S, Leases, Refusal
 from mta.delivery.pathstate import PathState
 from mta.delivery.rates import Bucket
 from mta.delivery.shared_counters import SharedCounters
+from mta.delivery.shared_numbers import SharedNumbers
 from mta.delivery.shared_rates import SharedRates
 from mta.delivery.shared_states import SharedStates, all_states
 from mta.delivery.shared_tallies import SharedTallies
@@ -107,6 +110,8 @@ class Limits:
         self._counters = SharedCounters(self._env, self._worker)
         self._states = SharedStates(self._env, self._worker)
         self._tallies = SharedTallies(self._env, self._worker)
+        self.numbers = SharedNumbers(self._env)
+        """By names that strangers chose: failed logins."""
 
     @property
     def trouble(self) -> str:

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from mta.inject.listener import SmtpListener
 
 _SHUT_WR: Final = 1
+_MSG_TRUNC: Final = 0x20
+_NOWHERE: Final = bytearray(262_144)  # for what is dropped; of a TCP socket it is not written
 _READ: Final = 1  # libev's EV_READ and EV_WRITE
 _WRITE: Final = 2
 
 CHUNK = 65_536
 CLOSING_S = 5.0  # patience with a client that is to take our last reply
+DROPPED_AT_THE_END = 1_000_000  # octets read and dropped after our last reply
 
 _TIMEOUT: Final = Reply(421, "4.4.2", ("Timeout, closing the connection",))
 
@@ -44,9 +47,9 @@ class Connection:
     """
 
     __slots__ = (
-        "_by_client", "_content_until_s", "_deadline_s", "_io", "_limits", "_listener", "_on_readable", "_parting",
-        "_reading", "_settings", "_sock", "_storing", "_talks", "_tick_s", "_timer", "_timer_at_s", "_tls", "_unsent",
-        "machine",
+        "_by_client", "_content_until_s", "_deadline_s", "_dropped", "_io", "_limits", "_listener", "_on_readable",
+        "_parting", "_reading", "_settings", "_sock", "_storing", "_talks", "_tick_s", "_timer", "_timer_at_s", "_tls",
+        "_unsent", "machine",
     )  # fmt: skip
 
     def __init__(self, listener: SmtpListener, sock: Any, peer: Peer) -> None:
@@ -63,6 +66,7 @@ class Connection:
         self._unsent = b""  # output that the client has not taken: until it has, nothing else is done
         self._storing = False  # the store works on a message, or a login is looked at: what the client sends waits
         self._parting = False  # our side is shut, and what the client still sends is dropped
+        self._dropped = 0
         self._by_client = False  # it said QUIT
         self._content_until_s = math.inf  # when the whole content of the present message must be there
         self._deadline_s = math.inf
@@ -216,9 +220,23 @@ class Connection:
         now_s = time.monotonic()
         self._deadline_s = now_s + CLOSING_S
         self._start_timer(now_s)
-        if not self._reading:
-            self._reading = True
-            self._io.start(self._on_readable)
+        self._io.stop()
+        self._reading = True
+        self._on_readable = self._drop
+        self._io.start(self._drop)
+
+    def _drop(self) -> None:
+        """Read what still comes, and drop it where it is (tcp(7), MSG_TRUNC): garbage is not even copied."""
+        try:
+            dropped = self._sock.recv_into(_NOWHERE, 0, _MSG_TRUNC)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end()
+            return
+        self._dropped += dropped
+        if not dropped or self._dropped >= DROPPED_AT_THE_END:
+            self._end()
 
     def _end(self) -> None:
         if self._sock is None:

@@ -3,8 +3,9 @@
 A session (`mta.inject.session`) is a handful of callbacks; the options by which it goes on are those of the moment at
 which it began.
 
-* A connection too many is told `421 4.3.2` and closed at once. Without a file descriptor left for it, a spare one is
-  given up for a moment to do just that; otherwise it would wait in the backlog for ever and wake us for ever.
+* A connection too many is told `421 4.3.2` and closed at once. Several of them are in one turn of the loop: who floods
+  us must not fill the backlog, in which others wait. Without a file descriptor left for it, a spare one is given up for
+  a moment to do just that; otherwise it would wait in the backlog for ever and wake us for ever.
 * A burst of connections is spread over all workers: who has more sessions than another one lets that go first, for
   `COURTESY_S`, and then takes one connection (`mta.inject.balance`).
 * A load balancer in `proxy_from` counts as one client until it has said whom it speaks for; then that one counts.
@@ -19,7 +20,6 @@ import os
 import pwd
 import struct
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -30,17 +30,16 @@ from gevent.hub import get_hub
 
 from mta.config.checks import changed
 from mta.config.schema import Config, LabelValues, Listener
-from mta.inject.balance import Balance
+from mta.delivery.burst import Burst
 from mta.inject.certificates import CertificateError, Certificates, Contexts
 from mta.inject.intake import HONOURED, Source
 from mta.inject.logins import Logins
+from mta.inject.occupancy import TOO_MANY, TOO_MANY_HERE, TOO_OFTEN, WHY, Occupancy
 from mta.inject.opening import Opening
 from mta.inject.permissions import ListenerPermissions, contains
 from mta.inject.session import Session
 from mta.inject.usage import Account, Usage, no_count
 from mta.queue.shortage import SHORTAGE, Spell
-from mta.smtp.budget import Budget
-from mta.smtp.coming import Coming
 from mta.smtp.peer import Identity, Peer
 from mta.smtp.reply import Reply
 from mta.smtp.server import Envelope
@@ -55,62 +54,19 @@ _SOL_SOCKET: Final = 1
 _SO_PEERCRED: Final = 17
 _IPPROTO_TCP: Final = 6
 _TCP_NODELAY: Final = 1
-_SHUT_WR: Final = 1
+_MSG_DONTWAIT: Final = 0x40
 _READ: Final = 1  # libev's EV_READ
 
 COURTESY_S = 0.001  # for a worker with fewer sessions to take a connection
 ACCEPT_PAUSE_S = 0.1  # after a failure to accept that will not pass at once
+REFUSED_AT_ONCE = 20  # connections in one turn of the loop: 1 ms; of those that may stay it is one
 
-_TOO_MANY: Final = Reply(421, "4.3.2", ("Too many sessions, try again later",)).to_bytes()
-_TOO_MANY_OF_YOURS: Final = Reply(421, "4.7.0", ("Too many sessions from your address",)).to_bytes()
-_TOO_MANY_HERE: Final = Reply(421, "4.7.0", ("Too many sessions of this listener",)).to_bytes()
 _NO_LABELS: Final = LabelValues()
 
 Submit = Callable[[Envelope, bytes, Source, Callable[[Reply], None]], None]
 """Takes a message, and calls back with the reply once it is on stable storage or refused: at once, or later."""
 
 log = logging.getLogger(__name__)
-
-
-class Occupancy:
-    """How many sessions there are, in all and by client, and what they hold. Several listeners may share one."""
-
-    def __init__(self, coming: Coming | None = None, balance: Balance | None = None) -> None:
-        self.total = 0
-        self.most = math.inf  # what the descriptors of this process allow, whatever the configuration says
-        self.content = Budget(math.inf)  # of the messages that they are receiving
-        self.coming = coming or Coming()  # those messages
-        self._by_client: Counter[str] = Counter()
-        self._balance = balance
-        if balance is not None:
-            balance.tell(0)
-
-    @property
-    def is_ahead(self) -> bool:
-        """Whether another worker has fewer sessions."""
-        return self._balance is not None and self._balance.is_ahead
-
-    def enter(self, address: str, limit: int, limit_per_client: float) -> bytes | None:
-        """Count a session in. The refusal, if there are too many: then it is not counted."""
-        if self.total >= limit or self.total >= self.most:
-            return _TOO_MANY
-        if self._by_client[address] >= limit_per_client:
-            return _TOO_MANY_OF_YOURS
-        self._by_client[address] += 1
-        self._count(1)
-        return None
-
-    def leave(self, address: str) -> None:
-        """Count a session out."""
-        self._by_client[address] -= 1
-        if not self._by_client[address]:
-            del self._by_client[address]
-        self._count(-1)
-
-    def _count(self, difference: int) -> None:
-        self.total += difference
-        if self._balance is not None:
-            self._balance.tell(self.total)
 
 
 class SmtpListener:
@@ -155,6 +111,7 @@ class SmtpListener:
         self._empty.set()
         self._spare = _open_spare()
         self._descriptors = Spell(log, "cannot accept a connection", "connections are accepted")
+        self.burst = Burst()  # of handshakes
         self.memory = Spell(log, "a session ends", "there is memory for sessions")
         loop = get_hub().loop
         self._readable = loop.io(self._sock.fileno(), _READ)
@@ -200,7 +157,7 @@ class SmtpListener:
         self.limits = config.smtp
         self._occupancy.content.limit = config.memory.receiving
         listener = self._listener
-        self.permissions = ListenerPermissions(listener, config, self.logins.is_user)
+        self.permissions = ListenerPermissions(listener, config, self.logins.is_user, self.logins.incidents)
         self._accounts = {name: Account(f"user:{name}", f"user {name}", user.limits)
                           for name, user in config.users.items()}
         self._own_account = Account(f"listener:{listener.smtp}", "this listener", listener.limits)
@@ -308,42 +265,66 @@ class SmtpListener:
         self._take()
 
     def _take(self) -> None:
+        for _ in range(REFUSED_AT_ONCE):
+            if not self._take_one():
+                break
+
+    def _take_one(self) -> bool:
+        """Accept a connection; whether it was refused, so that there is time for another one."""
         try:
             # Not accept(): in a patched process that makes a gevent socket.
             fd, address = self._sock._accept()
         except BlockingIOError:
-            return  # another worker was faster
+            return False  # another worker was faster
         except OSError as error:
             self._accept_failed(error)
-            return
+            return False
         if self._descriptors.lasts:
             self._descriptors.worked(time.monotonic())
         if self.memory.lasts:
             self.memory.worked(time.monotonic())
         sock = _socket(self._sock.family, self._sock.type, self._sock.proto, fileno=fd)
-        sock.setblocking(False)
-        try:
-            peer = self._local_peer(sock) if self._is_unix else self._peer(*address[:2])
-        except OSError:
-            sock.close()  # it is gone already
-            return
-        balancer = contains(self._listener.proxy_from, peer.address)
-        one_client = math.inf if balancer or self._is_unix else self.limits.sessions_per_client
-        refusal = self._occupancy.enter(peer.address, self.limits.sessions, one_client)
+        client = "" if self._is_unix else _plain(address[0])
+        balancer = contains(self._listener.proxy_from, client)
         account = self._own_account
-        if refusal is None and not self.usage.enter(account):
-            self._occupancy.leave(peer.address)
-            refusal = _TOO_MANY_HERE
+        refusal = self._enter(client, account, balancer=balancer)
         if refusal is not None:
             _say_and_close(sock, b"" if self.implicit_tls else refusal)
-            return
+            self.logins.incidents.refused("session", client, self.name, WHY[refusal])
+            return True
+        try:
+            sock.setblocking(False)
+            peer = self._local_peer(sock) if self._is_unix else self._peer(client, address[1])
+        except OSError:
+            sock.close()  # it is gone already
+            self._occupancy.leave(client)
+            self.usage.leave(account)
+            return True
         session = Session(self, sock, peer, balancer=balancer)
         self._sessions[session] = account
         self._empty.clear()
         session.start()
+        return False
+
+    def _enter(self, client: str, account: Account, *, balancer: bool) -> bytes | None:
+        """Count a session in. The refusal, if it may not be: then it is not counted."""
+        one_client: float = math.inf
+        if not (balancer or self._is_unix):
+            one_client = self.limits.sessions_per_client
+            if (too_often := self._comes_too_often(client)) is not None:
+                return too_often
+        refusal = self._occupancy.enter(client, self.limits.sessions, one_client)
+        if refusal is None and not self.usage.enter(account):
+            self._occupancy.leave(client)
+            return TOO_MANY_HERE
+        return refusal
+
+    def _comes_too_often(self, address: str) -> bytes | None:
+        """The refusal of a stranger that has connected too often; who may relay by its address may do that, too."""
+        too_often = self._occupancy.comes_too_often(address, self.limits.connections_per_client, time.monotonic())
+        return TOO_OFTEN if too_often and not contains(self._listener.relay_from, address) else None
 
     def _peer(self, client: str, port: int) -> Peer:
-        client = client.removeprefix("::ffff:") if "." in client else client
         return Peer(client, port, may_xclient=contains(self._listener.xclient_from, client))
 
     @staticmethod
@@ -357,7 +338,7 @@ class SmtpListener:
             self._give_up_spare()
             try:
                 fd, _ = self._sock._accept()
-                _say_and_close(_socket(self._sock.family, self._sock.type, self._sock.proto, fileno=fd), _TOO_MANY)
+                _say_and_close(_socket(self._sock.family, self._sock.type, self._sock.proto, fileno=fd), TOO_MANY)
             except OSError:
                 pass  # another worker or another thread was faster, or the client is gone
             self._spare = _open_spare()
@@ -377,11 +358,14 @@ class SmtpListener:
 
     def entered(self, session: Opening, address: str, port: int) -> bool:
         """A load balancer has said who the client is. Whether that one may have a session more; else it is told."""
+        address = _plain(address)
         self._occupancy.leave(session.client)
-        refusal = self._occupancy.enter(address, self.limits.sessions, self.limits.sessions_per_client)
+        refusal = self._comes_too_often(address) or self._occupancy.enter(
+            address, self.limits.sessions, self.limits.sessions_per_client)
         if refusal is not None:
             self._occupancy.enter(session.client, 1 << 62, math.inf)  # as it will be counted out by that
             session.turn_away(b"" if self.implicit_tls else refusal)
+            self.logins.incidents.refused("session", address, self.name, WHY[refusal])
             return False
         session.is_from(self._peer(address, port))
         return True
@@ -397,7 +381,7 @@ class SmtpListener:
         """The user whom a verified client certificate with these names is a login of."""
         if not names or self._listener.auth == "off":
             return None
-        return self.logins.by_certificate(names, peer, self.permissions)
+        return self.logins.by_certificate(names, peer, self.name, self.permissions)
 
     def account_of(self, identity: Identity) -> Account | None:
         """What a user may send in all; None when nothing was said about that."""
@@ -420,6 +404,11 @@ class SmtpListener:
             user=identity.user if identity is not None else "").checked(checks)
         accounts = (self._accounts.get(identity.user) if identity is not None else None, self._own_account)
         return source, tuple(account for account in accounts if account is not None and account.counts)
+
+
+def _plain(address: str) -> str:
+    """An IPv4 address that came through a socket of IPv6, as it is."""
+    return address.removeprefix("::ffff:") if "." in address else address
 
 
 _user_names: Final[dict[int, str]] = {}
@@ -453,10 +442,8 @@ def _open_spare() -> int:
 def _say_and_close(sock: Any, reply: bytes) -> None:
     """Tell a client that it cannot stay, without waiting for it."""
     try:
-        sock.setblocking(False)
         if reply:
-            sock.send(reply)
-        sock.shutdown(_SHUT_WR)
+            sock.send(reply, _MSG_DONTWAIT)
     except OSError:
         pass  # it will see that the connection is closed
     finally:

@@ -1,7 +1,7 @@
 """Decides on logins: asks the file of users, threads that compute hashes, or another server, and counts failures.
 
-All of it on the hub but for what takes time. Each outcome is told in the log, with user and address, never with a
-password; who is answered is not told more than that it failed.
+All of it on the hub but for what takes time. Each outcome is told with user and address (`mta.inject.incidents`), never
+with a password; who is answered is not told more than that it failed. Failures are counted over all workers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any, Final, NamedTuple
 import gevent
 from gevent.hub import get_hub
 
-from mta.access.attempts import Attempts
+from mta.access import passwords
+from mta.access.attempts import Attempts, Keeper
 from mta.access.users import Entry, Users, UsersError, read
 from mta.access.verification import Verifier
 from mta.config.access import Mechanism
 from mta.config.problems import printable
 from mta.config.schema import Config
+from mta.inject.incidents import Incidents
 from mta.inject.permissions import ListenerPermissions
 from mta.smtp.peer import Identity, Peer
 from mta.smtp.reply import Reply
@@ -52,9 +54,12 @@ Outcome = Identity | Keys | Reply | None
 class Logins:
     """Those of one worker."""
 
-    def __init__(self, config: Config, *, lenient: bool = False) -> None:
-        """Raises UsersError when the file of users cannot be used. `lenient`: then it is looked at again and again."""
+    def __init__(self, config: Config, keeper: Keeper | None = None, incidents: Incidents | None = None, *,
+                 lenient: bool = False) -> None:
+        """`keeper` keeps the numbers of failures. Raises UsersError when the file of users cannot be used; `lenient`:
+        then it is looked at again and again."""
         self.config = config
+        self.incidents = incidents if incidents is not None else Incidents()
         self.users = Users()
         self.lacks_users = False
         """The file of users could not be used yet."""
@@ -65,7 +70,8 @@ class Logins:
         self._outside: OrderedDict[str, None] = OrderedDict()  # users whom the other server knows
         self._asking = 0
         access = config.access
-        self._attempts = Attempts(access.failures, access.user_failures, access.failure_time, access.failure_delay)
+        self._attempts = Attempts(access.failures, access.user_failures, access.failure_time, access.failure_delay,
+                                  keeper)
         if access.users_file is not None:
             self._state = _state(access.users_file)
             try:
@@ -75,6 +81,7 @@ class Logins:
                     raise
                 self.lacks_users, self._state, self._complained = True, (), str(error)
                 log.error("the file of users cannot be used: %s", error.problems[0])
+            passwords.load()  # tens of milliseconds, better now than at the first login
         loop = get_hub().loop
         self._async = loop.async_()
         self._verifier = Verifier(self._async.send, access.threads, access.remembered)
@@ -144,14 +151,15 @@ class Logins:
         self._outside.move_to_end(user)
         return True
 
-    def by_certificate(self, names: tuple[str, ...], peer: Peer, permissions: ListenerPermissions) -> Identity | None:
+    def by_certificate(self, names: tuple[str, ...], peer: Peer, listener: str,
+                       permissions: ListenerPermissions) -> Identity | None:
         """The user whom a client's certificate names; None when it names none."""
         for name in names:
             if self._is_known(name):
                 if why := permissions.may_log_in(name, peer.address):
-                    self._tell_refusal(name, peer, why)
+                    self._tell_refusal(name, peer, listener, why)
                     return None
-                self._tell(Identity(name, "certificate"), peer)
+                self.incidents.logged_in(name, peer.address, listener, "certificate")
                 return Identity(name, "certificate")
         return None
 
@@ -169,7 +177,7 @@ class Logins:
                 done: Callable[[Outcome], None]) -> None:
         """Decide on an attempt; `done` is called at once, or later on the hub."""
         user = attempt.user
-        closed = self._closed(user, peer)
+        closed = self._closed(user, peer, listener)
         if closed is not None:
             done(closed)
         elif isinstance(attempt, ScramAttempt):
@@ -177,18 +185,18 @@ class Logins:
             done(Keys(entry.keys if entry is not None else None))
         elif isinstance(attempt, ScramProof):
             why = "" if attempt.valid else self._why_wrong(user)
-            self._decide(Identity(user, "scram"), attempt.authorize_as, peer, permissions, why, done)
+            self._decide(Identity(user, "scram"), attempt.authorize_as, peer, listener, permissions, why, done)
         else:
             self._check_password(attempt, peer, listener, permissions, done)
 
-    def _closed(self, user: str, peer: Peer) -> Reply | None:
+    def _closed(self, user: str, peer: Peer, listener: str) -> Reply | None:
         """The refusal when too many logins have failed for this one to be looked at."""
         now_s = time.monotonic()
         if self._attempts.address_is_closed(peer.address, now_s):
-            self._tell_refusal(user, peer, "too many failures from this address")
+            self._tell_refusal(user, peer, listener, "too many failures from this address")
             return CLOSED_ADDRESS
         if self._attempts.user_is_closed(user, peer.address, now_s):
-            self._tell_refusal(user, peer, "too many failures of this user")
+            self._tell_refusal(user, peer, listener, "too many failures of this user")
             return _CLOSED_USER
         return None
 
@@ -199,14 +207,19 @@ class Logins:
                         done: Callable[[Outcome], None]) -> None:
         user = attempt.user
 
+        def wanted() -> bool:
+            now_s = time.monotonic()
+            return not (self._attempts.address_is_closed(peer.address, now_s)
+                        or self._attempts.user_is_closed(user, peer.address, now_s))
+
         def answered(right: bool | None) -> None:
-            if right is None:
-                self._tell_refusal(user, peer, "the password cannot be checked now")
-                done(_NOT_NOW)
-            elif (closed := self._closed(user, peer)) is not None:  # by those looked at together with it
+            if (closed := self._closed(user, peer, listener)) is not None:  # by those before it, or at the same time
                 done(closed)
+            elif right is None:
+                self._tell_refusal(user, peer, listener, "the password cannot be checked now")
+                done(_NOT_NOW)
             else:
-                self._decide(Identity(user, "password"), attempt.authorize_as, peer, permissions,
+                self._decide(Identity(user, "password"), attempt.authorize_as, peer, listener, permissions,
                              "" if right else self._why_wrong(user), done)
 
         entry: Entry | None = self.users.entries.get(user)
@@ -214,7 +227,8 @@ class Logins:
             self._ask(attempt, peer, listener, answered)
         else:
             stored = entry.hash if entry is not None else ""
-            self._verifier.verify(user, attempt.password, stored, answered, stand_in=self.users.stand_in(user))
+            self._verifier.verify(user, attempt.password, stored, answered, stand_in=self.users.stand_in(user),
+                                  wanted=wanted)
 
     def _ask(self, attempt: PasswordAttempt, peer: Peer, listener: str,
              answered: Callable[[bool | None], None]) -> None:
@@ -252,17 +266,17 @@ class Logins:
         # A wrong password says nothing of sessions that have begun with a right one: anybody can try one.
         answered(right)
 
-    def _decide(self, identity: Identity, authorize_as: str, peer: Peer, permissions: ListenerPermissions, why: str,
-                done: Callable[[Outcome], None]) -> None:
+    def _decide(self, identity: Identity, authorize_as: str, peer: Peer, listener: str,
+                permissions: ListenerPermissions, why: str, done: Callable[[Outcome], None]) -> None:
         if not why and authorize_as:
             why = "it wants to act for another user"
         why = why or permissions.may_log_in(identity.user, peer.address)
         if not why:
-            self._attempts.succeeded(identity.user, peer.address)
-            self._tell(identity, peer)
+            self._attempts.succeeded(identity.user, peer.address, time.monotonic())
+            self.incidents.logged_in(identity.user, peer.address, listener, identity.via)
             done(identity)
             return
-        self._tell_refusal(identity.user, peer, why)
+        self._tell_refusal(identity.user, peer, listener, why)
         delay_s = self._attempts.failed(identity.user, peer.address, time.monotonic())
         if not delay_s:
             done(None)
@@ -275,13 +289,8 @@ class Logins:
 
         timer.start(answer)
 
-    @staticmethod
-    def _tell(identity: Identity, peer: Peer) -> None:
-        log.debug("login of %s from [%s] by %s", printable(identity.user, 130), peer.address, identity.via)
-
-    @staticmethod
-    def _tell_refusal(user: str, peer: Peer, why: str) -> None:
-        log.warning("login of %s from [%s] refused: %s", printable(user, 130), peer.address, why)
+    def _tell_refusal(self, user: str, peer: Peer, listener: str, why: str) -> None:
+        self.incidents.refused("login", peer.address, listener, why, user=user, level=logging.WARNING)
 
 
 def _state(path: str) -> tuple[int, ...]:

@@ -124,7 +124,20 @@ class Opening(Connection):
             self._await(self._handshake_readable)
 
     def _handshake_readable(self) -> None:
-        self._guard(self._read_handshake)
+        """A quarter of a millisecond: when hundreds begin at once, they stand in line, and others have their turns."""
+        burst = self._listener.burst
+        if burst.is_over():
+            self._io.stop()
+            self._reading = False
+            burst.later(self._handshake_in_turn)
+        else:
+            self._guard(self._read_handshake)
+
+    def _handshake_in_turn(self) -> None:
+        if self._sock is not None:
+            self._reading = True
+            self._io.start(self._on_readable)
+            self._guard(self._read_handshake)
 
     def _read_handshake(self) -> None:
         try:

@@ -8,19 +8,19 @@ By default nobody may send to anybody. What opens the door, in this order:
 Whoever is neither is refused, at RCPT with `550 5.7.1`, or at MAIL with `530 5.7.0` where it could log in: so that a
 mail program asks for a password. On a listener that requires TLS nothing is taken before it.
 
-Each refusal is told in the log, once for a client and reason: who wants to send spam tries often.
+Each refusal is told, once for a session and reason: who wants to send spam tries often (`mta.inject.incidents`).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address
+from functools import lru_cache, partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
-from mta.config.problems import printable
 from mta.config.schema import Config, Listener, User
 from mta.config.units import Network, SenderPattern
+from mta.inject.incidents import Incidents
 from mta.smtp.address import Address, domain_to_ascii
 from mta.smtp.peer import Identity, Peer, Rights
 from mta.smtp.reply import Reply
@@ -30,8 +30,6 @@ _NEEDS_LOGIN: Final = Reply(530, "5.7.0", ("Authentication required",))
 _NO_RELAY: Final = Reply(550, "5.7.1", ("Relaying denied",))
 _USER_IS_GONE: Final = Reply(530, "5.7.0", ("Authentication required: this user may not log in any more",))
 _NOT_YOURS: Final = "Not allowed to send as this address"
-
-log = logging.getLogger(__name__)
 
 
 class SenderList:
@@ -69,8 +67,11 @@ class ListenerPermissions:
     """The permissions of one listener's clients, by one configuration."""
 
     def __init__(self, listener: Listener, config: Config,
-                 is_user: Callable[[Identity], bool] = lambda identity: True) -> None:
+                 is_user: Callable[[Identity], bool] = lambda identity: True,
+                 incidents: Incidents | None = None) -> None:
         """`is_user` tells whether a user may still log in: who is removed stops at once, not when its session ends."""
+        incidents = incidents if incidents is not None else Incidents()
+        self._tell = partial(_tell, incidents, str(listener.smtp))
         self._listener = listener
         self._users = config.users
         self._is_user = is_user
@@ -82,17 +83,17 @@ class ListenerPermissions:
         """The rights of a client."""
         listener = self._listener
         if listener.tls == "required" and peer.tls is None:
-            return _Refused(peer, _NEEDS_TLS, "TLS is required", at_mail=True)
+            return _Refused(peer, self._tell, _NEEDS_TLS, "TLS is required", at_mail=True)
         if peer.identity is not None:
             senders = self._user_senders.get(peer.identity.user, self._any_sender)
-            return _UserRights(peer, peer.identity, senders, self._is_user)
+            return _UserRights(peer, self._tell, peer.identity, senders, self._is_user)
         if listener.auth == "required":
-            return _Refused(peer, _NEEDS_LOGIN, "a login is required", at_mail=True)
+            return _Refused(peer, self._tell, _NEEDS_LOGIN, "a login is required", at_mail=True)
         if peer.address and contains(listener.relay_from, peer.address):
-            return _NetworkRights(peer, self._relay_senders)
+            return _NetworkRights(peer, self._tell, self._relay_senders)
         if listener.auth == "offered":
-            return _Refused(peer, _NEEDS_LOGIN, "not in relay_from, and has not logged in", at_mail=True)
-        return _Refused(peer, _NO_RELAY, "not in relay_from", at_mail=False)
+            return _Refused(peer, self._tell, _NEEDS_LOGIN, "not in relay_from, and has not logged in", at_mail=True)
+        return _Refused(peer, self._tell, _NO_RELAY, "not in relay_from", at_mail=False)
 
     def may_log_in(self, user: str, address: str) -> str:
         """Why a user with the right password may not log in from there; empty when it may."""
@@ -110,27 +111,42 @@ def contains(networks: Sequence[Network], address: str) -> bool:
     """Whether an address is in one of the networks."""
     if not networks:
         return False
+    ip = _parsed(address)
+    return ip is not None and any(ip in network for network in networks)
+
+
+@lru_cache(1000)
+def _parsed(address: str) -> IPv4Address | IPv6Address | None:
+    """For who comes often."""
     try:
-        ip = ip_address(address.partition("%")[0])
+        return ip_address(address.partition("%")[0])
     except ValueError:
-        return False
-    return any(ip in network for network in networks)
+        return None
+
+
+Tell = Callable[[Peer, str, str], None]
+"""Told of a refusal: whose, what, and why."""
+
+
+def _tell(incidents: Incidents, listener: str, peer: Peer, what: str, why: str) -> None:
+    incidents.refused("mail", peer.address, listener, why, user=peer.identity.user if peer.identity is not None else "",
+                      detail=what)
 
 
 class _Told:
-    """Tells the log of the first refusal of a client."""
+    """Tells of the first refusal of a client."""
 
-    __slots__ = ("_peer", "_told")
+    __slots__ = ("_peer", "_tell_of", "_told")
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, tell: Tell) -> None:
         self._peer = peer
+        self._tell_of = tell
         self._told = False
 
     def _tell(self, what: str, why: str) -> None:
         if not self._told:
             self._told = True
-            user = f" as {self._peer.identity.user}" if self._peer.identity is not None else ""
-            log.info("refused: %s of [%s]%s: %s", printable(what, 300), self._peer.address or "local", user, why)
+            self._tell_of(self._peer, what, why)
 
 
 class _Refused(_Told):
@@ -138,8 +154,8 @@ class _Refused(_Told):
 
     __slots__ = ("_at_mail", "_reply", "_why")
 
-    def __init__(self, peer: Peer, reply: Reply, why: str, *, at_mail: bool) -> None:
-        super().__init__(peer)
+    def __init__(self, peer: Peer, tell: Tell, reply: Reply, why: str, *, at_mail: bool) -> None:
+        super().__init__(peer, tell)
         self._reply = reply
         self._why = why
         self._at_mail = at_mail
@@ -162,8 +178,8 @@ class _NetworkRights(_Told):
 
     __slots__ = ("_senders",)
 
-    def __init__(self, peer: Peer, senders: SenderList) -> None:
-        super().__init__(peer)
+    def __init__(self, peer: Peer, tell: Tell, senders: SenderList) -> None:
+        super().__init__(peer, tell)
         self._senders = senders
 
     def check_sender(self, sender: Address) -> Reply | None:
@@ -183,9 +199,9 @@ class _UserRights(_NetworkRights):
 
     __slots__ = ("_identity", "_is_user")
 
-    def __init__(self, peer: Peer, identity: Identity, senders: SenderList,
+    def __init__(self, peer: Peer, tell: Tell, identity: Identity, senders: SenderList,
                  is_user: Callable[[Identity], bool]) -> None:
-        super().__init__(peer, senders)
+        super().__init__(peer, tell, senders)
         self._identity = identity
         self._is_user = is_user
 

@@ -38,8 +38,6 @@ from mta.smtp.server import CLOSED
 if TYPE_CHECKING:
     from mta.inject.listener import SmtpListener
 
-DROPPED_AT_THE_END = 1_000_000  # octets read and dropped after our last reply
-
 _STOPPING: Final = Reply(421, "4.3.2", ("The server is going down, try again later",))
 _LOCAL_ERROR: Final = Reply(451, "4.3.0", ("Local error, try again later",))
 _TOO_MANY_OF_USER: Final = Reply(421, "4.7.0", ("Too many sessions of this user",))
@@ -53,14 +51,13 @@ class Session(Opening):
     listener: each does what can be done at once, and none waits.
     """
 
-    __slots__ = ("_accounts", "_answer", "_dropped", "_permissions", "_sessions_of", "_source")
+    __slots__ = ("_accounts", "_answer", "_permissions", "_sessions_of", "_source")
 
     def __init__(self, listener: SmtpListener, sock: Any, peer: Peer, *, balancer: bool) -> None:
         """`balancer`: it is a load balancer, which is going to say who the client is."""
         super().__init__(listener, sock, peer, balancer=balancer)
         self._permissions = listener.permissions
         self._answer: Any = _NOTHING  # what `submit` said to a message before it returned; or what a login came to
-        self._dropped = 0
         # With the name and the peer that it was made with: both may change.
         self._source: tuple[str, Peer, Source] | None = None
         self._accounts: tuple[Account, ...] = ()  # that messages are counted for; made with the source
@@ -97,10 +94,6 @@ class Session(Opening):
             data = self._sock.recv(CHUNK)
             if not data:
                 self._end()
-            elif self._parting:
-                self._dropped += len(data)
-                if self._dropped >= DROPPED_AT_THE_END:
-                    self._end()
             elif self._tls is None:
                 self._took(data)
             else:
@@ -158,7 +151,7 @@ class Session(Opening):
             if self._accounts:
                 refusal = self._listener.usage.admit(self._accounts, len(envelope.recipients), len(event.content))
                 if refusal is not None:
-                    log.info("refused: a message of [%s]: %s", self.client or "local", refusal.lines[0])
+                    self._tell("mail", refusal.lines[0])
                     self._answer = refusal
                     return
                 answered = partial(self._answered_counted, self._accounts, len(envelope.recipients))
@@ -234,10 +227,15 @@ class Session(Opening):
         account = self._listener.account_of(identity)
         if account is not None and account.allowance.sessions is not None:
             if not self._listener.usage.enter(account):
-                log.info("refused: a session of [%s]: too many of %s", self.client or "local", account.words)
+                self._tell("session", f"too many of {account.words}")
                 return _TOO_MANY_OF_USER
             self._sessions_of = account
         return None
+
+    def _tell(self, what: str, why: str) -> None:
+        peer = self.machine.peer
+        self._listener.logins.incidents.refused(what, peer.address, self._listener.name, why,
+                                                user=peer.identity.user if peer.identity is not None else "")
 
     def _leave_user(self) -> None:
         if self._sessions_of is not None:

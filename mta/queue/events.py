@@ -44,6 +44,8 @@ KINDS: Final = {
     "alarm": "Something that an operator has to see to, such as a source whose address is gone. The mail waits or goes "
     "another way.",
     "order": "An operator gave an order, or one ended.",
+    "login": "A client logged in.",
+    "refused": "A client was refused at a door: its session, its login or its mail, of which nothing was accepted.",
 }
 """Every kind of event and what it says. The ends are those of I2: exactly one names each recipient."""
 
@@ -58,7 +60,7 @@ class Field(NamedTuple):
 
 
 _ATTEMPTS: Final = ("deferred", "delivered", "bounced")
-_ABOUT_NO_MESSAGE: Final = ("order", "suspended", "alarm")
+_ABOUT_NO_MESSAGE: Final = ("order", "suspended", "alarm", "login", "refused")
 _ABOUT_A_MESSAGE: Final = tuple(kind for kind in KINDS if kind not in _ABOUT_NO_MESSAGE)
 
 FIELDS: Final = (
@@ -87,7 +89,7 @@ FIELDS: Final = (
     Field("tls_cipher", "attempts", str, "Cipher suite; empty when in clear."),
     Field("code", "attempts", int, "Reply code: the remote host's, or the one that fits when we decided ourselves."),
     Field("enhanced", "attempts", str, "Enhanced status code (RFC 3463); empty when the remote host gave none."),
-    Field("text", "attempts quarantined suspended alarm", str, "Text of the reply, or our own description."),
+    Field("text", "attempts quarantined suspended alarm refused", str, "Text of the reply, or our own description."),
     Field("failure", "deferred bounced", str, "What failed: `host`, `message`, `recipient`, or `unknown` when the "
           "connection was lost after the final dot, so that the host may have the message."),
     Field("class", "deferred bounced", str, "What the reply means: `unknown-user`, `mailbox-full`, `blocklist`, ... "
@@ -111,6 +113,15 @@ FIELDS: Final = (
     Field("target", "order", str, "What is suspended or limited, or the pool that mail is rerouted to."),
     Field("until", "order", str, "When it ends by itself; empty when it does not."),
     Field("subject", "alarm", str, "What it is about: `source NAME`, or the name of a path."),
+    Field("what", "refused", str, "What was refused: `session`, `login`, `mail` (a sender, a recipient or a message); "
+          "empty for what is too much to be told one by one."),
+    Field("user", "login refused", str, "Who logged in, or said so; empty when nobody did."),
+    Field("client", "login refused", str, "Address of the client; empty for a Unix socket, and for what is too much "
+          "to be told one by one."),
+    Field("listener", "login refused", str, "The listener, as it is called in the configuration."),
+    Field("via", "login", str, "How: `password`, `scram` or `certificate`."),
+    Field("count", "login refused", int, "How many there were: 1 when it is told for the first time, then how many "
+          "followed in a minute."),
     Field("notification", "notified", str, "Id of the message that carries the notification."),
     Field("action", "notified", str, "What it tells: `failed`, `delayed` or `relayed`."),
 )
@@ -280,6 +291,23 @@ def order(change: Change) -> bytes:
     ).encode()
 
 
+def login(*, user: str, client: str, listener: str, via: str, count: int, time_us: int) -> bytes:
+    """A client logged in, so many times."""
+    return (
+        f'{_start("login", time_us)},"user":{_quoted(user[:TEXT_LIMIT])},"client":{_quoted(client)},'
+        f'"listener":{_quoted(listener)},"via":{_quoted(via)},"count":{count}}}'
+    ).encode()
+
+
+def refused(*, what: str, user: str, client: str, listener: str, text: str, count: int, time_us: int) -> bytes:
+    """A client was refused, so many times; `text` says why."""
+    return (
+        f'{_start("refused", time_us)},"what":{_quoted(what)},"user":{_quoted(user[:TEXT_LIMIT])},'
+        f'"client":{_quoted(client)},"listener":{_quoted(listener)},"text":{_quoted(text[:TEXT_LIMIT])},'
+        f'"count":{count}}}'
+    ).encode()
+
+
 def timestamp(time_us: int) -> str:
     """RFC 3339 in UTC with microseconds: `2006-01-02T15:04:05.000000Z`."""
     second, fraction = divmod(time_us, 1_000_000)
@@ -349,7 +377,7 @@ def markdown() -> str:
     for field in FIELDS:
         kinds = kinds_of(field)
         where = "all" if kinds == tuple(KINDS) else ", ".join(kinds)
-        where = f"all but {' and '.join(_ABOUT_NO_MESSAGE)}" if kinds == _ABOUT_A_MESSAGE else where
+        where = f"all but {', '.join(_ABOUT_NO_MESSAGE)}" if kinds == _ABOUT_A_MESSAGE else where
         lines.append(f"| `{field.name}` | {json_types[field.type]} | {where} | {field.doc} |")
     return "\n".join(lines) + "\n"
 

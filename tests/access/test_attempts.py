@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mta.access import attempts
-from mta.access.attempts import Attempts, network_of
+from mta.access.attempts import Attempts, Numbers, network_of
 
 
 def test_delays_double() -> None:
@@ -29,14 +29,14 @@ def test_a_login_does_not_clear_the_address() -> None:
     limits = Attempts(3, 100, 3600, 0)
     for _ in range(3):
         limits.failed("victim", "192.0.2.1", 0)
-        limits.succeeded("own", "192.0.2.1")
+        limits.succeeded("own", "192.0.2.1", 0)
     assert limits.address_is_closed("192.0.2.1", 1)
 
 
 def test_nobody_shuts_a_user_out() -> None:
     """A user who is guessed from many addresses is closed to them, not to where it has logged in from before."""
     limits = Attempts(100, 5, 3600, 0)
-    limits.succeeded("acme", "2001:db8:1:2::1")
+    limits.succeeded("acme", "2001:db8:1:2::1", 0)
     for n in range(5):
         limits.failed("acme", f"192.0.2.{n}", 0)
     assert limits.user_is_closed("acme", "198.51.100.1", 1)
@@ -54,10 +54,21 @@ def test_one_customer_has_many_ipv6_addresses() -> None:
 
 def test_memory_is_bounded() -> None:
     """What has been quiet longest is forgotten first."""
-    limits = Attempts(1, 1, 3600, 0)
+    numbers = Numbers()
     for n in range(attempts.KEPT + 1):
-        limits.failed(f"u{n}", f"a{n}", 0)
-        limits.succeeded(f"u{n}", f"a{n}")
-    assert not limits.address_is_closed("a0", 1)
-    assert limits.address_is_closed("a1", 1)
-    assert len(limits._known) == attempts.KEPT
+        numbers.add("a", f"a{n}", 0, 10)
+    assert numbers.get("a", "a0", 1) == (0, 0.0)
+    assert numbers.get("a", "a1", 1) == (1, 10)
+    assert len(numbers._counts) == attempts.KEPT
+
+
+def test_where_a_user_is_known_is_written_seldom() -> None:
+    """Thousands of logins a second write nothing; one that was long ago is renewed."""
+    numbers = Numbers()
+    limits = Attempts(3, 3, 3600, 0, numbers)
+    limits.succeeded("acme", "192.0.2.1", 0)
+    for n in range(5):
+        limits.succeeded("acme", "192.0.2.1", n)
+    assert numbers.get("k", "192.0.2.1\0acme", 5) == (1, attempts.KNOWN_S)
+    limits.succeeded("acme", "192.0.2.1", attempts.KNOWN_S / 2)
+    assert numbers.get("k", "192.0.2.1\0acme", attempts.KNOWN_S) == (2, attempts.KNOWN_S * 1.5)

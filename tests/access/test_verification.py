@@ -52,6 +52,27 @@ def test_yes_no_and_nobody(hub: Hub) -> None:
     assert hub.verifier.computed == 3
 
 
+def test_what_is_not_wanted_any_more_takes_no_time() -> None:
+    """Whether it is, is asked when its turn comes, after the answers to those before it: a wrong one may have made the
+    others unwanted."""
+    hub = Hub(threads=1)
+    wrong: list[str] = []
+
+    def ask(user: str) -> None:
+        def answer(right: bool | None) -> None:
+            hub.answers.append((user, right))
+            if right is False:
+                wrong.append(user)
+
+        hub.verifier.verify(user, "wrong", HASH, answer, wanted=lambda: len(wrong) < 2)
+
+    for user in "abcdef":
+        ask(user)
+    assert hub.wait(6) == [("a", False), ("b", False), *((user, None) for user in "cdef")]
+    assert hub.verifier.computed == 2
+    hub.verifier.close()
+
+
 def test_what_was_right_is_remembered(hub: Hub) -> None:
     """The same password of the same entry needs no thread; others, and other entries, do; wrong ones always."""
     hub.ask("a", "secret")

@@ -15,7 +15,8 @@ import mta.inject.listener  # noqa: E402
 from mta.config.schema import Config, Listener  # noqa: E402
 from mta.config.units import Endpoint  # noqa: E402
 from mta.inject.balance import Balance  # noqa: E402
-from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
+from mta.inject.listener import SmtpListener  # noqa: E402
+from mta.inject.occupancy import Occupancy  # noqa: E402
 
 
 def main(directory: str) -> None:

@@ -32,8 +32,9 @@ import mta.inject.listener  # noqa: E402
 from mta.config.loader import loads  # noqa: E402
 from mta.config.schema import Config, Listener, Memory, SmtpIn, SmtpTimeouts  # noqa: E402
 from mta.config.units import Duration, Endpoint, Size  # noqa: E402
-from mta.inject.listener import Occupancy, SmtpListener  # noqa: E402
+from mta.inject.listener import SmtpListener  # noqa: E402
 from mta.inject.logins import Logins  # noqa: E402
+from mta.inject.occupancy import Occupancy  # noqa: E402
 from mta.inject.usage import Usage  # noqa: E402
 from mta.smtp.reply import Reply  # noqa: E402
 

@@ -66,6 +66,10 @@ def one_of_each(text: str = "") -> dict[str, bytes]:
             f"root{text}", NOW_US)),
         "suspended": events.suspended(f"site{text}", text=f"refused{text}", until_us=NOW_US, time_us=NOW_US),
         "alarm": events.alarm(f"source{text}", text=f"gone{text}", time_us=NOW_US),
+        "login": events.login(user=f"acme{text}", client="192.0.2.7", listener="[::]:587", via="scram", count=1,
+                              time_us=NOW_US),
+        "refused": events.refused(what="login", user=f"acme{text}", client="192.0.2.7", listener="[::]:587",
+                                  text=f"wrong password{text}", count=7, time_us=NOW_US),
     }
 
 
