@@ -3,10 +3,13 @@
     python -m bench.figures result.json                                              the tables as text
     python -m bench.figures result.json --plots docs/performance                     PNG files (needs matplotlib)
     python -m bench.figures result.json --plots docs/performance --docs docs/performance.md
+    python -m bench.figures sessions.json --docs docs/performance.md --tables doors,sessions,files
 
 In a document everything between `<!-- figures: NAME -->` and `<!-- end -->` is replaced by the table of that name:
-`machine`, `goals`, `scenarios`, `costs`, `latency`, `connections`, `queue`; `plots` stands for the images that are
-drawn by the same command. Tables of what was not measured say so.
+`machine`, `goals`, `scenarios`, `costs`, `latency`, `connections`, `queue` of a result of `bench.compare`, `doors`,
+`sessions` and `files` of `bench.sessions`, `flooded` and `floods` of `bench.floods`; `plots` stands for the images that
+are drawn by the same command. With `--tables` all others stay as they are, else all of the kinds of result that it is:
+of these what was not measured says so.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from typing import Any
 
 from bench import goals, ours
 from bench.candidates import DIRECT
+from bench.floods import floods_table
 from bench.report import aligned
+from bench.sessions import files_table, sessions_table
 
 Result = Mapping[str, Any]
 Table = list[list[str]]
@@ -170,7 +175,36 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], Table]]] = {
     "latency": ("One message at a time (L1)", latency_table),
     "connections": ("Open connections (S10)", connections_table),
     "queue": ("A long queue (S7)", queue_table),
+    "sessions": ("Sessions, in clear and in TLS", sessions_table),
+    "files": ("Files", files_table),
+    "floods": ("Crowds and floods", floods_table),
 }
+_KINDS = {
+    "summary": ("machine", "goals", "scenarios", "costs", "latency", "connections", "queue", "plots"),
+    "doors": ("doors", "sessions", "files"),
+    "flooded": ("flooded", "floods"),
+}
+"""What tells that a result is of a kind, and the sections of that kind."""
+_NAMES = frozenset(name for names in _KINDS.values() for name in names)
+_PARTS_OF_COMPARE = ("summary", "rows", "latency", "connections")
+
+
+def sections_of(result: Result) -> list[str]:
+    """The sections that a result is about. Raises FiguresError when it is about none."""
+    found = [name for part, names in _KINDS.items() if part in result or (
+        part == "summary" and any(name in result for name in _PARTS_OF_COMPARE)) for name in names]
+    if not found:
+        raise FiguresError("no result of bench.compare, bench.sessions or bench.floods")
+    return found
+
+
+def conditions(found: Mapping[str, Any]) -> str:
+    """Where and when, of one part of a result."""
+    machine = found["machine"]
+    busy = "" if machine["load"] <= _OTHERS_MOST * machine["cores"] else \
+        f" **The machine was busy** before: load {machine['load']:.1f}."
+    return (f"{found['time'][:10]}, ours {found['version']}, workers: {found['workers']}, {machine['cores']} x "
+            f"{machine['processor']}, `fdatasync` {machine['sync_ms']:.2f} ms.{busy}\n")
 
 
 def _number(value: float) -> str:
@@ -188,7 +222,10 @@ def _median(values: Sequence[float]) -> float:
 def text(result: Result) -> list[str]:
     """All tables for a terminal."""
     lines = [*machine_lines(result), ""]
-    for title, make in SECTIONS.values():
+    for name in sections_of(result):
+        if name not in SECTIONS:
+            continue
+        title, make = SECTIONS[name]
         rows = make(result)
         lines += [f"{title}:", *(aligned(rows, left=2) if rows else [_NOT_MEASURED]), ""]
     return lines
@@ -202,8 +239,10 @@ def section(result: Result, name: str) -> str:
             return _NOT_MEASURED + "\n"
         commands = "".join(f"    {command}\n" for command in result["commands"])
         return "\n\n".join(lines) + f"\n\n{commands}"
+    if name in ("doors", "flooded"):
+        return conditions(result[name]) if name in result else _NOT_MEASURED + "\n"
     if name not in SECTIONS:
-        raise FiguresError(f"no table {name!r}: there are machine, {', '.join(SECTIONS)}")
+        raise FiguresError(f"no table {name!r}: there are machine, doors, flooded, {', '.join(SECTIONS)}")
     rows = SECTIONS[name][1](result)
     if not rows:
         return _NOT_MEASURED + "\n"
@@ -215,18 +254,26 @@ def section(result: Result, name: str) -> str:
 def markdown(result: Result) -> str:
     """All of it as a document."""
     parts = [f"# Measured\n\n{section(result, 'machine')}"]
-    parts += [f"## {title}\n\n{section(result, name)}" for name, (title, _) in SECTIONS.items()]
+    parts += [f"## {title}\n\n{section(result, name)}" for name, (title, _) in SECTIONS.items()
+              if name in sections_of(result)]
     return "\n".join(parts)
 
 
-def rewritten(document: str, result: Result, images: Sequence[str] = ()) -> str:
-    """`document` with its tables replaced, and `images`, named relative to it. Raises FiguresError without a place."""
-    def new_text(found: re.Match[str]) -> str:
-        if found[2] != "plots":
-            return section(result, found[2])
-        return "\n".join(f"![{Path(image).stem}]({image})" for image in images) + "\n" if images else "Not drawn.\n"
+def rewritten(document: str, result: Result, images: Sequence[str] = (), tables: Sequence[str] = ()) -> str:
+    """`document` with its `tables` replaced, all that the result is about without any, and `images`, named relative to
+    it. Raises FiguresError without a place."""
+    wanted = tables or sections_of(result)
 
-    new, count = _MARK.subn(lambda found: f"{found[1]}\n{new_text(found)}\n{found[3]}", document)
+    def new_text(found: re.Match[str]) -> str:
+        if found[2] not in wanted and found[2] in _NAMES:
+            return found[0]
+        if found[2] != "plots":
+            text = section(result, found[2])
+        else:
+            text = "".join(f"![{Path(image).stem}]({image})\n" for image in images) if images else "Not drawn.\n"
+        return f"{found[1]}\n{text}\n{found[3]}"
+
+    new, count = _MARK.subn(new_text, document)
     if not count:
         raise FiguresError("there is no <!-- figures: NAME --> in it")
     return new
@@ -331,6 +378,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into this directory")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="rewrite the tables in this document")
+    parser.add_argument("--tables", type=lambda text: text.split(","), default=[], metavar="NAME[,NAME...]",
+                        help="these tables of the document only")
     return parser
 
 
@@ -339,15 +388,16 @@ def main(words: list[str] | None = None) -> int:
     options = arguments().parse_args(words)
     try:
         result = json.loads(options.result.read_text())
-        if not isinstance(result, dict) or not ({"summary", "rows", "latency", "connections"} & result.keys()):
-            raise FiguresError(f"{options.result} is no result of bench.compare")
+        if not isinstance(result, dict):
+            raise FiguresError(f"{options.result} is no result")
+        sections_of(result)
         print(*text(result), sep="\n")
         if options.markdown is not None:
             options.markdown.write_text(markdown(result))
         drawn = draw(result, options.plots) if options.plots is not None else []
         if options.docs is not None:
             images = [os.path.relpath(path, options.docs.parent) for path in drawn]
-            options.docs.write_text(rewritten(options.docs.read_text(), result, images))
+            options.docs.write_text(rewritten(options.docs.read_text(), result, images, options.tables))
     except (OSError, ValueError, FiguresError) as error:
         print(f"bench.figures: {error}", file=sys.stderr)
         return 2

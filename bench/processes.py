@@ -248,7 +248,7 @@ class MemoryWatch:
                 continue
             peak = self.peaks.get(pid)
             if peak is None:
-                peak = self.peaks[pid] = Peak(_role(pid), 0, 0)
+                peak = self.peaks[pid] = Peak(role(pid), 0, 0)
             peak.resident = max(peak.resident, resident)
             peak.anonymous = max(peak.anonymous, anonymous)
             together += anonymous
@@ -278,7 +278,7 @@ def memory(pid: int) -> tuple[int, int]:
     return resident, anonymous
 
 
-def _role(pid: int) -> str:
+def role(pid: int) -> str:
     """A short name of what the process is."""
     try:
         words = (_PROC / str(pid) / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
@@ -292,7 +292,7 @@ def _role(pid: int) -> str:
 
 def find(processes: Account, role: str) -> int | None:
     """The first process in that role."""
-    return min((pid for pid in processes.pids() if _role(pid) == role), default=None)
+    return min((pid for pid in processes.pids() if role(pid) == role), default=None)
 
 
 def program(name: str) -> str | None:

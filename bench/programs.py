@@ -52,9 +52,9 @@ class Program:
             self._process = subprocess.Popen([*command, "-o", str(self._result)], stdout=log, stderr=log,
                                              stdin=subprocess.DEVNULL, env=environment(), cwd=ROOT)
 
-    def wait_ready(self) -> str:
+    def wait_ready(self, limit_s: float = START_S) -> str:
         """Wait until it says `ready` on stderr; that line. Raises ProgramError."""
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             for line in self._said().splitlines():
                 if "ready" in line:

@@ -3,10 +3,9 @@
     python -m bench.source -a IP:PORT -s SESSIONS -m MESSAGES -l BYTES -D DOMAINS -r RECIPIENTS -o out.json
 
 Recipient N of the run is `uN@dK.ZONE` with K = N modulo the number of domains. With `-R` messages go at an even pace
-instead, as long as they are taken. One process, one epoll loop, bytes
-only; its own CPU time is in the result. A refused message is offered again after a pause, one whose session is lost
-in a new session: every message is accepted in the end or the time is over. Times are of CLOCK_MONOTONIC, which all
-processes share.
+instead, as long as they are taken; with `-S` everything is in TLS. One process, one epoll loop, bytes only; its own CPU
+time is in the result. A refused message is offered again after a pause, one whose session is lost in a new session:
+every message is accepted in the end or the time is over. Times are of CLOCK_MONOTONIC, which all processes share.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import argparse
 import select
 import socket
+import ssl
 import sys
 import time
 from array import array
@@ -21,10 +21,21 @@ from collections import deque
 from collections.abc import Sequence
 from enum import Enum, auto
 
-from bench.loopback import Stop, announce, cpu_s, endpoint, raise_descriptor_limit, write_result, write_times
+from bench.loopback import (
+    Stop,
+    announce,
+    consecutive,
+    cpu_s,
+    endpoint,
+    raise_descriptor_limit,
+    write_result,
+    write_times,
+)
+from bench.tlsclient import TlsClient, TlsEnd
 
 PAUSE_S = 0.1
 MOST_ERRORS_SAID = 8
+CLIENT_FIRST = "127.32.0.1"
 _HEADER = (b"From: Bulk Sender <news@sender.test>\r\nTo: %b\r\nSubject: message %d\r\n"
            b"Date: Mon, 05 Jan 2026 11:00:00 +0000\r\nMessage-ID: <%d.bench@sender.test>\r\nMIME-Version: 1.0\r\n"
            b"Content-Type: text/plain; charset=us-ascii\r\n\r\n")
@@ -51,7 +62,8 @@ class Phase(Enum):
 class Session:
     """One connection slot: it reconnects until the work is done."""
 
-    __slots__ = ("asked", "began_s", "done", "dot_s", "number", "phase", "replies", "rest", "sent", "socket", "unsent")
+    __slots__ = ("asked", "began_s", "connected_s", "done", "dot_s", "number", "phase", "replies", "rest", "sent",
+                 "socket", "tls", "unsent")
 
     def __init__(self) -> None:
         self.socket: socket.socket | None = None
@@ -66,6 +78,8 @@ class Session:
         """Messages accepted in this connection."""
         self.rest = b""
         self.unsent = b""
+        self.tls: TlsEnd | None = None
+        self.connected_s = 0.0
         self.began_s = 0.0
         self.dot_s = 0.0
         self.done = False
@@ -112,6 +126,8 @@ class Source:
         self._pipelining: bool = options.pipelining
         self._per_session: int = options.per_session
         self._rate: float = options.rate
+        self._from = consecutive(CLIENT_FIRST, options.clients) if options.clients else []
+        self._tls = TlsClient(options.resume) if options.tls or options.resume else None
         self._content = Content(options.size, options.domains, options.recipients, options.zone, options.first,
                                 options.fields)
         self._sessions = [Session() for _ in range(min(options.sessions, options.messages))]
@@ -130,6 +146,9 @@ class Source:
         self.last_s = 0.0
         self.errors = 0
         self.reconnects = 0
+        self.connected = 0
+        self.open_s = array("d")
+        """Per connection: from its beginning to the reply to EHLO."""
         self.whole_s = array("d")
         """Per message: from MAIL to the final 250."""
         self.final_s = array("d")
@@ -168,10 +187,14 @@ class Source:
     def _connect(self, session: Session) -> None:
         session.phase = Phase.GREETING
         session.sent = 0
+        session.connected_s = time.monotonic()
         session.rest = session.unsent = b""
         connection = session.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
+            if self._from:
+                connection.bind((self._from[self.connected % len(self._from)], 0))
+            self.connected += 1
             connection.connect(self._address)
         except BlockingIOError:
             pass
@@ -180,8 +203,15 @@ class Source:
             return
         self._open[connection.fileno()] = session
         self._poll.register(connection.fileno(), select.EPOLLIN)
+        if self._tls is not None:
+            session.tls = self._tls.connect()
+            session.tls.decrypt(b"")
+            self._send(session, session.tls.output())
 
     def _close(self, session: Session) -> None:
+        if session.tls is not None:
+            session.tls.close()
+            session.tls = None
         if session.socket is not None:
             self._open.pop(session.socket.fileno(), None)
             session.socket.close()
@@ -217,6 +247,14 @@ class Source:
         if not chunk:
             self._lost(session, "end of file")
             return
+        if session.tls is not None:
+            try:
+                chunk = session.tls.decrypt(chunk)
+            except ssl.SSLError as error:
+                self._lost(session, str(error))
+                return
+            if output := session.tls.output():
+                self._send(session, output)
         data = session.rest + chunk
         position = 0
         connection = session.socket
@@ -231,6 +269,10 @@ class Source:
                 self._reply(session, line)
 
     def _write(self, session: Session, data: bytes) -> None:
+        self._send(session, data if session.tls is None or not data else session.tls.encrypt(data))
+
+    def _send(self, session: Session, data: bytes) -> None:
+        """Bytes as they go through the socket."""
         if session.socket is None:
             return
         before = bool(session.unsent)
@@ -320,6 +362,7 @@ class Source:
             session.phase = Phase.EHLO
             self._write(session, b"EHLO source.test\r\n")
         elif phase is Phase.EHLO:
+            self.open_s.append(time.monotonic() - session.connected_s)
             self._begin(session)
         elif phase is Phase.RESET:
             self._paused.append((time.monotonic() + PAUSE_S, session))
@@ -350,7 +393,8 @@ class Source:
             "errors": self.errors, "reconnects": self.reconnects,
             "ack_p50_ms": _quantile_ms(self.whole_s, 0.50), "ack_p99_ms": _quantile_ms(self.whole_s, 0.99),
             "dot_p50_ms": _quantile_ms(self.final_s, 0.50), "dot_p99_ms": _quantile_ms(self.final_s, 0.99),
-            "cpu_s": round(cpu_s(), 3),
+            "open_p50_ms": _quantile_ms(self.open_s, 0.50), "open_p99_ms": _quantile_ms(self.open_s, 0.99),
+            "resumed": self._tls.resumed if self._tls is not None else 0, "cpu_s": round(cpu_s(), 3),
         }
 
 
@@ -375,6 +419,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("-H", dest="fields", action="append", default=[], metavar="FIELD", help="one more header field")
     parser.add_argument("-c", dest="times", metavar="FILE", help="with -R: when each was accepted, as JSON")
     parser.add_argument("-P", dest="pipelining", action="store_true", help="MAIL, RCPT and DATA in one write")
+    parser.add_argument("-S", dest="tls", action="store_true", help="TLS from the first byte")
+    parser.add_argument("-U", dest="resume", action="store_true", help="the same, connections resume the last session")
+    parser.add_argument("-A", dest="clients", type=int, default=0, metavar="N",
+                        help=f"connect from N addresses, from {CLIENT_FIRST} on; 0: from whichever the system takes")
     parser.add_argument("-q", dest="per_session", type=int, default=0, metavar="N",
                         help="messages per connection, 0: all (%(default)s)")
     parser.add_argument("-T", dest="limit_s", type=float, default=600, metavar="S", help="give up after S")

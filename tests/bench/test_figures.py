@@ -78,10 +78,27 @@ def test_a_document_gets_its_tables(tmp_path: Path) -> None:
 def test_the_page_about_performance_has_a_place_for_every_table() -> None:
     """All tables are in it, and all names that it uses exist."""
     page = (ROOT / "docs" / "performance.md").read_text()
-    for name in ("machine", "plots", *figures.SECTIONS):
+    names = ["machine", "plots", "doors", "flooded", *figures.SECTIONS]
+    for name in names:
         assert f"<!-- figures: {name} -->" in page
     assert "| S1 | ours | 4,200 |" in figures.rewritten(page, result())
-    assert figures.rewritten(page, {}).count("Not measured.") == len(figures.SECTIONS)  # goals are always a table
+    nothing = figures.rewritten(page, {}, tables=names)
+    assert nothing.count("Not measured.") == len(names) - 2  # goals are always a table, and plots are drawn or not
+
+
+def test_a_result_changes_only_its_own_tables() -> None:
+    """One of sessions leaves those of the comparison as they are; with names, these alone change."""
+    page = "<!-- figures: doors -->\nold\n<!-- end --><!-- figures: queue -->\nqueues\n<!-- end -->"
+    machine = result()["machine"]
+    doors = {"doors": {"time": "2026-01-05T11:00:00+00:00", "machine": machine, "version": "1", "workers": "1"}}
+    assert "queues" in figures.rewritten(page, doors)
+    assert "old" not in figures.rewritten(page, doors)
+    both = figures.rewritten(page, doors | result())
+    assert "old" not in both
+    assert "queues" not in both
+    assert "queues" in figures.rewritten(page, doors | result(), tables=["doors"])
+    with pytest.raises(figures.FiguresError, match="no result"):
+        figures.sections_of({})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
