@@ -64,7 +64,6 @@ _IN_COMMENT = re.compile(rb"[^()\\]+|\\.|[()]", re.DOTALL)
 # A display name is words and quoted strings; what looks like an address in it is none, and somebody may be deceived.
 _NAMED = re.compile(rb"(?:%b|[^\"<>();:@\\\[\]])*<([^<>\r\n]*)>" % _QUOTED, re.DOTALL)
 _VALUE_LIMIT = 16_384
-_NESTED = 5  # comments in comments
 
 
 def domains_of(value: bytes) -> list[str] | None:
@@ -119,15 +118,15 @@ def _parts(value: bytes) -> list[bytes] | None:
 
 
 def _behind_comment(value: bytes, position: int) -> int:
-    """The offset behind a comment that has begun; -1 when it has no end, or is too deep."""
+    """The offset behind a comment that has begun, with comments in it; -1 when it has no end."""
     depth = 1
-    while 0 < depth <= _NESTED:
+    while depth:
         match = _IN_COMMENT.match(value, position)
         if match is None:
             return -1
         position = match.end()
         depth += {b"(": 1, b")": -1}.get(match[0], 0)
-    return position if depth == 0 else -1
+    return position
 
 
 _ONE_CLICK = re.compile(rb"(?i:List-Unsubscribe=One-Click)")

@@ -29,7 +29,7 @@ def test_domains_of_from(value: bytes, domains: list[str]) -> None:
     b"", b"bob", b"Bob <>", b"a@b.example c@d.example", b"<a@b.example> <c@d.example>", b"x@evil.example <a@b.example>",
     b"<a@b.example> x@evil.example", b"group: a@b.example;", b"<@relay.example:a@b.example>", b"a@b.example,",
     b"a@b.example, , c@d.example", b'"open <a@b.example>', b"(open a@b.example", b"<a@b.example", b"a@b.example>",
-    b"(" * 6 + b")" * 6 + b"a@b.example", b"a@b.example)", b"a\\ <a@b.example>", b"a@b.example <c@d.example",
+    b"a@b.example)", b"a\\ <a@b.example>", b"a@b.example <c@d.example",
     b"a@b.example\x00", b"\xff@b.example", b"postmaster", b"<a@b.example>;x",
 ])
 def test_a_from_that_readers_may_take_differently_is_none(value: bytes) -> None:
