@@ -238,9 +238,14 @@ class Ways:
         totals = rules.totals(source.name, route.provider, domain)
         path.totals = {TOTAL: self._engine.config.delivery.connections, **{
             total.name: total.connections for total in totals if total.connections is not None}}
+        before = path.own_rates, path.connection_rates
         path.own_rates = (*buckets(path.name, shaping.message_rate),
                           *(bucket for total in totals for bucket in buckets(total.name, total.rates)))
         path.connection_rates = buckets(f"{path.name} connections", shaping.connection_rate)
+        if path.own_rates != before[0] and not path.blocked:
+            path.not_before_s = 0.0  # what waited for the old rates asks by these
+        if path.connection_rates != before[1]:
+            path.open_not_before_s = 0.0
         self._engine.adapting.adopt(path)
         path.unheld()
         self._engine.holds.apply(path)

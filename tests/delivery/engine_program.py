@@ -801,8 +801,8 @@ def a_host_that_trickles() -> None:
 
 def a_host_that_is_slow_with_each_recipient() -> None:
     """Every reply has the time of its phase, however many are waited for."""
-    world = World(pause=60, shaping=shaping(timeouts={"rcpt": Duration(1), "mail": Duration(1)}))
-    world.slow_s = 0.6
+    world = World(pause=60, shaping=shaping(timeouts={"rcpt": Duration(4), "mail": Duration(4)}))
+    world.slow_s = 0.8
     one = world.make(fresh=False)
     one.recipients = [Recipient(f"u{number}@d.test") for number in range(6)]
     world.engine.scheduler.add(0, one)
