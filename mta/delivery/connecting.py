@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from mta.delivery.connection import Connection
@@ -70,13 +70,13 @@ class Connecting:
         now_s = self._engine.monotonic()
         return all(max(path.not_before_s, path.open_not_before_s) > now_s for path in lane.paths)
 
-    def kick_path(self, path: Path) -> None:
-        """There may be room on `path` now: it is used before others."""
+    def kick_path(self, path: Path, others: Sequence[Path] = ()) -> None:
+        """There may be room on `path` now: it is used before others. `others` of its lane could have had it, too."""
         for lane in tuple(path.lanes):
             if not lane.turns.count:
                 continue
             if len(lane.paths) > 1 and lane.wants_connection() and self._may_open(path) and self._open(lane, path):
-                lane.took(path, [])
+                lane.took(path, [one for one in others if one in lane.paths])
             self.kick(lane)
 
     def _look_again(self, lane: Lane, head: object) -> None:
@@ -248,16 +248,27 @@ class Connecting:
             if len(self._engine.connections) - had_before >= OPENED_PER_CALL:
                 self._engine.hub.spawn(self._serve_waiting, name)
                 return
-            path, _ = waiting.popitem(last=False)
+            path, others = self._drawn(next(iter(waiting)), waiting)
+            del waiting[path]
             path.waiting_for = ""
             had = len(path.connections)
-            self.kick_path(path)
+            self.kick_path(path, others)
             if path.waiting_for == name:
                 if len(path.connections) == had:
                     self._waiting[name].move_to_end(path, last=False)
                 return
         if self._waiting.pop(name, None) is not None:
             self._engine.limits.want(name, 0)
+
+    def _drawn(self, path: Path, waiting: Collection[Path]) -> tuple[Path, list[Path]]:
+        """`path` is first in the line for a lease. Of its lane several may wait for the same, and the weights of their
+        sources decide which of them has it: that one, and the others. In line they would be served alike."""
+        for lane in path.lanes:
+            if len(lane.paths) > 1 and lane.turns.count:
+                drawn = [one for one in lane.candidates(self._may_open) if one in waiting]
+                if drawn:
+                    return drawn[0], drawn[1:]
+        return path, []
 
     def is_wanted(self, connection: Connection) -> bool:
         """Whether the lease of `connection`, which ends, will be another one's at once."""

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -21,9 +22,9 @@ from gevent.server import StreamServer
 
 from mta.config.schema import Delivery as DeliverySettings
 from mta.config.schema import ShapingRules, Source, Tenant
-from mta.config.shaping import Adaptive, ProviderLayer
+from mta.config.shaping import Adaptive, DomainLayer, ProviderLayer
 from mta.config.units import Duration, parse_proxy, parse_rate
-from mta.delivery import dispatch, pathkeeping, sources
+from mta.delivery import dispatch, limit_table, pathkeeping, sources
 from mta.delivery.limits import Limits
 from mta.queue.records import Delivery, Message, Recipient, queue_name
 
@@ -83,6 +84,33 @@ def connections_leave_by_weight() -> None:
     world.until(world.over)
     assert world.clients["127.0.0.2"] + world.clients["127.0.0.3"] == 40, world.clients
     assert 27 <= world.clients["127.0.0.2"] <= 33, world.clients
+
+
+def sources_share_a_limit_by_weight() -> None:
+    """A limit over all sources is full all the time, so each lease that becomes free, or is granted by another worker,
+    is waited for by all of them: the weights of the pool decide who has it, not the line."""
+    with tempfile.TemporaryDirectory() as run:
+        env = limit_table.open_table(Path(run, "limits"))
+        limit_table.open_table = lambda directory: env  # one may be open in a process
+        rules = ShapingRules(default=quick(messages_per_connection=1, connections=100).default,
+                             domains={"d.test": DomainLayer.of(total_connections=7)})
+        worlds: list[Sited] = []
+        for number in range(2):
+            limits = Limits(run, number)
+            world = Sited(sources=three(c=Source(ipv4="127.0.0.4")), pools={"default": {"a": 1, "b": 2, "c": 4}},
+                          shaping=rules, limits=limits)
+            worlds.append(world)
+            world.port = worlds[0].port
+            gevent.spawn(listen, world, limits)
+        host = worlds[0]
+        host.slow_s = 0.05
+        for _ in range(140):
+            for world in worlds:
+                world.make()
+        host.until(lambda: host.clients.total() >= 203)
+        counts = [host.clients[f"127.0.0.{number}"] for number in (2, 3, 4)]
+        assert host.most_open == 7
+        assert all(abs(got - due) <= 6 for got, due in zip(counts, (29, 58, 116), strict=True)), counts
 
 
 def pools_have_lanes_of_their_own() -> None:

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 SCENARIOS = (
-    "connections_leave_by_weight", "pools_have_lanes_of_their_own", "a_lost_source_is_made_up_for",
+    "connections_leave_by_weight", "sources_share_a_limit_by_weight",
+    "pools_have_lanes_of_their_own", "a_lost_source_is_made_up_for",
     "a_source_that_vanishes_while_it_runs", "a_suspended_path_leaves_its_mail_to_the_others",
     "many_queues_are_parked_in_pieces", "a_hold_over_many_sites_is_one_look",
     "transactional_mail_waits_for_one_message_of_a_slow_receiver",
