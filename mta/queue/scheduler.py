@@ -157,27 +157,29 @@ class Scheduler:
 
     # -- what comes in ------------------------------------------------------------------------------------------
 
-    def add(self, shard: int, delivery: Delivery) -> None:
-        """Fresh, durable mail. Kept in memory for immediate delivery when there is room, else it waits on disk.
+    def add(self, shard: int, delivery: Delivery) -> bool:
+        """Fresh, durable mail. Kept in memory for immediate delivery when there is room, else it waits on disk. Whether
+        it is kept.
 
         Hot path (bench/throughput.py S1, S2).
         """
         if (shard, delivery.queue) in self._parked:
-            return  # it is found when the queue wakes
+            return False  # it is found when the queue wakes
         queue = self.queues.get((shard, delivery.queue))
         if queue is None:
             if self.deliveries >= self._memory.deliveries:
-                return  # it is found by the report of the next checkpoint
+                return False  # it is found by the report of the next checkpoint
             queue = self._open(shard, delivery.queue, delivery.domain)
             if not self._has_room(queue):
                 self._close(queue)  # likewise
-                return
+                return False
         elif queue.behind or len(queue.ready) >= self._memory.window or not self._has_room(queue):
             queue.more = queue.behind = True  # it is found by the report of the next checkpoint
-            return
+            return False
         self._hold(queue, delivery)
         queue.ready.append(delivery)
         self._io.offer(queue)
+        return True
 
     def loaded(self, queue: Queue, deliveries: list[Delivery], next_us: int | None) -> None:
         """The answer to `load`: `deliveries`, and when the first one that was left out is due (None: there is none).

@@ -85,6 +85,7 @@ class Simulation:
             if not self._started:
                 self._started = True
                 self.engine.start()
+                self.store.open_doors(self.engine.scheduler.add)
                 self.hub.call_later(0.0, self._looks.look)
             with _seldom_collected():
                 self.hub.run(hours * 3600.0)

@@ -101,14 +101,16 @@ class SimulatedQueue:
         fresh = sum([flow.count - head for flow, head in zip(self.flows, self.heads, strict=True)])
         return fresh + len(self.due) + len(self._later) + len(self.out)
 
-    def next_us(self) -> int:
-        """When the first one is due that is not loaded."""
+    def next_us(self, now_us: int) -> int:
+        """When the first one is due that is not loaded, of those that have come, or come all at once."""
         soonest = self._later[0] >> _DUE if self._later else FOREVER_US
         if self.due:
             soonest = min(soonest, self.due[0] >> _DUE)
         for flow, head in zip(self.flows, self.heads, strict=True):
             if head < flow.count:
-                soonest = min(soonest, flow.at_us(head))
+                at_us = flow.at_us(head)
+                if at_us < soonest and (at_us <= now_us or not flow.spacing_us):
+                    soonest = at_us
         return soonest
 
     def take(self, now_us: int) -> int | None:
@@ -175,6 +177,11 @@ class SimulatedStore:
                 queue = self.queues[flow.queue] = SimulatedQueue(flow.queue, flow.domain)
             queue.add(flow)
         self._firsts = [flow.first for flow in self._flows]
+        self._add: Callable[[int, Delivery], bool] = _not_kept
+        # What comes one by one, a heap: when, which of all flows, its queue and place in that, message of the flow.
+        self._coming = [(flow.at_us(0), number, self.queues[flow.queue], self.queues[flow.queue].flows.index(flow), 0)
+                        for number, flow in enumerate(self._flows) if flow.spacing_us and flow.count]
+        heapq.heapify(self._coming)
 
     @property
     def left(self) -> int:
@@ -188,6 +195,38 @@ class SimulatedStore:
     def flow_of(self, number: int) -> Flow:
         """The flow of a message."""
         return self._flows[bisect.bisect_right(self._firsts, number) - 1]
+
+    # -- arrivals --------------------------------------------------------------------------------------------------
+
+    def open_doors(self, add: Callable[[int, Delivery], bool]) -> None:
+        """Mail that comes one by one is given to `add` as it comes, as that of a real door: it is not read from disk.
+        """
+        self._add = add
+        self._arrive()
+
+    def _arrive(self) -> None:
+        """What comes now, and a call for what comes next. Hot path."""
+        coming, now_us = self._coming, self.elapsed_us()
+        while coming and coming[0][0] <= now_us:
+            at_us, number, queue, place, k = coming[0]
+            flow = queue.flows[place]
+            if k + 1 < flow.count:
+                heapq.heapreplace(coming, (flow.at_us(k + 1), number, queue, place, k + 1))
+            else:
+                heapq.heappop(coming)
+            head = queue.heads[place]
+            if head == k:
+                message = flow.first + k
+                entry = queue.out[message] = at_us << _DUE | message << _NUMBER
+                queue.heads[place] = k + 1
+                if self._add(0, self._made(queue, entry)):
+                    continue
+                del queue.out[message]
+                queue.heads[place] = k
+            if head <= k:  # it waits on disk
+                self._touch(queue)
+        if coming:
+            self._hub.call_later((coming[0][0] - now_us) / 1e6, self._arrive)
 
     # -- changes ---------------------------------------------------------------------------------------------------
 
@@ -222,6 +261,10 @@ class SimulatedStore:
         else:
             del queue.out[number]
             queue.defer(entry)
+        self._touch(queue)
+
+    def _touch(self, queue: SimulatedQueue) -> None:
+        """The next checkpoint tells of it."""
         if not queue.touched:
             queue.touched = True
             if not self._touched:
@@ -233,7 +276,7 @@ class SimulatedStore:
         report: Touched = []
         for queue in touched:
             queue.touched = False
-            due_us = queue.next_us()
+            due_us = queue.next_us(self.elapsed_us())
             report.append((queue.name, due_us + BEGIN_US if due_us < FOREVER_US else None))
         self.on_checkpoint(report)
 
@@ -263,7 +306,7 @@ class SimulatedStore:
                 break
             out[_number(entry)] = entry
             found.append(self._made(queue, entry))
-        next_us = queue.next_us()
+        next_us = queue.next_us(self.elapsed_us())
         done(found, next_us + BEGIN_US if next_us < FOREVER_US else None)
 
     def _made(self, queue: SimulatedQueue, entry: int) -> Delivery:
@@ -295,7 +338,7 @@ class SimulatedStore:
         """As `Store.due_queues`."""
         rows = []
         for queue in self.queues.values():
-            due_us = min([queue.next_us(), *(entry >> _DUE for entry in queue.out.values())])
+            due_us = min([queue.next_us(self.elapsed_us()), *(entry >> _DUE for entry in queue.out.values())])
             if due_us < FOREVER_US:
                 rows.append((due_us + BEGIN_US, queue.name))
         rows.sort()
@@ -358,6 +401,11 @@ class SimulatedStore:
     def due_after(self, after_us: int, start: bytes, limit: int, done: Callable[..., Any]) -> None:
         """Nothing is due too late, as the clock is never set."""
         self._hub.call_later(0.0, done, [], None)
+
+
+def _not_kept(shard: int, delivery: Delivery) -> bool:
+    """Before the doors open."""
+    return False
 
 
 def _nobody(touched: Touched) -> None:
