@@ -246,7 +246,7 @@ class AnyHost(RuleBasedStateMachine):
         for _ in range(pieces):
             if self.over or not self.host.replies:
                 return
-            end = self.host.replies.index(b"\r\n") + 2 if self.client.phase == "starttls" else size
+            end = self.host.replies.index(b"\n") + 1 if self.client.phase == "starttls" else size
             data, self.host.replies = self.host.replies[: min(size, end)], self.host.replies[min(size, end) :]
             self.read(data)
 
