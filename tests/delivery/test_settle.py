@@ -12,7 +12,7 @@ from mta.config.shaping import DomainLayer, ProviderLayer
 from mta.config.units import Duration
 from mta.delivery.clock import ClockWatch
 from mta.delivery.outcome import End, Outcome, Result
-from mta.delivery.settle import HISTORY, Peer, Settler, Verdict
+from mta.delivery.settle import HISTORY, KEPT_REPLY, Peer, Settler, Verdict
 from mta.queue import events
 from mta.queue.records import (
     NOTIFY_FAILURE,
@@ -69,6 +69,18 @@ def test_a_delivered_recipient_leaves_with_one_event() -> None:
     assert verdict.removes == [one]
     assert not verdict.updates
     assert not verdict.again
+
+
+def test_the_history_of_a_delivery_is_bounded_whatever_hosts_say() -> None:
+    """So many attempts, so much of each reply: the queue holds many deliveries, and a host may say 2 KB each time."""
+    one = delivery()
+    verbose = Reply(451, "4.3.0", ("x" * 2000, "y" * 2000))
+
+    for _ in range(HISTORY + 3):
+        settler().settle(one, outcome(one, (End.DEFERRED, verbose)), PEER, 0.1)
+
+    assert [len(attempt.reply) for attempt in one.history] == [KEPT_REPLY] * HISTORY
+    assert one.history[0].reply.startswith("451 4.3.0 xxx")
 
 
 def test_a_deferred_delivery_counts_the_attempt_and_gets_its_time() -> None:
