@@ -185,6 +185,7 @@ def test_fields_of_smtp(field: str) -> None:
             assert output == b"" or re.fullmatch(rb"(?:[2-5][0-9][0-9][ -][ -~]*\r\n)+", output), output
         assert server.helo.isprintable()
         assert server.peer.name.isprintable()
+        assert server.peer.identity is None or server.peer.identity.user.isprintable()
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
