@@ -95,9 +95,10 @@ def test_sizes_that_overflow_elsewhere(number: int) -> None:
     assert can.mail_max == 0
 
 
-@pytest.mark.parametrize("line", ["", " ", "=", "==", " = ", "SIZE", "SIZE=", "SIZE = 5 x", "SIZE -1", "SIZE \u0665", "AUTH=",
-                                  "LIMITS", "LIMITS =", "LIMITS RCPTMAX RCPTMAX= =1", "\u0131", "8B\u0131TMIME",
-                                  "\u017fIZE 5", "x" * 4000])
+@pytest.mark.parametrize("line", [
+    "", " ", "=", "==", " = ", "SIZE", "SIZE=", "SIZE = 5 x", "SIZE -1", "SIZE \u0665", "AUTH=", "LIMITS", "LIMITS =",
+    "LIMITS RCPTMAX RCPTMAX= =1", "\u0131", "8B\u0131TMIME", "\u017fIZE 5", "x" * 4000,
+])
 def test_odd_lines_in_an_answer_to_ehlo(line: str) -> None:
     """What is malformed is not offered, and no more than that; the lines behind it count."""
     can = Capabilities.from_reply(Reply(250, "", ("mx.example.org", line, "PIPELINING")))

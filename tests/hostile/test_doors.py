@@ -57,6 +57,7 @@ BREAKS = ("\r\n", "\n", "\r", "\r\n ", "\n\t", "\v", "\f", "\x1c", "\x1e", "\x85
 EVIL = [
     *(f"x{one}Injected: y" for one in BREAKS), *(f"x{one}{one}Injected: y{one}" for one in BREAKS[:4]),
     "x> SIZE=1\r\nInjected: y", ";id;", "`id`", "${run{id}}", "%s%n", "{0.__class__}", "x\\", 'x"', "x<", "x>",
+    "x+0D+0AInjected:y", "x+1B+5B2J", "x+00y", "+0A", "x\\x{0A}Injected:y",
     "'; drop", "x\r\nDATA\r\nInjected: y\r\n.\r\n", "\udcff\udcfe", "x" * 3000,
     "x\r\n.\r\nMAIL FROM:<Injected@evil.example>\r\nRCPT TO:<Injected@evil.example>\r\nDATA\r\nInjected: y\r\n.\r\n",
 ]  # fmt: skip
