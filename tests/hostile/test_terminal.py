@@ -37,6 +37,7 @@ from mta.control.protocol import (
 )  # fmt: skip
 from mta.message import dsn
 from mta.queue import events
+from mta.queue.orders import Change, Order
 from mta.queue.records import Attempt, Delivery, Message, Recipient
 from mta.smtp.reply import Reply, ReplyParser
 from tests.cli.helpers import FakeControl
@@ -144,6 +145,10 @@ def lines() -> dict[str, bytes]:
         "quarantined": events.quarantined(message, [delivery], text=EVIL, time_us=1),
         "suspended": events.suspended(EVIL, text=EVIL, until_us=1, time_us=1),
         "alarm": events.alarm(EVIL, text=EVIL, time_us=1),
+        "notified": events.notified(message, EVIL, recipients, action="failed", notification=1, time_us=1),
+        "order": events.order(Change(1, "given", Order(1, "pause", EVIL, 1, EVIL, EVIL, 1, EVIL, EVIL), EVIL, 1)),
+        "login": events.login(user=EVIL, client=EVIL, listener=EVIL, via=EVIL, count=1, time_us=1),
+        "refused": events.refused(what=EVIL, user=EVIL, client=EVIL, listener=EVIL, text=EVIL, count=1, time_us=1),
     }
 
 
@@ -159,6 +164,11 @@ def test_an_event_is_one_line_of_json_in_ascii(kind: str, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert_harmless(out)
     assert out.count("\n") == 1
+
+
+def test_every_kind_of_event_is_looked_at() -> None:
+    """A new one needs a row above."""
+    assert set(lines()) == set(events.KINDS)
 
 
 # -- the log --------------------------------------------------------------------------------------------------------
