@@ -1,0 +1,48 @@
+"""bench/sessions.py and bench/floods.py: small runs, for what is counted and not for how fast it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench import figures, floods, sessions
+
+
+def test_sessions_in_clear_and_in_tls(tmp_path: Path) -> None:
+    """Every message is accepted by each kind of session, connections resume TLS sessions, and the tables are made."""
+    path = tmp_path / "sessions.json"
+    words = ["--only", "kept-20,connect,batch", "--rounds", "1", "--scale", "0.001", "--workers", "1",
+             "--directory", str(tmp_path), "--json", str(path)]
+    assert sessions.main(words) == 0
+    result = json.loads(path.read_text())
+    assert [(run["case"], run["kind"], run["accepted"]) for run in result["sessions"]] == [
+        *((case, kind, 500) for case, kinds in (("kept-20", 2), ("connect", 3))
+          for kind in (sessions.CLEAR, sessions.TLS, sessions.RESUMED)[:kinds])]
+    assert sessions.added_ms(result["sessions"], "kept-20", sessions.CLEAR) is None
+    assert len(figures.SECTIONS["sessions"][1](result)) == 1 + 5
+    assert len(figures.SECTIONS["files"][1](result)) == 1 + 1
+    assert "wanted: at most 0.06 ms" in figures.section(result, "doors")
+
+
+def test_what_tls_adds_is_the_median_of_the_rounds() -> None:
+    """Each round's difference counts, not the difference of medians; a round with a problem does not."""
+    runs = [{"case": "paced", "kind": kind, "number": number, "cpu_ms": cost, "problems": problems}
+            for kind, costs in ((sessions.CLEAR, (0.1, 0.3, 0.2, 0.2)), (sessions.TLS, (0.15, 0.32, 0.29, 9.0)))
+            for number, (cost, problems) in enumerate(zip(costs, ([], [], [], ["lost"]), strict=True))]
+    added = sessions.added_ms(runs, "paced", sessions.TLS)
+    assert added is not None
+    assert round(added, 6) == 0.05
+
+
+def test_a_crowd_and_a_flood(tmp_path: Path) -> None:
+    """All mail arrives beside idle clients, and beside one that guesses passwords, of which the events tell the sum."""
+    path = tmp_path / "floods.json"
+    words = ["--only", "crowd,login", "--idle", "200", "--busy", "100", "--seconds", "2", "--rate", "50",
+             "--flood-rate", "100", "--workers", "1", "--directory", str(tmp_path), "--json", str(path)]
+    assert floods.main(words) == 0
+    crowd, login = json.loads(path.read_text())["floods"]
+    assert crowd["idle"] == 200
+    assert login["strangers"]["told 421"] > 0
+    assert login["told"] >= login["strangers"]["told 421"]
+    assert login["events"] < 10
+    assert len(floods.floods_table(json.loads(path.read_text()))) == 1 + 2
