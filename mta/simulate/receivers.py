@@ -233,7 +233,7 @@ class Session:
                     return reply
             elif reply is None:
                 pass
-            elif tls == "required" or not 500 <= reply.code < 600:
+            elif tls == "required" or reply.code == 421:
                 return reply
             else:
                 esmtp = False
