@@ -32,7 +32,8 @@ _RECIPIENTS: Final = (
 _FITTING: Final = {
     "greeting": b"220 mx.example.net ESMTP\r\n",
     "ehlo": b"250-mx.example.net\r\n250-PIPELINING\r\n250-SIZE 10000\r\n250-8BITMIME\r\n250-DSN\r\n250-SMTPUTF8\r\n"
-            b"250-MT-PRIORITY\r\n250-CHUNKING\r\n250 STARTTLS\r\n",
+            b"250-MT-PRIORITY\r\n250-BINARYMIME\r\n250-REQUIRETLS\r\n250-DELIVERBY 100\r\n"
+            b"250-CHUNKING\r\n250 STARTTLS\r\n",
     "data": b"354 go\r\n",
 }  # fmt: skip
 _ANSWERS: Final = (
@@ -58,7 +59,8 @@ WORDS: Final = (
 SEEDS: Final = (
     b"\x0e\0" + b"\x80" * 24, b"\x06\0" + b"\x80" * 24, b"\x02\3" + b"\x80" * 24, b"\x0f\5" + b"\x80" * 32,
     b"\x0e\7" + b"\x80\x80\x80\x84\x80\x85\x80\x80\x80\x86", b"\x0e\x09" + b"\x80" * 8 + b"\x87\x80\x80\x88",
-    b"\x04\1\x80\xa3" + b"\x80" * 16, b"\x0c\2\x80\xa7" + b"\x80" * 16, b"\x0e\4\x80\x89\x80\x80\x80\x80\x80",
+    b"\x04\1\x80\xa3" + b"\x80" * 16, b"\x0c\2\x80\xa7" + b"\x80" * 16,
+    b"\x4c\4" + b"\x80" * 40, b"\x0e\4\x80\x89\x80\x80\x80\x80\x80",
 )  # fmt: skip
 
 
@@ -67,6 +69,7 @@ class Host:
 
     def __init__(self, flags: int, seed: int) -> None:
         self.random = Random(seed)
+        self.wishes = Random(seed) if flags & 64 else None  # what few senders ask for
         self.client = Client(
             "client.example", tls=("opportunistic", "required", "off")[(flags & 3) % 3], pipelining=not flags & 16,
             chunking=bool(flags & 8), esmtp=not flags & 32,
@@ -147,6 +150,13 @@ class Host:
                 ret=random.choice(("", "FULL")), envid=random.choice((None, "id+2B")),
                 priority=random.choice((None, 3)),
             )  # fmt: skip
+            if self.wishes is not None:
+                transaction.binary = self.wishes.random() < 0.2
+                transaction.require_tls = self.wishes.random() < 0.2
+                transaction.eight_bit_offered = self.wishes.random() < 0.2
+                transaction.by_mode = self.wishes.choice(("", "", "R", "N", "RT", "NT"))
+                transaction.by_s = self.wishes.choice((-5, 50, 500))
+                transaction.by_required = self.wishes.random() < 0.5
             self.sent.append(transaction)
             self.note(client.send(transaction))
         if chance < 0.15 and self.ready and client.current is None and client.phase != "closed":
@@ -236,6 +246,7 @@ def _check_end(done: Transaction, wire: set[bytes], good: bool) -> None:
         assert str(result.reply).isprintable()
     if done.dot_sent:
         assert written
+        assert not done.binary or (done.chunked and done.content in wire), "binary content goes as it is"
         assert done.mail is not None
         assert done.mail.positive
         assert any(reply is not None and reply.positive for reply in done.rcpts)

@@ -15,7 +15,8 @@ _FILES: Final = ("mta.inject.formats", "mta.inject.batch", "mta.inject.addresses
                  "mta.smtp.address", "mta.smtp.envelope")  # fmt: skip
 _QUEUE: Final = ("mta.queue.transaction", "mta.queue.encoding", "mta.queue.journal", "mta.queue.effects")
 CODE: Final = {
-    "server": ("mta.smtp.server", "mta.smtp.data", "mta.smtp.login", "mta.smtp.xclient"),
+    "server": ("mta.smtp.server", "mta.smtp.conversation", "mta.smtp.identifying", "mta.smtp.order",
+               "mta.smtp.receiving", "mta.smtp.data", "mta.smtp.login", "mta.smtp.xclient"),
     "client": ("mta.smtp.client", "mta.smtp.transaction", "mta.delivery.outcome"),
     "replies": ("mta.smtp.reply", "mta.smtp.transaction"), "path": ("mta.smtp.address",), "xtext": ("mta.smtp.xtext",),
     "mailboxes": ("mta.inject.addresses", "mta.message.checks", "mta.smtp.address"),
