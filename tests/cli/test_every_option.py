@@ -18,7 +18,7 @@ VALUES: dict[str, str] = {
     "connections": "3", "connection_rate": '["2/s, burst 5", 100/min]', "message_rate": '[3/s, "200/h, burst 2"]',
     "messages_per_connection": "11", "recipients_per_connection": "33", "recipients_per_message": "22",
     "connection_age": "77s", "idle": "2s", "tls": "required", "pipelining": "false", "chunking": '"off"',
-    "port": "2525",
+    "eight_bit": "return", "deliver_by": "handover", "port": "2525",
     "families": "ipv6-first", "mx": "sticky", "addresses": "2", "skip_hosts": '["*.slow.example"]',
     "prohibited_hosts": "[192.0.2.7]", "expires": "1d", "retry.first": "7m", "retry.factor": "1.7", "retry.cap": "5h",
     "retry.schedule": "[5m, 1h]", "retry.site_first": "61s", "retry.site_cap": "31m", "retry.jitter": "0.3",
