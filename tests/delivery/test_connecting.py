@@ -16,6 +16,7 @@ class One:
         self.name = name
         self.waiting_for = ""
         self.connections: set[object] = set()
+        self.lanes: tuple[object, ...] = ()
 
 
 class Kicked(Connecting):
@@ -23,7 +24,7 @@ class Kicked(Connecting):
 
     kicks: dict[str, Any]
 
-    def kick_path(self, path: Any) -> None:
+    def kick_path(self, path: Any, others: Any = ()) -> None:
         self.kicks[path.name](path)
 
 
