@@ -90,7 +90,8 @@ def scan(content: bytes) -> HeaderScan:
         repeated = next((name.decode() for name in ONCE if names.count(name) > 1), "")
     message_id = ""
     if b"message-id" in present:
-        at = section.find(b"\r\nMessage-ID:") if repeated != "message-id" else -1
+        alone = not repeated or names.count(b"message-id") == 1
+        at = section.find(b"\r\nMessage-ID:") if alone else -1
         message_id = _text(section, at + 13, _end_of_value(section, at + 13)) if at >= 0 else _message_id(section)
     return HeaderScan(end, received, b"date" in present, message_id, b"return-path" in present, b"from" in present,
                       repeated)

@@ -57,7 +57,8 @@ def main() -> int:
             failed = True
             print(f"{ran.error}\n{name}: found with\n{corpus.line_of(ran.finding)}", flush=True)
             if options.keep:
-                corpus.note_finding(name, ran.finding, ran.error.strip().rpartition("\n")[2])
+                what = re.search(r"^[\w.]*(?:Error|Exception|Iteration).*", ran.error, re.MULTILINE)
+                corpus.note_finding(name, ran.finding, what[0] if what else "time or memory")
     return failed
 
 
