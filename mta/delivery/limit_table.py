@@ -43,6 +43,8 @@ TALLY: Final = b"M"
 OUTCOMES: Final = b"O"
 NUMBER: Final = b"F"
 
+QUIET_S: Final = 10.0  # without a failure, after which the trouble is over
+
 BOOT_FILE: Final = "boot"  # beside the table: whether that may be opened at all (`is_of_this_boot`)
 
 _LIMIT: Final = b"L"
@@ -132,16 +134,19 @@ class _Trouble:
     def __init__(self) -> None:
         self.why = ""
         self._failures = 0
+        self._last_s = 0.0
 
     def failed(self, why: str) -> None:
         self._failures += 1
+        self._last_s = time.monotonic()
         if not self.why:
             log.error("the table of limits cannot be written: %s; no new connections and no messages by a rate until "
                       "it can, and what comes in is counted later", why)
         self.why = why
 
     def worked(self) -> None:
-        if self.why:
+        # A full one takes what needs no room, so that one success says little.
+        if self.why and time.monotonic() - self._last_s >= QUIET_S:
             log.warning("the table of limits can be written again, after %d failures: %s", self._failures, self.why)
             self.why, self._failures = "", 0
 
