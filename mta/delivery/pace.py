@@ -50,6 +50,7 @@ HOLD_RECKONED: Final = 90  # and after a new one, at most: what it cost to find 
 HOLD_CAP: Final = 320  # of what several refusals at once cost
 HOLD_S: Final = 40.0  # no try before that, however fast
 STEP_MESSAGES: Final = 20  # of these, taken at a step
+DOUBT_MESSAGES: Final = 45  # so many of these where little was seen: the rate may well be too low
 STEP_S: Final = 75.0  # how long one takes at least: a receiver that counts by the minute has noticed by then
 STEP: Final = 0.06  # by which share it is more, to begin with; twice as much when it was borne
 STEP_CAP: Final = 0.25
@@ -236,7 +237,7 @@ class Pace:
         if not self.held:
             wanted, least_s = self.due + self.period, max(HOLD_S, self.block_s)
             if step:
-                wanted -= STEP_MESSAGES
+                wanted -= DOUBT_MESSAGES if self.doubt >= DOUBT else STEP_MESSAGES
         elif not self.leaps:
             wanted, least_s = STEP_MESSAGES, max(STEP_S, self.block_s)
         elif self.leaps == 1:

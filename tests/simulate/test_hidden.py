@@ -126,7 +126,7 @@ def test_a_rate_may_be_told_at_any_stage(stage: str, code: str, monkeypatch: pyt
 
 def test_a_slow_receiver_gets_all_that_its_rate_allows() -> None:
     """1,000 a minute, with 0.6 s for each message: many connections are busy, and whoever is free asks for the next."""
-    sim = begun((12, "latency: 300ms, rate: 1000/min"))
+    sim = begun((12, "latency: 300ms, rate: 1000/min, rate_window: fixed"))
     until(sim, 2)
     steady = until(sim, 12)
     assert steady.taken >= 0.9 * 1000 * 10
