@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 def life(directory: Path, seed: int, seconds: float) -> list[list[str]]:
     """Run the program, kill it after `seconds` of work; what it said."""
     process = subprocess.Popen([sys.executable, "-m", "tests.queue.kill_program", str(directory), str(seed)], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    # Not buffered: what `readline` had read ahead `communicate` would not see.
     assert process.stdout is not None
     assert process.stderr is not None
     timer = threading.Timer(seconds, process.kill)
