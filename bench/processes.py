@@ -290,9 +290,9 @@ def role(pid: int) -> str:
     return os.path.basename(words[0]) or "?"
 
 
-def find(processes: Account, role: str) -> int | None:
+def find(processes: Account, wanted: str) -> int | None:
     """The first process in that role."""
-    return min((pid for pid in processes.pids() if role(pid) == role), default=None)
+    return min((pid for pid in processes.pids() if role(pid) == wanted), default=None)
 
 
 def program(name: str) -> str | None:
