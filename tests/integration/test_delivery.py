@@ -166,7 +166,7 @@ def test_a_dead_site_keeps_its_mail_and_comes_back(make_mta: Callable[..., Mta],
         assert "refused" in row["reason"]
         waiting = json.loads(mta.command("queue", "show", "dead.test", "--json", "--limit", "1"))
         assert "refused" in waiting["reason"]
-        assert f"  waits: {waiting['reason'][:20]}" in mta.command("message", waiting["message"])
+        assert "  waits: " in mta.command("message", waiting["message"])  # by now it may be for something else
         sandbox.set("dead.test", {})
         mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
 
