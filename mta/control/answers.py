@@ -73,7 +73,7 @@ class Answers:
                 case "obey":
                     return self._obey(int(arguments["serial"]))
                 case "sweeps":
-                    return self._sweeps()
+                    return self._sweeps(int(arguments["serial"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RequestError(f"{command}: wrong arguments: {error}") from None
         raise RequestError(f"unknown command {command!r:.60}")
@@ -212,10 +212,13 @@ class Answers:
         in_flight = controls.take(self._worker.written_orders()) if serial > controls.orders.serial else 0
         return protocol.Obeyed(controls.orders.serial, in_flight)
 
-    def _sweeps(self) -> protocol.SweepList:
+    def _sweeps(self, serial: int) -> protocol.SweepList:
+        controls = self._worker.engine.controls
+        if controls.orders.serial < serial:  # a sweep that is not known here yet is not over: we are starting, say
+            raise RequestError("does not know all orders yet")
         return protocol.SweepList([
             protocol.SweepRow(number, shard, one.deliveries, one.recipients, one.finished)
-            for (shard, number), one in self._worker.engine.controls.sweeps.progress.items()])
+            for (shard, number), one in controls.sweeps.progress.items()])
 
     def _delivery(self, one: Delivery) -> protocol.DeliveryRow:
         message = one.message

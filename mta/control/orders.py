@@ -34,8 +34,8 @@ class Workers(Protocol):
     def tell_orders(self, serial: int) -> tuple[list[Obeyed], list[Missing]]:
         """Have all workers obey the orders as of `serial`."""
 
-    def ask_sweeps(self) -> tuple[list[SweepRow], list[Missing]]:
-        """How far the sweeps are, in all shards."""
+    def ask_sweeps(self, serial: int) -> tuple[list[SweepRow], list[Missing]]:
+        """How far the sweeps are, in all shards; who does not know the orders as of `serial` yet is missing."""
 
 
 def orders_file(spool: str) -> Path:
@@ -153,7 +153,7 @@ class OrderKeeper:
             now_us = self._clock_us()
             sweeps = [one for one in orders.orders if one.is_sweep]
             if sweeps and not self._untold:
-                rows, missing = self._workers.ask_sweeps()
+                rows, missing = self._workers.ask_sweeps(orders.serial)
                 for one in sweeps if not missing else []:
                     states = [row for row in rows if row.order == one.number]
                     if states and all(row.finished for row in states):

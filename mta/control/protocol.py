@@ -18,7 +18,7 @@ control process answers on `RUN/control.sock` for all of them, merged:
 | `end`     | `numbers`                             |                        | `OrderAnswer`          |
 | `orders`  |                                       |                        | `OrderList`            |
 | `obey`    | `serial`                              | `Obeyed`               |                        |
-| `sweeps`  |                                       | `SweepList`            |                        |
+| `sweeps`  | `serial`                              | `SweepList`            |                        |
 
 An order is given by whoever is at the other end of the socket, as the kernel says.
 

@@ -210,10 +210,11 @@ class ControlServer:
         return OrderAnswer([protocol.order_row(one) for one in ended], 0, missing)
 
     def _orders(self) -> OrderList:
-        orders = self.keeper.orders.orders
-        rows, missing = self.ask_sweeps() if any(one.is_sweep for one in orders) else ([], [])
+        orders = self.keeper.orders
+        has_sweeps = any(one.is_sweep for one in orders.orders)
+        rows, missing = self.ask_sweeps(orders.serial) if has_sweeps else ([], [])
         found = []
-        for one in orders:
+        for one in orders.orders:
             row = protocol.order_row(one)
             for sweep in rows:
                 if sweep.order == one.number:
@@ -228,9 +229,9 @@ class ControlServer:
         """Have all workers obey the orders as of `serial`."""
         return self._ask_all("obey", {"serial": serial}, Obeyed)
 
-    def ask_sweeps(self) -> tuple[list[SweepRow], list[Missing]]:
-        """How far the sweeps are, in all shards."""
-        answers, missing = self._ask_all("sweeps", {}, SweepList)
+    def ask_sweeps(self, serial: int) -> tuple[list[SweepRow], list[Missing]]:
+        """How far the sweeps are, in all shards; who does not know the orders as of `serial` yet is missing."""
+        answers, missing = self._ask_all("sweeps", {"serial": serial}, SweepList)
         return [row for answer in answers for row in answer.rows], missing
 
     def _ask_owner(self, command: str, arguments: dict[str, Any]) -> Any:

@@ -277,9 +277,9 @@ class Engine:
     def _found_late(self, shard: int, deliveries: list[Delivery], go_on: bytes | None) -> None:
         now_us = self.clock_us()
         late = [one for one in deliveries if not one.message.is_held(now_us)]
+        self.controls.sweeps.unsettle(shard)
         for queue, delivery in self.scheduler.take(shard, late):
             self.dispatch.conclude(queue, delivery, partial(self.settler.bring_forward, delivery))
-        self.controls.sweeps.unsettle()
         self._bringing.discard(shard)
         if go_on is not None:
             self._bring_forward(shard, go_on)

@@ -56,7 +56,7 @@ class Progress:
 
     bound: int  # it is about messages up to this id
     after: bytes = b""  # the key of the queue up to which this pass has come
-    again: bool = False  # it met mail that was in flight: another pass has to follow
+    again: bool = False  # it met mail that was in flight, or may have missed some: another pass has to follow
     passes: int = 0  # that are complete
     deliveries: int = 0  # done
     recipients: int = 0
@@ -87,7 +87,6 @@ class Sweeps:
         self.progress: dict[tuple[int, int], Progress] = {}  # by shard and number of the order
         self._meant: dict[int, Meant] = {}
         self._running: set[int] = set()  # shards
-        self._unsettled = False  # due times may have become sooner: nothing that was passed is sure
         self._rests: float = 1  # how long a rest is, in times of the piece before
         self.quick = False  # without rests, for tests that count and do not measure
 
@@ -136,9 +135,12 @@ class Sweeps:
                 self._running.add(shard)
                 self._engine.hub.spawn(self._run, shard)
 
-    def unsettle(self) -> None:
-        """Deliveries were made due sooner than they were: a sweep that goes by due time may have missed them."""
-        self._unsettled = True
+    def unsettle(self, shard: int) -> None:
+        """Deliveries were made due sooner than they were: a sweep that goes by due time may have missed them. The next
+        mark says so, before it can say that their queue was passed: a restart in between forgets nothing."""
+        for (where, _), progress in self.progress.items():
+            if where == shard and not progress.finished:
+                progress.again = True
 
     def bound(self, shard: int, number: int) -> int:
         """The largest id of a message that the sweep is about; 0 when it is not known."""
@@ -174,8 +176,6 @@ class Sweeps:
                 return
             progress.passes += 1
             progress.after = b""
-            progress.again |= self._unsettled
-            self._unsettled = False
             if not progress.again or meant.order.kind == "retry":  # what is being tried need not be tried again
                 progress.finished = True
             progress.again = False

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from mta.control.answers import Answers
 from mta.control.orders import OrderKeeper, orders_file, read_orders
 from mta.control.protocol import Missing, Obeyed, RequestError, SweepRow
 from mta.queue.fileops import FileOps
-from mta.queue.orders import Order
+from mta.queue.orders import Order, Orders
 
 NOW_US = 1_700_000_000_000_000
 
@@ -24,14 +27,16 @@ class Workers:
         self.told: list[tuple[int, int]] = []  # the serial, and that on disk just then
         self.missing: list[Missing] = []
         self.sweeps: list[SweepRow] = []
+        self.asked: list[int] = []  # as of which serial
 
     def tell_orders(self, serial: int) -> tuple[list[Obeyed], list[Missing]]:
         """They obey, or some are missing."""
         self.told.append((serial, read_orders(str(self.spool)).serial))
         return [Obeyed(serial)], self.missing
 
-    def ask_sweeps(self) -> tuple[list[SweepRow], list[Missing]]:
+    def ask_sweeps(self, serial: int) -> tuple[list[SweepRow], list[Missing]]:
         """How far they are."""
+        self.asked.append(serial)
         return self.sweeps, self.missing
 
 
@@ -135,6 +140,24 @@ def test_a_sweep_is_done_when_all_shards_are(workers: Workers) -> None:
     assert not orders.look()
     assert orders.orders.orders == ()
     assert orders.orders.changes[-1].state == "done"
+
+
+def test_a_worker_that_starts_ends_no_sweep(workers: Workers) -> None:
+    """Workers are asked as of the orders that stand, and one that has not read them yet has no answer: with an empty
+    one a sweep would be over when the others have done their part, and what is left of it would stay for ever."""
+    orders = keeper(workers)
+    orders.give(given("delete"))
+    workers.sweeps = [SweepRow(1, 0, 5, 5, False)]
+    orders.look()
+    assert workers.asked == [orders.orders.serial]
+
+    controls = SimpleNamespace(orders=Orders(), sweeps=SimpleNamespace(progress={}))
+    answers = Answers(cast(Any, SimpleNamespace(engine=SimpleNamespace(controls=controls))))
+    with pytest.raises(RequestError, match="does not know all orders yet"):
+        answers.answer("sweeps", {"serial": orders.orders.serial})
+    controls.orders = orders.orders
+    controls.sweeps.progress[(1, 1)] = SimpleNamespace(deliveries=3, recipients=4, finished=False)
+    assert answers.answer("sweeps", {"serial": orders.orders.serial}).rows == [SweepRow(1, 1, 3, 4, False)]
 
 
 def test_an_order_ends_when_its_time_is_over(workers: Workers) -> None:
