@@ -359,11 +359,9 @@ class SmtpListener:
     def entered(self, session: Opening, address: str, port: int) -> bool:
         """A load balancer has said who the client is. Whether that one may have a session more; else it is told."""
         address = _plain(address)
-        self._occupancy.leave(session.client)
-        refusal = self._comes_too_often(address) or self._occupancy.enter(
-            address, self.limits.sessions, self.limits.sessions_per_client)
+        refusal = self._comes_too_often(address) or self._occupancy.move(
+            session.client, address, self.limits.sessions_per_client)
         if refusal is not None:
-            self._occupancy.enter(session.client, 1 << 62, math.inf)  # as it will be counted out by that
             session.turn_away(b"" if self.implicit_tls else refusal)
             self.logins.incidents.refused("session", address, self.name, WHY[refusal])
             return False

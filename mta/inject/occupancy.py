@@ -60,6 +60,17 @@ class Occupancy:
         self._count(1)
         return None
 
+    def move(self, before: str, address: str, limit_per_client: float) -> bytes | None:
+        """A session is of another client than was thought. The refusal, if that one has too many: then it stays counted
+        as it was."""
+        self._forget(before)
+        client = network_of(address)
+        if self._by_client.get(client, 0) >= limit_per_client:
+            self._by_client[network_of(before)] += 1
+            return TOO_MANY_OF_YOURS
+        self._by_client[client] += 1
+        return None
+
     def comes_too_often(self, address: str, limit: int, now_s: float) -> bool:
         """Count a connection; whether that is more than `limit` of this client in a minute. `now_s` is monotonic."""
         if now_s >= self._minute_ends_s or len(self._came) >= _CLIENTS_KEPT:
@@ -71,11 +82,14 @@ class Occupancy:
 
     def leave(self, address: str) -> None:
         """Count a session out."""
+        self._forget(address)
+        self._count(-1)
+
+    def _forget(self, address: str) -> None:
         client = network_of(address)
         self._by_client[client] -= 1
         if not self._by_client[client]:
             del self._by_client[client]
-        self._count(-1)
 
     def _count(self, difference: int) -> None:
         self.total += difference

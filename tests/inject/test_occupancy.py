@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mta.inject import occupancy
 from mta.inject.occupancy import TOO_MANY, TOO_MANY_OF_YOURS, Occupancy
 
@@ -45,3 +47,18 @@ def test_a_count_of_clients_that_are_gone_is_not_kept() -> None:
     one.enter("192.0.2.2", 0, 1)
     one.leave("192.0.2.1")
     assert not one._by_client
+
+
+def test_who_a_load_balancer_speaks_for_is_counted_in_its_place() -> None:
+    """The session stays one in all, also when there are more of them than a reload allows since; and who is refused
+    there is counted out as it was counted in."""
+    one = Occupancy()
+    assert [one.enter("192.0.2.9", 10, math.inf) for _ in range(3)] == [None, None, None]
+    one.most = 1
+    assert one.move("192.0.2.9", "192.0.2.1", 1) is None
+    assert one.move("192.0.2.1", "192.0.2.1", 1) is None
+    assert one.move("192.0.2.9", "192.0.2.1", 1) == TOO_MANY_OF_YOURS
+    assert (one.total, one._by_client) == (3, {"192.0.2.9": 2, "192.0.2.1": 1})
+    for client in ("192.0.2.9", "192.0.2.9", "192.0.2.1"):
+        one.leave(client)
+    assert (one.total, one._by_client) == (0, {})
