@@ -58,6 +58,16 @@ def test_a_long_from_is_read_at_once(value: bytes) -> None:
     assert checks.domains_of(value + b" a@b.example") is None
 
 
+def test_addresses_beyond_ascii_are_bounded() -> None:
+    """Each may take half a millisecond, and it is the hub that looks: twenty are read, display names do not count."""
+    one = "grün <a@ü%d.example>".encode()
+    twenty = b", ".join(one % number for number in range(20))
+    found = checks.domains_of(twenty + b", \xc3\xbc <b@b.example>" * 50)
+    assert found is not None
+    assert (len(found), found[0]) == (70, "xn--0-dha.example")
+    assert checks.domains_of(twenty + b", " + one % 20) is None
+
+
 @pytest.mark.parametrize(("name", "fault"), [
     (b"a@example.org", ""), (b"a@news.example.org", ""), (b"a@example.net", ""),
     (b"a@notexample.org", "From: not allowed to send as notexample.org, use"),
