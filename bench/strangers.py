@@ -38,14 +38,13 @@ _IP_BIND_ADDRESS_NO_PORT = 24
 class Client:
     """One connection."""
 
-    __slots__ = ("guesses", "left", "phase", "sock", "tls")
+    __slots__ = ("left", "phase", "sock", "tls")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.phase = 0
         """Replies that came."""
         self.left = _GARBAGE_EACH
-        self.guesses = 0
         self.tls: TlsEnd | None = None
 
 
