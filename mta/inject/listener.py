@@ -295,12 +295,14 @@ class SmtpListener:
         try:
             sock.setblocking(False)
             peer = self._local_peer(sock) if self._is_unix else self._peer(client, address[1])
-        except OSError:
-            sock.close()  # it is gone already
+            session = Session(self, sock, peer, balancer=balancer)
+        except (OSError, MemoryError) as error:
+            sock.close()
             self._occupancy.leave(client)
             self.usage.leave(account)
+            if isinstance(error, MemoryError):  # else it is gone already
+                self.memory.failed("there is no memory", time.monotonic())
             return True
-        session = Session(self, sock, peer, balancer=balancer)
         self._sessions[session] = account
         self._empty.clear()
         session.start()

@@ -6,7 +6,7 @@ commands from stdin, one per line: `release` lets one message go on that was sen
 `sessions`, `room yes|no`, `relay NETWORK` reloads with another `relay_from`, `config TEXT` with other options,
 `refresh` looks for changed files, `source` tells of the last message, `checks` what is different in `checks` for it,
 `exhaust` and `relieve` take and give back all file descriptors,
-`steal` takes every one that the listener gives up from now on.
+`steal` takes every one that the listener gives up from now on, `starve` leaves no memory for the next session.
 """
 
 from gevent import monkey
@@ -116,6 +116,15 @@ def obey(listener, command, *arguments):
             state.taken.append(os.dup(2))
 
         mta.inject.listener._close = close_and_steal
+        tell("ok")
+    elif command == "starve":
+        session = mta.inject.listener.Session
+
+        def no_memory(*arguments, **options):
+            mta.inject.listener.Session = session
+            raise MemoryError
+
+        mta.inject.listener.Session = no_memory
         tell("ok")
     elif command == "relieve":
         mta.inject.listener._close = os.close

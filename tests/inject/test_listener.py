@@ -333,6 +333,19 @@ def test_the_spare_descriptor_is_closed_once() -> None:
     assert b"Traceback" not in process.errors
 
 
+def test_no_memory_for_a_session() -> None:
+    """The client is let go, and nothing of it is counted: its place is free for the next one."""
+    with listening(smtp={"sessions": 1}) as process:
+        process.tell("starve")
+        process.expect("ok")
+        with Peer(process, greet=False) as peer:
+            assert peer.ended()
+        with Peer(process) as peer:
+            assert peer.say("NOOP").startswith("250")
+    assert b"there is no memory" in process.errors
+    assert b"Traceback" not in process.errors
+
+
 TIMEOUTS = {"command": 0.3, "data": 0.3, "transaction": 0.8}
 
 
