@@ -72,6 +72,7 @@ class SharedNumbers:
                 key, mark = self._place(txn, kind, name)
                 return find(read(txn.get(key)), mark, now_s)
         except lmdb.Error as error:
+            self._secret = b""  # perhaps it was not written, and another worker makes another one
             limit_table.cope(self._env, error)
             return 0, 0.0
 
@@ -85,6 +86,7 @@ class SharedNumbers:
                 txn.put(key, write(entries))
                 return number
         except lmdb.Error as error:
+            self._secret = b""  # perhaps it was not written, and another worker makes another one
             limit_table.cope(self._env, error)
             return 1
 

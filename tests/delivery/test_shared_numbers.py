@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from mta.access.attempts import Attempts
@@ -49,6 +51,33 @@ def test_a_user_is_known_at_all_workers(two: list[Limits]) -> None:
         here.failed("acme", f"198.51.100.{n}", 1)
     assert there.user_is_closed("acme", "198.51.100.7", 2)
     assert not there.user_is_closed("acme", "192.0.2.1", 2)
+
+
+def test_a_key_that_could_not_be_written_is_not_used(tmp_path: Path) -> None:
+    """When the first write fails, the worker takes the key that another one has written since."""
+    table = Limits(str(tmp_path), 0)
+
+    class Unwilling:
+        """Loses the first transaction."""
+
+        willing = False
+
+        @contextmanager
+        def begin(self, **options: bool) -> Iterator[lmdb.Transaction]:
+            with table.table.begin(**options) as transaction:
+                yield transaction
+                if not self.willing:
+                    self.willing = True
+                    raise lmdb.MapResizedError
+
+        def set_mapsize(self, size: int) -> None:
+            """As an environment has it."""
+
+    here, there = shared_numbers.SharedNumbers(Unwilling()), shared_numbers.SharedNumbers(table.table)
+    here.add("a", "192.0.2.1", 0, 60)
+    there.add("a", "192.0.2.1", 0, 60)
+    assert here.add("a", "192.0.2.1", 0, 60) == 2
+    table.close()
 
 
 def test_a_number_ends_with_the_time_of_the_first() -> None:
