@@ -8,6 +8,7 @@ from __future__ import annotations
 import email.policy
 import os
 import random
+import re
 from collections.abc import Iterator
 from email.message import EmailMessage
 from pathlib import Path
@@ -98,6 +99,11 @@ def crlf(message: bytes) -> bytes:
     """With CRLF line ends, also at the end."""
     message = message.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     return message if message.endswith(b"\r\n") else message + b"\r\n"
+
+
+def stuffed(content: bytes) -> bytes:
+    """As behind DATA."""
+    return re.sub(rb"(?m)^\.", b"..", content)
 
 
 _octets = st.binary(max_size=998).map(lambda line: line.translate(None, b"\r\n\0"))

@@ -30,7 +30,7 @@ from mta.sendmail.session import Session
 from mta.sendmail.settings import Settings
 from tests.inject.access_helpers import make_pki, make_users
 from tests.integration.support import Mta
-from tests.messages import bodies, collected, crlf, generated
+from tests.messages import bodies, collected, crlf, generated, stuffed
 
 OUT = ("data.test", "bdat.test")
 OURS = re.compile(
@@ -119,11 +119,6 @@ class LocalSmtp(smtplib.SMTP):
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(host)
         return sock
-
-
-def stuffed(content: bytes) -> bytes:
-    """As behind DATA."""
-    return re.sub(rb"(?m)^\.", b"..", content)
 
 
 # -- doors for sessions ------------------------------------------------------------------------------------------------
