@@ -59,6 +59,7 @@ _READ: Final = 1  # libev's EV_READ
 
 COURTESY_S = 0.001  # for a worker with fewer sessions to take a connection
 ACCEPT_PAUSE_S = 0.1  # after a failure to accept that will not pass at once
+NAMELESS_S = 10.0  # till a system user without a name is looked up again
 REFUSED_AT_ONCE = 20  # connections in one turn of the loop: 1 ms; of those that may stay it is one
 
 _NO_LABELS: Final = LabelValues()
@@ -411,18 +412,20 @@ def _plain(address: str) -> str:
     return address.removeprefix("::ffff:") if "." in address else address
 
 
-_user_names: Final[dict[int, str]] = {}
+_user_names: Final[dict[int, tuple[str, float]]] = {}  # each with the time until which it holds
 
 
 def _user_name(uid: int) -> str:
     """The name of a system user; looked up once. Who has none now may have one in a moment, when a directory service
-    answers again: till then what is configured for the name does not hold."""
-    name = _user_names.get(uid)
-    if name is None:
+    answers again: till then what is configured for the name does not hold. That it does not answer may take it seconds
+    to say, in which nothing else happens here: so not every connection asks."""
+    name, until_s = _user_names.get(uid, ("", 0.0))
+    if time.monotonic() >= until_s:
         try:
-            name = _user_names[uid] = pwd.getpwuid(uid).pw_name
+            name, until_s = pwd.getpwuid(uid).pw_name, math.inf
         except KeyError:
-            return str(uid)
+            name, until_s = str(uid), time.monotonic() + NAMELESS_S
+        _user_names[uid] = name, until_s
     return name
 
 
