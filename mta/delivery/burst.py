@@ -4,7 +4,7 @@ All sockets that are ready when the loop looks are served in one turn, however m
 receivers in the same instant would keep every timer, client and other connection waiting for a second. So a turn ends
 after `TURN_S` of them; those whose turn did not come stand in line, and of the line a part goes first in each of the
 following turns. It costs one look at the clock for each socket that is ready. Handshakes of incoming sessions
-are served likewise (`mta.inject.session`).
+are served likewise, in a line of their own (`mta.inject.opening`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LINE_S: Final = 0.005
 
 
 class Burst:
-    """One per hub. Hot path (bench S1, S2, S10)."""
+    """One for each of these lines. Hot path (bench S1, S2, S10)."""
 
     __slots__ = ("_clock_s", "_ends_s", "_line", "_loop", "_timer", "_turn")
 

@@ -30,7 +30,6 @@ from gevent.hub import get_hub
 
 from mta.config.checks import changed
 from mta.config.schema import Config, LabelValues, Listener
-from mta.delivery.burst import Burst
 from mta.inject.certificates import CertificateError, Certificates, Contexts
 from mta.inject.intake import HONOURED, Source
 from mta.inject.logins import Logins
@@ -112,7 +111,7 @@ class SmtpListener:
         self._empty.set()
         self._spare = _open_spare()
         self._descriptors = Spell(log, "cannot accept a connection", "connections are accepted")
-        self.burst = Burst()  # of handshakes
+        self.burst = self._occupancy.burst
         self.memory = Spell(log, "a session ends", "there is memory for sessions")
         loop = get_hub().loop
         self._readable = loop.io(self._sock.fileno(), _READ)

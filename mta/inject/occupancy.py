@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Final
 
 from mta.access.attempts import network_of
+from mta.delivery.burst import Burst
 from mta.inject.balance import Balance
 from mta.smtp.budget import Budget
 from mta.smtp.coming import Coming
@@ -30,13 +31,14 @@ _CLIENTS_KEPT: Final = 20_000  # of whom connections are counted
 
 
 class Occupancy:
-    """Of one process. Several listeners may share one."""
+    """Of one process and its hub. Several listeners may share one."""
 
     def __init__(self, coming: Coming | None = None, balance: Balance | None = None) -> None:
         self.total = 0
         self.most = math.inf  # what the descriptors of this process allow, whatever the configuration says
         self.content = Budget(math.inf)  # of the messages that they are receiving
         self.coming = coming or Coming()  # those messages
+        self.burst = Burst()  # of their handshakes: how much of a turn of the loop all of them may take
         self._by_client: Counter[str] = Counter()
         self._came: Counter[str] = Counter()  # in this minute
         self._minute_ends_s = 0.0
