@@ -185,7 +185,7 @@ class Adapting:
         elif was_blocked:
             path.not_before_s = 0.0
             if paced and kick:
-                engine.limits.reserve(paced)  # the probe is the first of the new pace
+                engine.limits.charge(paced)  # the probe is the first of the new pace
         if (allowed, paced, path.blocked) == (path.allowed, path.paced, was_blocked):
             return
         path.allowed, path.paced = allowed, paced

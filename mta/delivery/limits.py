@@ -361,6 +361,11 @@ class Limits:
         and this would come on top of them. Then `hand_back`, and begin anew."""
         return self._rates.use_late(buckets)
 
+    def charge(self, buckets: Sequence[Bucket]) -> None:
+        """A message has just gone that none of these rates was asked for, as they were not known yet: the next one goes
+        no sooner than if they had been. Whoever else saw it go may say so, too."""
+        self._rates.charge(buckets)
+
     def hand_back(self, buckets: Sequence[Bucket], count: int = 1) -> None:
         """What `reserve` gave is not used after all: the `count` messages that were taken, or the place in line.
 

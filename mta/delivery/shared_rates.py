@@ -92,18 +92,7 @@ class SharedRates:
         return 0.0
 
     def _take(self, txn: Any, hand: _Hand, buckets: Sequence[Bucket], amount: int, now: float) -> float:
-        levels = []
-        keys = []
-        created = 0
-        for bucket in buckets:
-            key = limit_table.LEVEL + limit_table.key_of(bucket.name)
-            record = txn.get(key)
-            keys.append(key)
-            if record is None:
-                created += 1
-                levels.append(Level())
-            else:
-                levels.append(Level.decode(record, bucket, now))
+        keys, levels, created = _levels(txn, buckets, now)
         at, holding = take(buckets, levels, amount, hand.places, now)
         if holding is None:
             hand.used = [level.used for level in levels]
@@ -130,10 +119,7 @@ class SharedRates:
         now = time.monotonic()
         try:
             with self._env.begin(write=True) as txn:
-                keys = [limit_table.LEVEL + limit_table.key_of(bucket.name) for bucket in buckets]
-                records = [txn.get(key) for key in keys]
-                levels = [Level() if record is None else Level.decode(record, bucket, now)
-                          for record, bucket in zip(records, buckets, strict=True)]
+                keys, levels, _ = _levels(txn, buckets, now)
                 if [level.used for level in levels] != hand.used:
                     return False
                 for key, bucket, level in zip(keys, buckets, levels, strict=True):
@@ -145,6 +131,20 @@ class SharedRates:
             limit_table.cope(self._env, error)
             return False
         return True
+
+    def charge(self, buckets: Sequence[Bucket]) -> None:
+        """See `Limits.charge`."""
+        now = time.monotonic()
+        try:
+            with self._env.begin(write=True) as txn:
+                keys, levels, created = _levels(txn, buckets, now)
+                for key, bucket, level in zip(keys, buckets, levels, strict=True):
+                    level.used = max(level.used, now + bucket.spacing)
+                    txn.put(key, level.encode(bucket))
+                if created:
+                    self._sweep(txn, created * SWEEP, now)
+        except lmdb.Error as error:
+            limit_table.cope(self._env, error)
 
     def hand_back(self, buckets: Sequence[Bucket], count: int) -> None:
         """See `Limits.hand_back`."""
@@ -204,3 +204,18 @@ class SharedRates:
             if is_at_rest(record, now - UNUSED_S):
                 txn.delete(key)
         self._swept = position or b""
+
+
+def _levels(txn: Any, buckets: Sequence[Bucket], now: float) -> tuple[list[bytes], list[Level], int]:
+    """The levels of these buckets, the keys of their records, and how many have none yet. Hot path."""
+    keys = [limit_table.LEVEL + limit_table.key_of(bucket.name) for bucket in buckets]
+    levels = []
+    created = 0
+    for key, bucket in zip(keys, buckets, strict=True):
+        record = txn.get(key)
+        if record is None:
+            created += 1
+            levels.append(Level())
+        else:
+            levels.append(Level.decode(record, bucket, now))
+    return keys, levels, created

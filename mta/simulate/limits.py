@@ -196,6 +196,12 @@ class SimulatedLimits:
         hand.at, hand.count = at, count
         return at
 
+    def charge(self, buckets: Sequence[Bucket]) -> None:
+        """As `Limits.charge`."""
+        for bucket in buckets:
+            level = self._level(bucket, self._hub.now)
+            level.used = max(level.used, self._hub.now + bucket.spacing)
+
     def hand_back(self, buckets: Sequence[Bucket], count: int = 1) -> None:
         """As `Limits.hand_back`."""
         hand = self._hands.pop(tuple([bucket.name for bucket in buckets]), None)

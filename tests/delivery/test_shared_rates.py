@@ -188,6 +188,26 @@ def test_what_is_used_late_counts_from_then(crew: list[Limits], clock: Clock) ->
     assert not crew[0].use_late(bucket)
 
 
+def test_what_went_unasked_is_reckoned_whoever_has_a_place(crew: list[Limits], clock: Clock) -> None:
+    """A receiver took a probe, and by that its rate is known: the next message goes a spacing later, though workers had
+    places in line from the time before, which come sooner; also when several say that it went."""
+    before, bucket = (Bucket("path", 1, 12.0),), (Bucket("path", 1, 15.0),)
+    begun = clock.now
+    assert crew[0].reserve(before) == 0.0
+    assert [worker.reserve(before) > clock.now for worker in crew[:2]] == [True, True]  # then the receiver refuses
+    clock.now += 11.0
+    crew[0].charge(bucket)
+    clock.now += 0.01
+    crew[1].charge(bucket)
+    sent = [clock.now]
+    while len(sent) < 4:
+        clock.now += 0.1
+        sent += [clock.now for worker in crew[:2] if not worker.reserve(bucket)]
+    spacing = bucket[0].spacing - bucket[0].ahead
+    assert [after - one > spacing for one, after in itertools.pairwise([begun + 11.0, *sent[1:]])] == [True] * 3
+    assert sent[-1] - begun < 11.0 + 3 * bucket[0].spacing + 1.0
+
+
 def test_unused_buckets_leave_the_table(crew: list[Limits], clock: Clock) -> None:
     """However many paths there were in the course of time: those of today and some of yesterday are in it."""
     for number in range(2000):
