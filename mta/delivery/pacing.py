@@ -148,9 +148,16 @@ class Pacing:
         """Take the right to one message over a path that has a rate; if there is none now, wait for it."""
         if path.not_before_s > self._engine.monotonic():
             return False
-        if path.blocked and not self._engine.adapting.may_probe(path):
-            return False
-        at_s = self._engine.limits.reserve(path.message_rates)
+        limits, rates = self._engine.limits, path.message_rates
+        at_s = limits.reserve(rates)
+        if not at_s and path.blocked:  # the probe last: who is given it has to send it, and nobody else may
+            granted = self._engine.adapting.may_probe(path)
+            if granted and path.blocked:
+                return True
+            limits.hand_back(rates)
+            if not granted:
+                return False
+            at_s = limits.reserve(path.message_rates)  # it was free meanwhile, at a rate
         if not at_s:  # a time that has just come is still a place, for which nothing was taken
             return True
         self.wait(path, at_s)

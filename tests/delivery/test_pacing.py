@@ -35,6 +35,38 @@ def test_a_place_whose_time_has_come_is_no_permission() -> None:
     assert min(timers) >= 0
 
 
+def test_a_probe_is_not_lost_to_a_rate() -> None:
+    """A path that its receiver blocks shares a rate with busy ones: it waits for its place in that first, and is given
+    the probe then, as probes are minutes apart. Where another worker has it the right is handed back; where the path
+    is free meanwhile, at a rate of its own, that holds."""
+    now, given, back = [100.0], list[bool](), list[object]()
+    rates = Rates(103.0, 0.0, 0.0, 0.0, 115.0)
+    limits = SimpleNamespace(reserve=rates.reserve, hand_back=back.append)
+    path: Any = SimpleNamespace(message_rates=("shared",), not_before_s=0.0, blocked=True)
+
+    def may_probe(path: Any) -> bool:
+        granted = given.pop(0)
+        if now[0] == 112.0:
+            path.blocked, path.message_rates = False, ("shared", "pace")
+        return granted
+
+    engine: Any = SimpleNamespace(
+        limits=limits, monotonic=lambda: now[0], adapting=SimpleNamespace(may_probe=may_probe),
+        hub=SimpleNamespace(later=lambda *_: None))
+    pacing = Pacing(engine)
+    assert not pacing.may_send(path)  # and no probe is asked for
+    now[0], given[:] = 103.0, [True]
+    assert pacing.may_send(path)
+    assert not back
+    now[0], given[:] = 110.0, [False]
+    assert not pacing.may_send(path)
+    assert back == [("shared",)]
+    now[0], given[:] = 112.0, [True]
+    assert not pacing.may_send(path)
+    assert back == [("shared",)] * 2
+    assert path.not_before_s == 115.0
+
+
 def test_a_timer_that_comes_too_early_is_set_again() -> None:
     """A path that waits for its rate is called when it may send, however early a busy loop lets a timer fire: who asks
     before gets no answer, and nobody else would call."""
