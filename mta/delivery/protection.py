@@ -69,10 +69,14 @@ class Protection:
         """TLS that verifies. Waits: the system's authorities take tens of milliseconds to read. Raises OSError."""
         context = self._contexts.get(source.name)
         if context is None:
-            options = source.options
-            context = get_hub().threadpool.apply(
-                verifying_context, (self._ca_file, options.tls_certificate, options.tls_key))
-            self._contexts[source.name] = context
+            options, ca_file = source.options, self._ca_file
+            made = get_hub().threadpool.apply(
+                _context_or_why_not, (ca_file, options.tls_certificate, options.tls_key))
+            if isinstance(made, OSError):
+                raise made
+            context = made
+            if ca_file == self._ca_file:  # else there is another configuration by now
+                self._contexts[source.name] = context
         return context
 
     def unfit(self, target: Target) -> Reply | None:
@@ -128,6 +132,14 @@ class Protection:
         if target is None or all(host.name != target.host.name for host in route.hosts):
             return Reply(451, "4.4.4", (f"The mail hosts of {domain} have changed",), local=True)
         return None
+
+
+def _context_or_why_not(ca_file: str | None, certificate: str | None, key: str | None) -> ssl.SSLContext | OSError:
+    """In a thread of gevent's, which would print whatever is raised there."""
+    try:
+        return verifying_context(ca_file, certificate, key)
+    except OSError as error:
+        return error
 
 
 def shortcoming(target: Target, phase: str, reply: Reply) -> Reply:
