@@ -51,7 +51,11 @@ def test_kill_at_random_moments(make_mta: Callable[..., Mta], sandbox: Sandbox) 
             assert verify_spool(mta.directory / "spool", complete=True) == []
             mta.start()
     injector.finish()
-    mta.wait_until(lambda: mta.queued() == 0, "an empty queue", 120)
+    try:
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue", 120)
+    except AssertionError:
+        print(mta.command("status", check=False), mta.command("explain", "--all", check=False))  # what is left, and why
+        raise
     assert mta.stop() == 0
 
     counts = mta.directory / "received"
