@@ -334,6 +334,8 @@ def parse_name(text: str) -> str:
         except (idna.IDNAError, UnicodeError, IndexError) as error:
             raise ValueError(f"not an internationalised domain name: {printable(str(error), 200)}") from error
     name = name.lower()
+    if _is_address(name):  # where its dots were others of IDNA's
+        raise ValueError("a name is no address")
     if len(name) > 253:
         raise ValueError("a name has at most 253 characters")
     for label in name.split("."):

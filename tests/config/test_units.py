@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given
@@ -215,6 +216,13 @@ def test_networks_round_trip(address: ipaddress.IPv4Address | ipaddress.IPv6Addr
     """A network that is written is read as the same."""
     network = ipaddress.ip_network((address, min(length, address.max_prefixlen)), strict=False)
     assert units.parse_network(units.format_network(network)) == network
+
+
+@pytest.mark.parametrize("parse", [units.parse_name, units.parse_host_name, units.parse_domain])
+def test_no_name_is_an_address(parse: Callable[[str], str]) -> None:
+    """Not with other dots either, of which IDNA makes ordinary ones."""
+    with pytest.raises(ValueError, match="address"):
+        parse("192.0.2\u30021")
 
 
 @given(st.text(max_size=80))
