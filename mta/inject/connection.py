@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,7 +42,7 @@ def _nothing_to_read() -> None:
     """The session is over."""
 
 
-class Connection:
+class Connection(ABC):
     """One connection of a client. All methods are callbacks on the hub, of the socket, the timer, the store and the
     listener: each does what can be done at once, and none waits. Not made by itself: see `Session`.
     """
@@ -80,13 +81,13 @@ class Connection:
 
     # -- input ------------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _readable(self) -> None:
         """There is input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _gone(self) -> None:
         """The connection has ended: nothing is to be kept of it."""
-        raise NotImplementedError
 
     def _listen(self, *, anew: bool) -> None:
         """Wait for input: each block of content has its time, and so has each command as a whole. Hot path."""
@@ -119,13 +120,13 @@ class Connection:
 
     # -- output -----------------------------------------------------------------------------------------------------
 
-    def _go_on(self) -> None:
-        """Say what there is to say, and wait for what comes of it. Hot path."""
+    def _go_on(self, *, anew: bool = False) -> None:
+        """Say what there is to say, and wait for what comes of it; `anew`: with the time of a new wait. Hot path."""
         output = self.machine.output()
         if output:
             self._say(output)
         else:
-            self._listen(anew=False)
+            self._listen(anew=anew)
 
     def _say(self, data: bytes) -> None:
         """Send `data`, then listen again. Hot path."""
@@ -176,13 +177,6 @@ class Connection:
             self._end()
         except Exception:
             self._failed()
-
-    def _say_or_listen(self) -> None:
-        output = self.machine.output()
-        if output:
-            self._say(output)
-        else:
-            self._listen(anew=True)
 
     def _send_raw(self, data: bytes) -> None:
         """Send what is encrypted, or belongs to TLS itself. A client that does not even take that is gone."""

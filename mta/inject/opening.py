@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,17 +36,17 @@ class Opening(Connection):
         self._implicit_tls = listener.implicit_tls
         self._input = b""  # of a PROXY header, which is not whole yet; then what came behind it
 
+    @abstractmethod
     def _took(self, data: bytes) -> None:
         """The client's words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _act(self, events: list[ServerEvent]) -> None:
         """Something has happened."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _enter_as(self, identity: Identity) -> Reply | None:
         """Count the session for a user; the refusal if it has too many."""
-        raise NotImplementedError
 
     # -- the load balancer ------------------------------------------------------------------------------------------
 
@@ -176,7 +177,7 @@ class Opening(Connection):
             if refusal is not None:
                 self.machine.close(refusal)
             if not self._storing:
-                self._say_or_listen()
+                self._go_on(anew=True)
         else:
             self.machine = Server(self._settings, replace(peer, identity=identity))
             if refusal is not None:

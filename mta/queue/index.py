@@ -22,6 +22,7 @@ from __future__ import annotations
 import heapq
 import re
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from fnmatch import translate
 from pathlib import Path
@@ -339,18 +340,12 @@ class QueueTotals(NamedTuple):
     recipients: int
 
 
-class Listing:
-    """A listing of queues that is made in pieces, as there may be a million of them."""
+class Pass(ABC):
+    """A look at all queues, made in pieces, as there may be a million of them."""
 
-    def __init__(self, index: Index, pattern: re.Pattern[str], limit: int) -> None:
+    def __init__(self, index: Index) -> None:
         self._index = index
-        self._pattern = pattern
-        self._limit = limit
         self._after = b""
-        self._largest: list[tuple[int, str, QueueInfo]] = []
-        self._queues = 0
-        self._deliveries = 0
-        self._recipients = 0
 
     def go_on(self) -> bool:
         """Look at the next piece; whether there is more."""
@@ -360,20 +355,38 @@ class Listing:
             looked_at = 0
             while more and looked_at < _SLICE:
                 looked_at += 1
-                queue = unpack_queue(cursor.value())
-                if self._pattern.match(queue.name):
-                    self._add(queue)
+                self.look(unpack_queue(cursor.value()))
                 more = cursor.next()
             if more:
                 self._after = cursor.key()
         return more
+
+    @abstractmethod
+    def look(self, queue: QueueInfo) -> None:
+        """What is wanted of each."""
+
+
+class Listing(Pass):
+    """The largest queues whose names match, and the sums over all that do."""
+
+    def __init__(self, index: Index, pattern: re.Pattern[str], limit: int) -> None:
+        super().__init__(index)
+        self._pattern = pattern
+        self._limit = limit
+        self._largest: list[tuple[int, str, QueueInfo]] = []
+        self._queues = 0
+        self._deliveries = 0
+        self._recipients = 0
 
     def result(self) -> tuple[list[QueueInfo], QueueTotals]:
         """The queues, the largest first, and the sums over all that match."""
         rows = [queue for _, _, queue in sorted(self._largest, key=lambda entry: (-entry[0], entry[1]))]
         return rows, QueueTotals(self._queues, self._deliveries, self._recipients)
 
-    def _add(self, queue: QueueInfo) -> None:
+    def look(self, queue: QueueInfo) -> None:
+        """Count it, and keep it while it is among the largest."""
+        if not self._pattern.match(queue.name):
+            return
         self._queues += 1
         self._deliveries += queue.deliveries
         self._recipients += queue.recipients
@@ -384,27 +397,15 @@ class Listing:
             heapq.heapreplace(self._largest, entry)
 
 
-class TenantCount:
-    """How many deliveries tenants have, in one pass over all queues, made in pieces as a listing is."""
+class TenantCount(Pass):
+    """How many deliveries tenants have."""
 
     def __init__(self, index: Index, tenants: Collection[str]) -> None:
+        super().__init__(index)
         self.found = dict.fromkeys(tenants, 0)
-        self._index = index
-        self._after = b""
 
-    def go_on(self) -> bool:
-        """Look at the next piece; whether there is more."""
-        with self._index.env.begin() as txn:
-            cursor = txn.cursor(self._index.db["queues"])
-            more = cursor.set_range(self._after) if self._after else cursor.first()
-            looked_at = 0
-            while more and looked_at < _SLICE:
-                looked_at += 1
-                queue = unpack_queue(cursor.value())
-                tenant = tenant_of(queue.name)
-                if tenant in self.found:
-                    self.found[tenant] += queue.deliveries
-                more = cursor.next()
-            if more:
-                self._after = cursor.key()
-        return more
+    def look(self, queue: QueueInfo) -> None:
+        """Add it to its tenant's."""
+        tenant = tenant_of(queue.name)
+        if tenant in self.found:
+            self.found[tenant] += queue.deliveries

@@ -6,15 +6,18 @@ The theory of what is read where is in `mta.queue.store`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container
+from typing import TypeVar
 
 from mta.queue import sweeping
 from mta.queue.checkpointing import Checkpointing, Counts
 from mta.queue.effects import DeliveryState, Key
 from mta.queue.encoding import QueueInfo
-from mta.queue.index import Listing, QueueTotals, TenantCount
+from mta.queue.index import Pass, QueueTotals
 from mta.queue.records import Delivery, Message
 from mta.queue.unindexed import Unread, newest
 from mta.queue.unindexed import read as read_unindexed
+
+P = TypeVar("P", bound=Pass)
 
 
 class Reads(Checkpointing):
@@ -152,31 +155,25 @@ class Reads(Checkpointing):
 
         `done` gets them, and the sums over all that match.
         """
-
-        def begun(listing: Listing) -> None:
-            def go_on(has_more: bool) -> None:
-                if has_more:
-                    self._read(listing.go_on, go_on)
-                else:
-                    done(*listing.result())
-
-            go_on(True)
-
-        self._after_checkpoint(lambda: self._index.listing(pattern, limit), begun)
+        self._look_through(lambda: self._index.listing(pattern, limit), lambda listing: done(*listing.result()))
 
     def count_of_tenants(self, tenants: Collection[str], done: Callable[[dict[str, int]], None]) -> None:
         """Count the deliveries of these tenants, as of a new checkpoint."""
+        self._look_through(lambda: self._index.count_of_tenants(tenants), lambda count: done(count.found))
 
-        def begun(counting: TenantCount) -> None:
+    def _look_through(self, make: Callable[[], P], done: Callable[[P], None]) -> None:
+        """Look at all queues, as of a new checkpoint, with other reads between the pieces."""
+
+        def begun(whole: P) -> None:
             def go_on(has_more: bool) -> None:
                 if has_more:
-                    self._read(counting.go_on, go_on)
+                    self._read(whole.go_on, go_on)
                 else:
-                    done(counting.found)
+                    done(whole)
 
             go_on(True)
 
-        self._after_checkpoint(lambda: self._index.count_of_tenants(tenants), begun)
+        self._after_checkpoint(make, begun)
 
     def list_deliveries(self, queue: str, limit: int, done: Callable[[list[Delivery]], None]) -> None:
         """List the first `limit` deliveries of a queue by due time, as of a new checkpoint."""
