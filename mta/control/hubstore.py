@@ -69,14 +69,14 @@ class HubStore(Store):
             self._idle.start(self._rested)
 
     def _schedule(self) -> None:
-        self._gathers = True
         if self.awaited:
             self._hurries = True
             self._hurry.again(self._waited)
             if not self.coming.count:
                 self._idle.start(self._rested)
-        else:
+        elif not self._gathers:  # else it has waited for a while already
             self._patience.again(self._flush)
+        self._gathers = True
 
     def _rested(self) -> None:
         """There is nothing to read. If more has begun to come meanwhile, the last of it brings us here again."""

@@ -1,4 +1,4 @@
-"""Prints whether a store is as patient with outcomes that nobody waits for as it should be.
+"""Prints whether a store is as patient with outcomes that nobody waits for as it should be, and not more.
 
     python -m tests.control.patience DIRECTORY
 """
@@ -22,7 +22,8 @@ ROUNDS = 2
 
 
 def main(directory: str) -> None:
-    """Submit events alone, several times: each must find the whole of the store's patience, not what is left of it."""
+    """Submit events alone, several times: each must find the whole of the store's patience, not what is left of it.
+    Then beside reads that never end: they must not make the wait begin anew."""
     hubstore.PATIENCE_S = 1.0  # type: ignore[misc]
     store = HubStore.attach(Path(directory), Config(hostname="mta.example"), 0, lambda: time.time_ns() // 1000)
     for _ in range(ROUNDS):
@@ -32,6 +33,21 @@ def main(directory: str) -> None:
         while store.statistics.groups == 0:
             gevent.sleep(0.001)
         store.statistics.groups = 0
+
+    reads = 0
+
+    def read_again(*_: object) -> None:
+        nonlocal reads
+        reads += 1
+        if store.statistics.groups == 0 and time.monotonic() < until:
+            gevent.get_hub().loop.run_callback(store.load_due, "a.test", 0, 1, (), read_again)
+
+    until = time.monotonic() + 20
+    store.submit(Transaction(events=[b"{}"]))
+    read_again()
+    while store.statistics.groups == 0 and time.monotonic() < until:
+        gevent.sleep(0.001)
+    print("busy:", "written" if store.statistics.groups and reads > 1 else "never")
     store.close()
 
 

@@ -14,7 +14,7 @@ def run(module: str, directory: Path) -> str:
 
 
 def test_what_nobody_waits_for_is_given_the_same_time_to_gather_at_every_group(tmp_path: Path) -> None:
-    assert run("patience", tmp_path).split() == ["patient", "patient"]
+    assert run("patience", tmp_path).splitlines() == ["patient", "patient", "busy: written"]
 
 
 def test_a_group_waits_for_the_messages_that_are_coming_and_for_nothing_else(tmp_path: Path) -> None:

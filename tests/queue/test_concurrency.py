@@ -141,6 +141,25 @@ def test_what_is_settled_after_the_index_was_read(tmp_path: Path, monkeypatch: p
     bench.close()
 
 
+def test_what_is_on_its_way_to_the_disk_takes_no_place(tmp_path: Path) -> None:
+    """What was settled and is not durable yet does not stand in the way of what comes after it: a read that found
+    nothing else would be asked for again at once, and again, until it is."""
+    bench = Bench(tmp_path / "000")
+    first = [bench.accept("a.test")[0] for _ in range(3)]
+    last = bench.accept("a.test")[0]
+    bench.checkpoint()
+    bench.store.patient = True
+    bench.store.submit(removal(first))
+    loaded: list[Any] = []
+    bench.store.load_due("a.test", 1 << 62, 2, (), lambda *found: loaded.append(found))
+    bench.until(lambda: loaded)
+    assert bench.store.pending, "it was written before"
+    [(found, next_us)] = loaded
+    assert [one.key for one in found] == [last.key]
+    assert next_us is None
+    bench.close()
+
+
 def test_exclusion_is_looked_at_until_the_end(tmp_path: Path) -> None:
     """A delivery that came into memory while the read was under way is not given twice."""
     bench = Bench(tmp_path / "000")
