@@ -269,7 +269,10 @@ def _ordered(order: Order) -> Reason:
 def _routing(engine: Engine, domain: str) -> Reason:
     shortage = engine.router.shortage
     more = f"; no socket to ask DNS: {shortage}" if shortage else ""
-    return Reason("routing", f"its route is being looked up{more}", remedy=f"`mta dns {domain}` shows what DNS says")
+    text, since_us, failed = "its route is being looked up", 0, engine.paths.get(f"?{domain}")
+    if failed is not None and failed.reason:
+        text, since_us = f"{text} again: {failed.reason}", failed.since_us
+    return Reason("routing", f"{text}{more}", since_us, remedy=f"`mta dns {domain}` shows what DNS says")
 
 
 def _suspension(engine: Engine, name: str, hold: Hold) -> Reason:

@@ -24,6 +24,7 @@ from typing import Any  # noqa: E402
 import gevent  # noqa: E402
 import gevent.event  # noqa: E402
 import gevent.select  # noqa: E402
+from gevent.event import Event  # noqa: E402
 from gevent.server import StreamServer  # noqa: E402
 
 from mta.config.loader import loads  # noqa: E402
@@ -796,6 +797,29 @@ def a_failed_lookup_is_believed_as_long_as_it_is_remembered() -> None:
     world.until(lambda: world.shelf.told("suspended"))
     gevent.sleep(0.3)
     assert len(asked) == 1
+
+
+def why_a_lookup_is_made_again() -> None:
+    """While DNS is asked once more, what it said before is still told."""
+    world = World()
+    answers, known = Event(), RouteFailure(False, 451, "4.4.3", "MX of d.test: SERVFAIL", 0.0)
+
+    class Failing:
+        shortage = ""
+        asked = 0
+
+        def route(self, domain: str) -> RouteFailure:
+            self.asked += 1
+            if self.asked > 1:
+                answers.wait()
+            return known
+
+    world.engine.router = failing = Failing()  # type: ignore
+    world.make()
+    world.until(lambda: failing.asked == 2)
+    assert standing(world.engine, 0, "d.test", 1)[:2] == (
+        "ready", "its route is being looked up again: MX of d.test: SERVFAIL")
+    answers.set()
 
 
 def a_host_that_trickles() -> None:

@@ -17,6 +17,7 @@ SCENARIOS = (
     "a_limit_over_a_provider_holds_over_its_sites", "recipients_of_a_connection",
     "expiry_by_destination", "a_poisonous_message", "a_reload_while_a_route_is_looked_up",
     "a_failed_lookup_is_believed_as_long_as_it_is_remembered",
+    "why_a_lookup_is_made_again",
     "a_host_that_trickles", "why_mail_waits", "many_sites_share_a_small_total", "what_rests_makes_room",
     "a_host_that_is_slow_with_each_recipient", "a_clock_that_is_set",
     "nothing_is_begun_while_outcomes_cannot_be_written", "a_free_place_is_taken_by_one_who_can_use_it",

@@ -140,7 +140,7 @@ def story() -> Story:
                 while missing := [domain for domain in WAITING if not reasons.get(domain)]:
                     assert time.monotonic() < deadline, {domain: reasons.get(domain) for domain in missing}
                     reasons |= {name: row.reason or row.last_reply for name, row in rows(mta).items()
-                                if "its route" not in row.reason and "being opened" not in row.reason}
+                                if not row.reason.endswith("is being looked up") and "being opened" not in row.reason}
                     time.sleep(0.1)
                 story.reasons |= reasons
                 story.numbers |= {domain: [*story.numbers.get(domain, []), *found] for domain, found in mine.items()}
