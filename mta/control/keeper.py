@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import gevent
 import lmdb
-from gevent.hub import get_hub
 
 from mta.delivery import learnt
 from mta.delivery.limits import Limits
+from mta.loop.threads import in_thread
 
 EVERY_S: Final = 30.0
 
@@ -50,9 +50,7 @@ class Keeper:
             now_us = time.time_ns() // 1000
             found = learnt.gather(self._limits, now_us, lambda: gevent.sleep(0))
             if found != self._kept:
-                trouble = get_hub().threadpool.apply(_write_or_why_not, (self._spool, found.encode(now_us)))
-                if trouble is not None:
-                    raise trouble
+                in_thread(learnt.write, self._spool, found.encode(now_us))
                 self._kept = found
             self._trouble = ""
         except (OSError, lmdb.Error) as error:
@@ -67,12 +65,3 @@ class Keeper:
                 self.keep()
             except Exception:
                 log.exception("bug: what was learnt of receivers cannot be kept")
-
-
-def _write_or_why_not(spool: str, data: bytes) -> OSError | None:
-    """In a thread of gevent's, which would print whatever is raised there."""
-    try:
-        learnt.write(spool, data)
-    except OSError as error:
-        return error
-    return None

@@ -20,7 +20,6 @@ from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 import gevent.select  # noqa: E402
-from gevent.hub import get_hub  # noqa: E402
 
 from mta.access.users import UsersError  # noqa: E402
 from mta.config.schema import Config  # noqa: E402
@@ -52,10 +51,11 @@ from mta.inject.logins import Logins, Watch  # noqa: E402
 from mta.inject.occupancy import Occupancy  # noqa: E402
 from mta.inject.pickup_service import PickupService  # noqa: E402
 from mta.inject.usage import Usage  # noqa: E402
+from mta.loop.threads import in_thread  # noqa: E402
 from mta.queue.ids import IdSource, shard_of  # noqa: E402
 from mta.queue.orders import Orders  # noqa: E402
 from mta.queue.records import Message  # noqa: E402
-from mta.queue.store import BodyDamaged, BodyUnreadable, Store, StoreError, StoreLocked, StoreVersion, Transaction  # noqa: E402
+from mta.queue.store import BodyUnreadable, Store, StoreError, StoreLocked, StoreVersion, Transaction  # noqa: E402
 from mta.smtp.reply import Reply  # noqa: E402
 
 # py-lmdb gives the GIL back and forth at every put; with Python's 5 ms a busy hub would make each of them wait so long.
@@ -190,10 +190,10 @@ class Worker:
     @staticmethod
     def read_body(store: Store, message: Message) -> bytes:
         """Read content in a thread, so that the disk does not hold up the hub. Raises BodyDamaged, BodyUnreadable."""
-        content: bytes | Exception = get_hub().threadpool.apply(_body_or_why_not, (store, message))
-        if isinstance(content, Exception):
-            raise content
-        return content
+        try:
+            return in_thread(store.body, message)
+        except MemoryError:
+            raise BodyUnreadable("there is no memory to read the content now") from None
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -298,16 +298,6 @@ class Worker:
         """Resident bytes now."""
         self._statm.seek(0)
         return int(self._statm.read().split()[1]) * resource.getpagesize()
-
-
-def _body_or_why_not(store: Store, message: Message) -> bytes | Exception:
-    """In a thread of gevent's, which would print whatever is raised there."""
-    try:
-        return store.body(message)
-    except (BodyDamaged, BodyUnreadable) as error:
-        return error
-    except MemoryError:
-        return BodyUnreadable("there is no memory to read the content now")
 
 
 def main(child: Child) -> None:

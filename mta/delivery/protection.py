@@ -22,13 +22,12 @@ import ssl
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from gevent.hub import get_hub
-
 from mta.config.schema import Config
 from mta.delivery.routing import Route
 from mta.delivery.sources import Source
 from mta.delivery.targets import Target
 from mta.delivery.tls import verifying_context
+from mta.loop.threads import in_thread
 from mta.smtp.reply import Reply
 from mta.smtp.transaction import NO_REQUIRETLS
 
@@ -70,11 +69,7 @@ class Protection:
         context = self._contexts.get(source.name)
         if context is None:
             options, ca_file = source.options, self._ca_file
-            made = get_hub().threadpool.apply(
-                _context_or_why_not, (ca_file, options.tls_certificate, options.tls_key))
-            if isinstance(made, OSError):
-                raise made
-            context = made
+            context = in_thread(verifying_context, ca_file, options.tls_certificate, options.tls_key)
             if ca_file == self._ca_file:  # else there is another configuration by now
                 self._contexts[source.name] = context
         return context
@@ -132,14 +127,6 @@ class Protection:
         if target is None or all(host.name != target.host.name for host in route.hosts):
             return Reply(451, "4.4.4", (f"The mail hosts of {domain} have changed",), local=True)
         return None
-
-
-def _context_or_why_not(ca_file: str | None, certificate: str | None, key: str | None) -> ssl.SSLContext | OSError:
-    """In a thread of gevent's, which would print whatever is raised there."""
-    try:
-        return verifying_context(ca_file, certificate, key)
-    except OSError as error:
-        return error
 
 
 def shortcoming(target: Target, phase: str, reply: Reply) -> Reply:

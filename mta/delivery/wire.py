@@ -6,7 +6,7 @@ with bytes, with `WOKEN`, or by an error. Deadlines cost nothing per wait: the c
 
 The socket is a plain non-blocking one; only waiting involves the gevent hub. TLS runs on memory buffers
 (`ssl.MemoryBIO`), so it needs no second kind of socket. Many sockets that are ready at once share turns of the loop
-(`mta.delivery.burst`).
+(`mta.loop.burst`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import gevent
 from gevent import monkey
 from gevent.hub import get_hub
 
-from mta.delivery.burst import Burst
 from mta.delivery.proxy import ProxyError
+from mta.loop.burst import Burst
 from mta.queue.shortage import SHORTAGE
 
 socket = monkey.get_original("socket", "socket")

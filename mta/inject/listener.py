@@ -38,6 +38,7 @@ from mta.inject.opening import Opening
 from mta.inject.permissions import ListenerPermissions, contains
 from mta.inject.session import Session
 from mta.inject.usage import Account, Usage, no_count
+from mta.loop.threads import in_thread
 from mta.queue.shortage import SHORTAGE, Spell
 from mta.smtp.peer import Identity, Peer
 from mta.smtp.reply import Reply
@@ -207,7 +208,7 @@ class SmtpListener:
 
     def _refresh(self, certificates: Certificates) -> None:
         try:
-            news = get_hub().threadpool.apply(certificates.read)
+            news = in_thread(certificates.read)
             if certificates.take(news) and certificates is self._certificates:
                 self._renew()
         finally:

@@ -25,6 +25,7 @@ from mta.config.problems import printable
 from mta.config.schema import Config
 from mta.inject.incidents import Incidents
 from mta.inject.permissions import ListenerPermissions
+from mta.loop.threads import in_thread
 from mta.smtp.peer import Identity, Peer
 from mta.smtp.reply import Reply
 from mta.smtp.sasl import Attempt, PasswordAttempt, ScramAttempt, ScramKeys, ScramProof
@@ -79,8 +80,8 @@ class Logins:
             except UsersError as error:
                 if not lenient:
                     raise
-                self.lacks_users, self._state, self._complained = True, (), str(error)
-                log.error("the file of users cannot be used: %s", error.problems[0])
+                self.lacks_users, self._state, self._complained = True, (), str(error.problems[0])
+                log.error("the file of users cannot be used: %s", self._complained)
             passwords.load()  # tens of milliseconds, better now than at the first login
         loop = get_hub().loop
         self._async = loop.async_()
@@ -117,13 +118,17 @@ class Logins:
         gevent.spawn(self._read, path, state)
 
     def _read(self, path: str, state: tuple[int, ...]) -> None:
-        found = get_hub().threadpool.apply(_users_or_why_not, (path,))
+        found: Users | Exception
+        try:
+            found = in_thread(read, path)
+        except Exception as error:  # memory may lack, and the next look tries again
+            found = error
         if path != self.config.access.users_file or state != self._state:
             return  # a later one is being read
         if isinstance(found, Exception):
-            if str(found) != self._complained:
-                self._complained = str(found)
-                what = found.problems[0] if isinstance(found, UsersError) else type(found).__name__
+            what = str(found.problems[0]) if isinstance(found, UsersError) else type(found).__name__
+            if what != self._complained:
+                self._complained = what
                 log.error("the changed file of users cannot be used, the users from before stay: %s", what)
             self._state = ()  # the next look tries again
             return
@@ -249,7 +254,7 @@ class Logins:
             with gevent.Timeout(access.check_timeout, external.UnknownError("no answer in time")):
                 context = None
                 if access.check_url.startswith("https:"):
-                    context = get_hub().threadpool.apply(external.authorities)
+                    context = in_thread(external.authorities)
                 right = external.ask(access.check_url, attempt.user, attempt.password, peer.address, listener,
                                      access.check_timeout, context)
         except external.UnknownError as error:
@@ -300,14 +305,6 @@ def _state(path: str) -> tuple[int, ...]:
     except OSError:
         return (0,)
     return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode)
-
-
-def _users_or_why_not(path: str) -> Users | Exception:
-    """In a thread of gevent's, which would print what is raised there."""
-    try:
-        return read(path)
-    except Exception as error:  # memory may lack, and the next look tries again
-        return error
 
 
 class Watch:

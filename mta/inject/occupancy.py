@@ -10,8 +10,8 @@ from collections import Counter
 from typing import Final
 
 from mta.access.attempts import network_of
-from mta.delivery.burst import Burst
 from mta.inject.balance import Balance
+from mta.loop.burst import Burst
 from mta.smtp.budget import Budget
 from mta.smtp.coming import Coming
 from mta.smtp.reply import Reply

@@ -21,6 +21,7 @@ from mta.inject.claims import DirectoryError, SpoolDirectory
 from mta.inject.inotify import Watch
 from mta.inject.intake import Accepted, Intake
 from mta.inject.pickup import Pickup, Statistics, Stopping
+from mta.loop.threads import in_thread
 from mta.queue.store import Store, StoreError, Transaction
 
 SCAN_WITHOUT_WATCH_S: Final = 1.0
@@ -50,7 +51,7 @@ class PickupService:
         """
         self._directory = SpoolDirectory(directory, shard)
         self._pickup = Pickup(
-            self._directory, config, intake, _HubStore(store, schedule), _in_thread, self._pause, takes_new=takes_new
+            self._directory, config, intake, _HubStore(store, schedule), in_thread, self._pause, takes_new=takes_new
         )
         self._takes_new = takes_new
         self._stopping = Event()
@@ -236,18 +237,3 @@ class _HubStore:
     def room(self) -> str | None:
         """Why no mail is taken."""
         return self._store.room()
-
-
-def _in_thread(function: Callable[..., Any], *arguments: object) -> Any:
-    value, error = get_hub().threadpool.apply(_outcome, (function, arguments))
-    if error is not None:
-        raise error
-    return value
-
-
-def _outcome(function: Callable[..., Any], arguments: tuple[object, ...]) -> tuple[Any, BaseException | None]:
-    """In a thread of gevent's, which would print whatever is raised there."""
-    try:
-        return function(*arguments), None
-    except BaseException as error:
-        return None, error

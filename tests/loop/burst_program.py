@@ -14,9 +14,9 @@ from collections import Counter  # noqa: E402
 import gevent  # noqa: E402
 from gevent.hub import get_hub  # noqa: E402
 
-from mta.delivery import burst as module  # noqa: E402
 from mta.delivery.ourselves import AF_INET  # noqa: E402
 from mta.delivery.wire import Sweeper, Wire  # noqa: E402
+from mta.loop import burst as module  # noqa: E402
 
 CONNECTIONS = 100
 WORDS = 3

@@ -1,0 +1,1 @@
+"""What every process with an event loop needs of it: turns that do not become long, threads for what would block."""
