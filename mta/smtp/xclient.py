@@ -26,11 +26,14 @@ class AttributeValueError(ValueError):
 def read_attributes(argument: bytes, peer: Peer, helo: str) -> tuple[Peer, str]:
     """The client that `argument`, `NAME=value ...`, makes of `peer`, and what it calls itself.
 
-    Raises AttributeValueError.
+    A login of the host in front of us is its own, not that of its clients: these are who LOGIN says, or nobody. Raises
+    AttributeValueError.
     """
     items = argument.split()
     if not items:
         raise AttributeValueError("no attributes")
+    if peer.identity is not None and peer.identity.via != "xclient":
+        peer = replace(peer, identity=None)
     for item in items:
         name_raw, equals, value_raw = item.partition(b"=")
         name = name_raw.decode("ascii", "replace").upper()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mta.smtp.errors import LocalProtocolError
@@ -435,6 +437,20 @@ def test_bad_xclient(attributes: str) -> None:
     assert say(machine, f"XCLIENT {attributes}")[0].startswith("501 5.5.4 XCLIENT: ")
     assert machine.peer == PROXY
     assert machine.state == "ready"
+
+
+def test_clients_of_a_proxy_are_not_who_it_is_itself() -> None:
+    """A host that has logged in to be trusted lends its login to nobody; one that it named stays until another is."""
+    for via in ("certificate", "password", "scram"):
+        machine = server(replace(PROXY, identity=Identity("proxy", via)))
+        talk(machine, b"XCLIENT ADDR=198.51.100.1\r\n")
+        assert machine.peer.identity is None
+    machine = server(PROXY)
+    talk(machine, b"XCLIENT LOGIN=acme\r\n")
+    talk(machine, b"XCLIENT ADDR=198.51.100.1\r\n")
+    assert machine.peer == replace(PROXY, address="198.51.100.1", identity=Identity("acme", "xclient"))
+    talk(machine, b"XCLIENT LOGIN=[UNAVAILABLE]\r\n")
+    assert machine.peer.identity is None
 
 
 def test_xclient_refused() -> None:
