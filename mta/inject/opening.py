@@ -45,8 +45,8 @@ class Opening(Connection):
         """Something has happened."""
 
     @abstractmethod
-    def _enter_as(self, identity: Identity) -> Reply | None:
-        """Count the session for a user; the refusal if it has too many."""
+    def _enter_as(self, identity: Identity | None) -> Reply | None:
+        """Count the session for a user, or for none any more; the refusal if it has too many."""
 
     # -- the load balancer ------------------------------------------------------------------------------------------
 
@@ -85,6 +85,10 @@ class Opening(Connection):
 
     def _begin(self) -> None:
         """The client is known: greet, or do the handshake first. A client that has nothing to say goes by itself."""
+        identity = self.machine.peer.identity  # who has one already has opened a Unix socket
+        if identity is not None and (refusal := self._enter_as(identity)) is not None:
+            self.turn_away(refusal.to_bytes())
+            return
         if self._contexts is not None and self._implicit_tls:
             self._tls = ServerTls(self._contexts)
             self._await(self._handshake_readable)
@@ -101,7 +105,7 @@ class Opening(Connection):
             self._took(rest)
 
     def turn_away(self, reply: bytes) -> None:
-        """There is no room for the client of the balancer."""
+        """There is no room for the client of the balancer, or for one more session of the user."""
         self._send_raw(reply)
         self._end()
 
@@ -169,7 +173,7 @@ class Opening(Connection):
         before = self.machine.peer
         peer = replace(before, tls=tls, identity=None)
         identity = self._listener.user_of_certificate(names, peer)
-        refusal = self._enter_as(identity) if identity is not None else None
+        refusal = self._enter_as(identity)  # a login in clear is void now
         self._await(self._readable)
         self._talks = True
         if self.machine.state == TLS:

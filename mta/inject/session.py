@@ -217,14 +217,13 @@ class Session(Opening):
         """The client speaks for somebody else (XCLIENT)."""
         peer = self.machine.peer
         log.debug("[%s] speaks for [%s]", event.before.address, peer.address)
-        self._leave_user()
-        refusal = self._enter_as(peer.identity) if peer.identity is not None else None
+        refusal = self._enter_as(peer.identity)
         return self.machine.close(refusal) if refusal is not None else []
 
-    def _enter_as(self, identity: Identity) -> Reply | None:
-        """Count the session for a user; the refusal if it has too many."""
+    def _enter_as(self, identity: Identity | None) -> Reply | None:
+        """Count the session for a user, or for none any more; the refusal if it has too many."""
         self._leave_user()
-        account = self._listener.account_of(identity)
+        account = self._listener.account_of(identity) if identity is not None else None
         if account is not None and account.allowance.sessions is not None:
             if not self._listener.usage.enter(account):
                 self._tell("session", f"too many of {account.words}")

@@ -629,6 +629,42 @@ def test_unix_socket(tmp_path: Path) -> None:
         assert sock.recv(1000).startswith(b"530 5.7.0 ")
 
 
+def test_sessions_of_a_user_of_a_unix_socket(tmp_path: Path) -> None:
+    """Who has opened a Unix socket has a user's limits from the start, sessions included."""
+    path = str(tmp_path / "smtp")
+    name = pwd.getpwuid(os.getuid()).pw_name
+    config = configuration({"smtp": f"unix:{path}"}, users={name: {"limits": {"sessions": 1}}})
+
+    def greeting(sock: socket.socket) -> bytes:
+        sock.settimeout(20)
+        sock.connect(path)
+        return sock.recv(1000)
+
+    with listening(unix=path, config=config) as process:
+        with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+            assert greeting(first).startswith(b"220 ")
+            assert greeting(second) == b"421 4.7.0 Too many sessions of this user\r\n"
+            assert second.recv(1000) == b""
+            first.sendall(b"QUIT\r\n")
+            assert first.recv(1000).startswith(b"221 ")
+            assert first.recv(1000) == b""
+        with socket.socket(socket.AF_UNIX) as third:
+            assert greeting(third).startswith(b"220 ")
+
+
+def test_sessions_of_a_login_that_tls_makes_void(pki: Pki, users: str) -> None:
+    """A login in clear counts until TLS starts, which forgets it."""
+    limits = {"acme": {"limits": {"sessions": 1}}}
+    with submission(pki, users, {**TLS, "auth_without_tls": True}, users=limits) as process, smtplib.SMTP(
+            "127.0.0.1", process.port, "client.example", 20) as smtp, client(process, pki) as other:
+        smtp._host = "mx.example.net"  # type: ignore[attr-defined]
+        smtp.ehlo()
+        assert smtp.docmd("AUTH", RIGHT)[0] == 235
+        smtp.starttls(context=pki.context())
+        smtp.ehlo()  # by then the handshake is done on both sides
+        assert other.docmd("AUTH", RIGHT)[0] == 235
+
+
 def test_a_user_without_a_name_is_not_looked_up_for_each_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is it one for ever: it is asked for now and then, until it has a name."""
     asked: list[int] = []
