@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from mta.config.checks import NO_CHANGES, CheckChanges
 from mta.config.schema import Config, LabelValues
 from mta.inject.checking import Checker, unsubscribe_lines
-from mta.inject.labels import Labeller
+from mta.inject.labels import Labeller, Labels
 from mta.message import headers, trace
 from mta.queue import events
 from mta.queue.errors import StoreError, StoreFull
@@ -164,6 +164,8 @@ class Intake:
         if isinstance(labelled, Reply):
             return labelled
         labels, unwanted = labelled
+        if envelope.priority is not None or labels.priority == "normal":
+            labels = _with_class(labels, envelope.priority if source.label_headers else None)
         verdict = self.checker.check(content, scan, envelope, labels, source.checks, source.origin)
         if isinstance(verdict, Reply):
             return verdict
@@ -236,8 +238,6 @@ class Intake:
         )
         if wishes is not None:
             now_us = max(now_us, wishes.release_us)
-            if wishes.priority and not labels.priority and source.label_headers:
-                labels = labels._replace(priority=_PRIORITIES[wishes.priority > 0])
         deliveries = [
             Delivery(message, index, queue_name(domain, *labels), domain, group, now_us)
             for index, (domain, group) in enumerate(groups.items())
@@ -267,6 +267,13 @@ class Intake:
             else:
                 group.append(recipient)
         return groups
+
+
+def _with_class(labels: Labels, wished: int | None) -> Labels:
+    """Labels with the class that an MT-PRIORITY makes where they have none. Before the checks: bulk mail has its own."""
+    if labels.priority == "normal":
+        return labels._replace(priority="")
+    return labels._replace(priority=_PRIORITIES[wished > 0]) if wished and not labels.priority else labels
 
 
 def _wishes(envelope: Envelope, now_us: int) -> Wishes:

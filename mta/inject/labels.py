@@ -24,7 +24,8 @@ _VALUE = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Labels(NamedTuple):
-    """The labels of one message; empty where there is none."""
+    """The labels of one message; empty where there is none. `normal` is a priority that something gave; in a queue's name
+    it is none."""
 
     tenant: str = ""
     campaign: str = ""
@@ -110,4 +111,4 @@ class Labeller:
         priority = found.get("priority", "").lower() or next((one.priority for one in places if one.priority), "")
         return Labels(
             tenant, found.get("campaign") or next((one.campaign for one in places if one.campaign), ""),
-            "" if pool == "default" else pool, "" if priority == "normal" else priority)
+            "" if pool == "default" else pool, priority)

@@ -123,6 +123,16 @@ def test_unsubscription_of_bulk_mail() -> None:
     assert taken(WHOLE, unsubscribe_for="all")[1] == ["unsubscribe"]
 
 
+def test_bulk_by_mt_priority_is_bulk() -> None:
+    """What makes mail bulk does not matter."""
+    for priority, warnings in ((-3, ["unsubscribe"]), (3, []), (0, [])):
+        envelope = Envelope("a@sender.example", [Recipient("b@example.org")], priority=priority, is_special=True)
+        accepted = Intake(Config(hostname="mta.example"), lambda: 1 << 10, lambda: 1_700_000_000_000_000).prepare(
+            envelope, WHOLE + b"\r\nx\r\n", SOURCE)
+        assert isinstance(accepted, Accepted)
+        assert json.loads(accepted.event)["warnings"] == warnings
+
+
 def test_unsubscription_is_added() -> None:
     """Both fields, for one recipient; with several, or with half of it there, only the sender can do it right."""
     options = {"unsubscribe": "add", "unsubscribe_uri": "https://x.example/{tenant}/{campaign}/{id}"}

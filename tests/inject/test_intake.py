@@ -296,7 +296,9 @@ def test_mt_priority_makes_a_class(priority: int, queue: str) -> None:
 def test_mt_priority_yields_to_labels() -> None:
     """A label says more; and of clients whose labels are not believed the priority is not, either (RFC 6710 4.1)."""
     given = envelope(priority=5, is_special=True)
-    assert accept(WHOLE + b"X-Priority-Class: bulk\r\n\r\n", given).deliveries[0].queue == "example.org^bulk"
+    for label, queue in ((b"bulk", "example.org^bulk"), (b"normal", "example.org")):
+        content = WHOLE + b"X-Priority-Class: " + label + b"\r\n\r\n"
+        assert accept(content, given).deliveries[0].queue == queue
     stranger = SOURCE._replace(label_headers=False)
     assert accept(WHOLE + b"\r\n", given, stranger).deliveries[0].queue == "example.org"
 
