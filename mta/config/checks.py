@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, TypeVar
 from mta.config.option import option
 from mta.config.units import Domain, Size
 
-Missing: TypeAlias = Literal["add", "refuse"]
+Missing: TypeAlias = Literal["add", "warn", "refuse"]
 Lenient: TypeAlias = Literal["accept", "warn", "refuse"]
 Strict: TypeAlias = Literal["warn", "refuse"]
 Needed: TypeAlias = Literal["accept", "warn", "add", "refuse"]
@@ -29,8 +29,9 @@ class Checks:
     log (a line in ten minutes, with the number) and in `warnings` of its event `received`. `add`: the field is put at
     the top. Tenants, listeners, spool directories and users may change this; the latter one's word goes first."""
 
-    missing_date: Missing = option("add", "No Date: add the time of arrival (RFC 6409 8.2).")
-    missing_message_id: Missing = option("add", "No Message-ID: make one (RFC 6409 8.3).")
+    missing_date: Missing = option(
+        "add", "No Date: add the time of arrival (RFC 6409 8.2); with `warn` it is added and told of.")
+    missing_message_id: Missing = option("add", "No Message-ID: make one (RFC 6409 8.3); with `warn` likewise.")
     missing_from: Needed = option(
         "add", "No From: add the envelope sender. Mail with the null sender gets none, and a warning.")
     repeated: Lenient = option(
@@ -39,6 +40,8 @@ class Checks:
     header_size: Size = option(Size(262_144), "Largest header section.", min=1000, max=262_144)
     field_size: Size = option(Size(102_400), "Largest header field, its continuation lines included.", min=998)
     fields: int = option(1000, "Lines of the header section, continuation lines included.", min=20)
+    oversized: Strict = option(
+        "refuse", "A header section beyond these three sizes. One of more than 256 KiB is refused in any case.")
     from_domains: tuple[Domain, ...] = option(
         (), "Domains, with those below them, that addresses in From may have; empty: all.",
         example="[example.org, example.net]")
@@ -63,6 +66,10 @@ class CheckChanges:
     missing_message_id: Missing | None = option(None, "No Message-ID.")
     missing_from: Needed | None = option(None, "No From.")
     repeated: Lenient | None = option(None, "A field twice that may be there once.")
+    header_size: Size | None = option(None, "Largest header section.", min=1000, max=262_144)
+    field_size: Size | None = option(None, "Largest header field.", min=998)
+    fields: int | None = option(None, "Lines of the header section.", min=20)
+    oversized: Strict | None = option(None, "A header section beyond these three sizes.")
     from_domains: tuple[Domain, ...] = option((), "Domains that From may have; empty: as `checks` says.")
     foreign_from: Strict | None = option(None, "A From that has another domain.")
     unsubscribe: Needed | None = option(None, "Bulk mail without unsubscription by one click.")

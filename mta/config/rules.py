@@ -190,6 +190,10 @@ def _checks(config: Config, view: _View) -> Iterator[Finding]:
         if foreign and changes is not None and changes.foreign_from is not None and not rules.from_domains \
                 and view.sound((*path, "from_domains")):
             yield foreign, "has no effect without from_domains"
+        if changes is not None and changes.field_size is not None and changes.field_size > rules.header_size \
+                and view.sound((*path, "field_size"), (*path, "header_size"), ("checks", "header_size")):
+            yield (*path, "field_size"), (f"{format_size(changes.field_size)} is above header_size "
+                                          f"({format_size(rules.header_size)}), of which it is a part")
     size = view.first_given(("checks", "field_size"), ("checks", "header_size"))
     if size and config.checks.field_size > config.checks.header_size:
         yield size, (f"checks.field_size ({format_size(config.checks.field_size)}) is above checks.header_size "

@@ -26,7 +26,7 @@ from mta.smtp.reply import Reply
 if TYPE_CHECKING:
     from mta.smtp.envelope import Envelope
 
-WARNINGS: Final = ("repeated", "from", "from-domain", "unsubscribe")
+WARNINGS: Final = ("size", "date", "message-id", "repeated", "from", "from-domain", "unsubscribe")
 """What `warnings` of an event may have."""
 
 QUIET_S: Final = 600.0
@@ -82,19 +82,27 @@ class Checker:
         `place` is what its listener or spool directory changes, `origin` is told in the log.
         """
         rules = self._top if place is None and not self._tenants else self.rules(place, labels.tenant)
+        warnings: list[str] = []
         fault = checks.size_fault(content, scan.end, rules.header_size, rules.field_size, rules.fields)
         if fault:
-            return self._refuse("size", fault, origin)
-        if not scan.has_date and rules.missing_date == "refuse":
-            return self._refuse("date", "Date: it is missing, add it (RFC 5322 3.6.1)", origin)
-        if not scan.message_id and rules.missing_message_id == "refuse":
-            return self._refuse("message-id", "Message-ID: it is missing, add it (RFC 5322 3.6.4)", origin)
+            if rules.oversized == "refuse":
+                return self._refuse("size", fault, origin)
+            self._warn("size", fault, origin, warnings)
+        if not scan.has_date and rules.missing_date != "add":
+            fault = "Date: it is missing, add it (RFC 5322 3.6.1)"
+            if rules.missing_date == "refuse":
+                return self._refuse("date", fault, origin)
+            self._warn("date", fault, origin, warnings)
+        if not scan.message_id and rules.missing_message_id != "add":
+            fault = "Message-ID: it is missing, add it (RFC 5322 3.6.4)"
+            if rules.missing_message_id == "refuse":
+                return self._refuse("message-id", fault, origin)
+            self._warn("message-id", fault, origin, warnings)
         needs_unsubscribe = rules.unsubscribe != "accept" and (
             labels.priority == "bulk" or rules.unsubscribe_for == "all")
-        if scan.has_from and not (scan.repeated or rules.from_domains or needs_unsubscribe):
+        if scan.has_from and not (scan.repeated or rules.from_domains or needs_unsubscribe or warnings):
             return FINE
 
-        warnings: list[str] = []
         add_from = False
         uri = ""
         if scan.repeated and rules.repeated != "accept":

@@ -74,8 +74,8 @@ FIELDS: Final = (
     Field("size", "received attempts", int, "Size of the message in bytes, with the header lines we added."),
     Field("message_id", "received attempts", str, "Value of the Message-ID header, with its brackets."),
     Field("origin", "received", str, "Where it came from: `smtp ADDRESS:PORT HELO`, `pickup FILE uid USER`, or `dsn`."),
-    Field("warnings", "received", list, "What `checks` would have it otherwise: `repeated`, `from`, `from-domain`, "
-          "`unsubscribe`."),
+    Field("warnings", "received", list, "What `checks` would have otherwise: `size`, `date`, `message-id`, `repeated`, "
+          "`from`, `from-domain`, `unsubscribe`."),
     Field("attempt", "attempts expired", int, "Number of this attempt, from 1; for `expired`, how many there were."),
     Field("age_s", "attempts expired", float, "Seconds since the message was accepted."),
     Field("duration_s", "attempts", float, "Seconds from the start of the transaction to the reply that ended it."),

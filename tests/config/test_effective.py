@@ -132,9 +132,11 @@ def test_changes() -> None:
         ("listeners[1].hostname", "", "null", True),
         *((f"listeners[1].labels.{label}", "", "null", True) for label in ("tenant", "campaign", "pool", "priority")),
         ("listeners[1].label_headers", "", "true", True),
-        *((f"listeners[1].checks.{name}", "", "[]" if name == "from_domains" else "null", True) for name in (
-            "missing_date", "missing_message_id", "missing_from", "repeated", "from_domains", "foreign_from",
-            "unsubscribe", "unsubscribe_for", "unsubscribe_uri")),
+        *((f"listeners[1].checks.{name}", "", value, True) for name, value in (
+            ("missing_date", "null"), ("missing_message_id", "null"), ("missing_from", "null"), ("repeated", "null"),
+            ("header_size", "off"), ("field_size", "off"), ("fields", "off"), ("oversized", "null"),
+            ("from_domains", "[]"), ("foreign_from", "null"), ("unsubscribe", "null"), ("unsubscribe_for", "null"),
+            ("unsubscribe_uri", "null"))),
         ("expires", "5d", "4d", False),
         ("routes[a.example]", "mx", "", False),
     ]

@@ -11,6 +11,7 @@ import pytest
 from mta.config.checks import CheckChanges, Checks
 from mta.config.loader import loads
 from mta.config.schema import Config, Tenant
+from mta.config.units import Size
 from mta.inject.checking import WARNINGS, Checker
 from mta.inject.intake import Accepted, Intake, Source
 from mta.inject.labels import NO_LABELS, Labels
@@ -98,6 +99,31 @@ def test_sizes() -> None:
     assert refused(content, header_size=3000).startswith("550 5.6.0 The header section is larger than 3000 octets")
     assert refused(content, field_size=3000).startswith("550 5.6.0 A header field is larger than 3000 octets")
     assert refused(WHOLE + b"X: y\r\n" * 30, fields=30).startswith("550 5.6.0 The header section has more than 30")
+
+
+def test_what_is_told_and_taken() -> None:
+    """`warn` of what could be refused: the message is taken, with what is missing added; a size of 256 KiB is the end."""
+    big = WHOLE + b"X: " + b"y" * 5000 + b"\r\n"
+    for options in ({"header_size": 3000}, {"field_size": 3000}):
+        assert taken(big, oversized="warn", **options)[1] == ["size"]
+    assert refused(WHOLE + b"X: y\r\n" * 50_000, oversized="warn").startswith("550 5.6.0 The header section is larger")
+    date, message_id, sender = WHOLE.split(b"\r\n")[:3]
+    content, warnings = taken(message_id + b"\r\n" + sender + b"\r\n", missing_date="warn")
+    assert (headers.get(content, "Date") is not None, warnings) == (True, ["date"])
+    content, warnings = taken(date + b"\r\n" + sender + b"\r\n", missing_message_id="warn")
+    assert (headers.get(content, "Message-ID") is not None, warnings) == (True, ["message-id"])
+
+
+def test_sizes_of_a_listener_and_a_tenant() -> None:
+    """The sizes are what somebody changes, too."""
+    big = WHOLE + b"X: " + b"y" * 5000 + b"\r\n"
+    assert refused(big, CheckChanges(field_size=Size(3000))).startswith("550 5.6.0 A header field is larger than 3000")
+    assert taken(big, CheckChanges(header_size=Size(3000), oversized="warn"))[1] == ["size"]
+    assert taken(big, CheckChanges(header_size=Size(6000)), header_size=3000)[1] == []
+    tenants = {"acme": Tenant(checks=CheckChanges(fields=20))}
+    many = WHOLE + b"X: y\r\n" * 30
+    assert taken(many, tenants=tenants)[1] == []
+    assert refused(many + b"X-Tenant: acme\r\n", tenants=tenants).startswith("550 5.6.0 The header section has more")
 
 
 def test_from_domains() -> None:
@@ -224,3 +250,6 @@ def test_contradictions_of_a_listener() -> None:
     assert loads(text.format("unsubscribe_uri: 'https://x.example/{id}'")).listeners[0].checks.unsubscribe == "add"
     with pytest.raises(Exception, match=r"listeners\[0\].checks.unsubscribe: add has nothing to add"):
         loads(text.format(""))
+    text = text.format("").replace("unsubscribe: add", "field_size: 50KB, header_size: 20KB")
+    with pytest.raises(Exception, match=r"listeners\[0\].checks.field_size: 50KB is above header_size \(20KB\)"):
+        loads(text)
