@@ -11,8 +11,9 @@ Decisions of this door, with their reasons:
 * What `checks` asks for (`mta.inject.checking`): a message is refused, told of, or fields are added at the top.
 * No header section at all: accepted. Our lines and an empty line are put before it, so that text does not become
   header. A mailbox separator (`From somebody Mon ...`) before the header section is dropped, as other MTAs do.
-* Return-Path is removed: only the host of final delivery adds it (RFC 5321 4.4). No other field is changed or moved,
-  because the message may be signed; lines are added only at the top.
+* Return-Path is removed: only the host of final delivery adds it (RFC 5321 4.4). So are a Date, From or Message-ID with
+  nothing in them, which count as missing: beside one that is added they would be a second one. No other field is
+  changed or moved, because the message may be signed; lines are added only at the top.
 * The same mailbox twice in one transaction is one recipient, and the first one's DSN wishes hold. Local parts are
   compared exactly, domains without case.
 * Labels (`mta.inject.labels`) become part of the queue's name, their header fields are removed. A pool that does not
@@ -170,8 +171,8 @@ class Intake:
         if isinstance(verdict, Reply):
             return verdict
         size_before = len(content)
-        if scan.has_return_path or unwanted:
-            content = headers.remove(content, ("Return-Path", *unwanted))
+        if scan.has_return_path or unwanted or scan.empty:
+            content = headers.remove(content, ("Return-Path", *unwanted, *scan.empty))
 
         hostname = source.hostname or self._hostname
         message_number = self._next_id()
@@ -270,7 +271,8 @@ class Intake:
 
 
 def _with_class(labels: Labels, wished: int | None) -> Labels:
-    """Labels with the class that an MT-PRIORITY makes where they have none. Before the checks: bulk mail has its own."""
+    """Labels with the class that an MT-PRIORITY makes where they have none. Before the checks, as bulk mail has some of
+    its own."""
     if labels.priority == "normal":
         return labels._replace(priority="")
     return labels._replace(priority=_PRIORITIES[wished > 0]) if wished and not labels.priority else labels

@@ -24,8 +24,8 @@ _VALUE = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Labels(NamedTuple):
-    """The labels of one message; empty where there is none. `normal` is a priority that something gave; in a queue's name
-    it is none."""
+    """The labels of one message; empty where there is none. `normal` is a priority that something gave; in the name of
+    a queue it is none."""
 
     tenant: str = ""
     campaign: str = ""

@@ -37,6 +37,8 @@ def _in_any_case(name: bytes) -> bytes:
 _SCANNED = re.compile(
     rb"\r\n(%b)[ \t]*:" % b"|".join(map(_in_any_case, (*ONCE, b"received", b"return-path"))))
 _MESSAGE_ID = re.compile(rb"\r\n%b[ \t]*:" % _in_any_case(b"message-id"))
+_EMPTY = re.compile(rb"\r\n(%b)[ \t]*+:[ \t]*+(?:\r\n[ \t]++){0,100}(?=\r\n(?![ \t]))"
+                    % b"|".join(map(_in_any_case, (b"date", b"from", b"message-id"))))
 _ENDS_OF_VALUE = re.compile(rb"\r\n(?![ \t])")
 
 
@@ -45,11 +47,12 @@ class HeaderScan(NamedTuple):
 
     end: int  # length of the header section, 0 when there is none, -1 when it is longer than HEADER_LIMIT
     received: int  # how many Received fields
-    has_date: bool
+    has_date: bool  # one with something in it, as with From
     message_id: str  # value of the first Message-ID that is not empty, unfolded and cut to MESSAGE_ID_LIMIT; or ""
     has_return_path: bool
     has_from: bool = True
     repeated: str = ""  # a field of ONCE that is there more than once, in lower case
+    empty: tuple[str, ...] = ()  # which of date, from, message-id have nothing in them; not looked for when `repeated`
 
 
 class Field(NamedTuple):
@@ -93,8 +96,13 @@ def scan(content: bytes) -> HeaderScan:
         alone = not repeated or names.count(b"message-id") == 1
         at = section.find(b"\r\nMessage-ID:") if alone else -1
         message_id = _text(section, at + 13, _end_of_value(section, at + 13)) if at >= 0 else _message_id(section)
+    empty: tuple[str, ...] = ()
+    if not repeated and (b":\r\n" in section or b" \r\n" in section or b"\t\r\n" in section):  # few have that
+        nothing = [name.lower() for name in _EMPTY.findall(section)]
+        present.difference_update(nothing)
+        empty = tuple(map(bytes.decode, nothing))
     return HeaderScan(end, received, b"date" in present, message_id, b"return-path" in present, b"from" in present,
-                      repeated)
+                      repeated, empty)
 
 
 def _message_id(section: bytes) -> str:

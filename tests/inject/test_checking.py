@@ -73,6 +73,20 @@ def test_from_is_added_as_the_sender() -> None:
     assert warnings == ["from"]
 
 
+@pytest.mark.parametrize("nothing", [b"", b" ", b"\t ", b" \r\n ", b"\r\n\t\r\n  "])
+def test_what_is_there_with_nothing_in_it_is_missing(nothing: bytes) -> None:
+    """A Date, From or Message-ID without a value is none: it makes way for the one that is added, or is refused."""
+    for field, option in ((b"Date", "missing_date"), (b"Message-ID", "missing_message_id"), (b"From", "missing_from")):
+        lines = [line for line in WHOLE.split(b"\r\n")[:-1] if not line.startswith(field)]
+        content = b"\r\n".join([field.lower() + b":" + nothing, *lines, b"Subject:", b""])
+        assert refused(content, **{option: "refuse"}).startswith(f"550 5.6.0 {field.decode()}: it is missing")
+        mended, warnings = taken(content)
+        assert [one.name for one in headers.fields(mended)].count(field.lower()) == 1
+        assert headers.get(mended, field.decode())
+        assert headers.get(mended, "Subject") == b""
+        assert warnings == []
+
+
 def test_from_may_be_told_of_or_let_be() -> None:
     """`warn` and `accept` add nothing."""
     for word, warnings in (("warn", ["from"]), ("accept", [])):
@@ -102,7 +116,7 @@ def test_sizes() -> None:
 
 
 def test_what_is_told_and_taken() -> None:
-    """`warn` of what could be refused: the message is taken, with what is missing added; a size of 256 KiB is the end."""
+    """`warn` of what could be refused: the message is taken, with what is missing added; 256 KiB are the end."""
     big = WHOLE + b"X: " + b"y" * 5000 + b"\r\n"
     for options in ({"header_size": 3000}, {"field_size": 3000}):
         assert taken(big, oversized="warn", **options)[1] == ["size"]

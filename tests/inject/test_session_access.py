@@ -640,7 +640,7 @@ def test_sessions_of_a_user_of_a_unix_socket(tmp_path: Path) -> None:
         sock.connect(path)
         return sock.recv(1000)
 
-    with listening(unix=path, config=config) as process:
+    with listening(unix=path, config=config):
         with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
             assert greeting(first).startswith(b"220 ")
             assert greeting(second) == b"421 4.7.0 Too many sessions of this user\r\n"
