@@ -70,6 +70,7 @@ class Users:
     entries: dict[str, Entry] = field(default_factory=dict)
     secret: bytes = field(default=b"", repr=False)
     hashes: tuple[str, ...] = field(default=(), repr=False)  # of all who have one
+    scram_for_all: bool = False  # there are keys of SCRAM, and nobody has a hash alone
 
     def stand_in(self, name: str) -> str:
         """The hash of some user, always the same one for a name: to be computed for who has none, so that it takes as
@@ -119,7 +120,9 @@ def parse(text: str, name: str) -> Users:
         raise UsersError(problems)
     # Without a secret of its own the file as a whole is one: nobody who does not know the hashes knows it.
     hashes = tuple(entry.hash for entry in entries.values() if entry.hash)
-    return Users(entries, secret or hashlib.sha256(text.encode()).digest(), hashes)
+    scram_for_all = any(entry.keys for entry in entries.values()) and all(
+        entry.keys for entry in entries.values() if entry.hash)
+    return Users(entries, secret or hashlib.sha256(text.encode()).digest(), hashes, scram_for_all)
 
 
 def _entry(text: str) -> Entry:

@@ -170,10 +170,9 @@ class Logins:
 
     def mechanisms(self) -> tuple[Mechanism, ...]:
         """What can be offered: SCRAM only if all who have a password can use it, as clients choose it first."""
-        access, entries = self.config.access, self.users.entries.values()
-        passwords = access.check_url is not None or any(entry.hash for entry in entries)
-        scram = access.check_url is None and any(entry.keys for entry in entries) and all(
-            entry.keys for entry in entries if entry.hash)
+        access = self.config.access
+        passwords = access.check_url is not None or bool(self.users.hashes)
+        scram = access.check_url is None and self.users.scram_for_all
         return tuple(one for one in access.mechanisms if (scram if one.startswith("SCRAM") else passwords))
 
     # -- attempts --------------------------------------------------------------------------------------------------

@@ -69,6 +69,16 @@ def test_a_stand_in_is_of_the_file() -> None:
     assert HASH not in repr(found)
 
 
+@pytest.mark.parametrize(("lines", "offered"), [
+    ("", False), (f"a:{HASH}\n", False), (f"a:{HASH}:{SCRAM}\n", True), (f"a:{HASH}:{SCRAM}\nb:{HASH}\n", False),
+    (f"a::{SCRAM}\nb:\n", True),
+])
+def test_scram_is_for_all_or_for_nobody(lines: str, offered: bool) -> None:
+    """Clients choose it first, so it must be possible for all who have a password. It is found out when the file is
+    read, in a thread: not by the hub for each listener."""
+    assert parse(lines, "f").scram_for_all is offered
+
+
 def test_changes_keep_the_rest(tmp_path: Path) -> None:
     """Writing changes one line; comments, order and other users stay. Mode and owner stay, a new file is 0640."""
     path = str(tmp_path / "users")
