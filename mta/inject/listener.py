@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import pwd
 import struct
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from mta.inject.opening import Opening
 from mta.inject.permissions import ListenerPermissions, contains
 from mta.inject.session import Session
 from mta.inject.usage import Account, Usage, no_count
+from mta.inject.usernames import USER_NAMES
 from mta.loop.threads import in_thread
 from mta.queue.shortage import SHORTAGE, Spell
 from mta.smtp.peer import Identity, Peer
@@ -59,7 +59,6 @@ _READ: Final = 1  # libev's EV_READ
 
 COURTESY_S = 0.001  # for a worker with fewer sessions to take a connection
 ACCEPT_PAUSE_S = 0.1  # after a failure to accept that will not pass at once
-NAMELESS_S = 10.0  # till a system user without a name is looked up again
 REFUSED_AT_ONCE = 20  # connections in one turn of the loop: 1 ms; of those that may stay it is one
 
 _NO_LABELS: Final = LabelValues()
@@ -295,7 +294,8 @@ class SmtpListener:
             return True
         try:
             sock.setblocking(False)
-            peer = self._local_peer(sock) if self._is_unix else self._peer(client, address[1])
+            uid = _user_of(sock) if self._is_unix else -1
+            peer = Peer("", 0) if self._is_unix else self._peer(client, address[1])
             session = Session(self, sock, peer, balancer=balancer)
         except (OSError, MemoryError) as error:
             sock.close()
@@ -306,7 +306,10 @@ class SmtpListener:
             return True
         self._sessions[session] = account
         self._empty.clear()
-        session.start()
+        if self._is_unix:
+            USER_NAMES.find(uid, session.start_as)
+        else:
+            session.start()
         return False
 
     def _enter(self, client: str, account: Account, *, balancer: bool) -> bytes | None:
@@ -329,12 +332,6 @@ class SmtpListener:
 
     def _peer(self, client: str, port: int) -> Peer:
         return Peer(client, port, may_xclient=contains(self._listener.xclient_from, client))
-
-    @staticmethod
-    def _local_peer(sock: Any) -> Peer:
-        """The system user at the other end of a Unix socket. Raises OSError."""
-        _, uid, _ = struct.unpack("3i", sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, 12))
-        return Peer("", 0, identity=Identity(_user_name(uid), "socket"))
 
     def _accept_failed(self, error: OSError) -> None:
         if error.errno in SHORTAGE:
@@ -407,26 +404,15 @@ class SmtpListener:
         return source, tuple(account for account in accounts if account is not None and account.counts)
 
 
+def _user_of(sock: Any) -> int:
+    """The number of the system user at the other end of a Unix socket. Raises OSError."""
+    uid: int = struct.unpack("3i", sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, 12))[1]
+    return uid
+
+
 def _plain(address: str) -> str:
     """An IPv4 address that came through a socket of IPv6, as it is."""
     return address.removeprefix("::ffff:") if "." in address else address
-
-
-_user_names: Final[dict[int, tuple[str, float]]] = {}  # each with the time until which it holds
-
-
-def _user_name(uid: int) -> str:
-    """The name of a system user; looked up once. Who has none now may have one in a moment, when a directory service
-    answers again: till then what is configured for the name does not hold. That it does not answer may take it seconds
-    to say, in which nothing else happens here: so not every connection asks."""
-    name, until_s = _user_names.get(uid, ("", 0.0))
-    if time.monotonic() >= until_s:
-        try:
-            name, until_s = pwd.getpwuid(uid).pw_name, math.inf
-        except KeyError:
-            name, until_s = str(uid), time.monotonic() + NAMELESS_S
-        _user_names[uid] = name, until_s
-    return name
 
 
 def _longest_hold_s(config: Config) -> int:

@@ -57,6 +57,12 @@ class Opening(Connection):
         else:
             self._guard(self._begin)
 
+    def start_as(self, user: str) -> None:
+        """As `start`, of who has opened a Unix socket: now we know its name."""
+        if self._sock is not None:  # else we did not want to wait for that
+            self.machine = Server(self._settings, replace(self.machine.peer, identity=Identity(user, "socket")))
+            self._guard(self._begin)
+
     def _proxy_readable(self) -> None:
         """A piece of the PROXY header. No more is read than there can be of it: what follows may be TLS."""
         self._guard(self._read_proxy_header)

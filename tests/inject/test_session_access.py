@@ -17,12 +17,10 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mta.inject import listener as door
 from tests.inject.access_helpers import CHEAP, Pki, configuration, make_pki, make_users
 from tests.inject.test_listener import CONTENT, Peer, Process, listening
 
@@ -663,24 +661,6 @@ def test_sessions_of_a_login_that_tls_makes_void(pki: Pki, users: str) -> None:
         smtp.starttls(context=pki.context())
         smtp.ehlo()  # by then the handshake is done on both sides
         assert other.docmd("AUTH", RIGHT)[0] == 235
-
-
-def test_a_user_without_a_name_is_not_looked_up_for_each_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is it one for ever: it is asked for now and then, until it has a name."""
-    asked: list[int] = []
-    names: dict[int, str] = {}
-
-    def look_up(uid: int) -> SimpleNamespace:
-        asked.append(uid)
-        return SimpleNamespace(pw_name=names[uid])
-
-    monkeypatch.setattr(pwd, "getpwuid", look_up)
-    monkeypatch.setattr(door, "_user_names", {})
-    assert [door._user_name(4711) for _ in range(3)] == ["4711"] * 3
-    names[4711] = "acme"
-    door._user_names[4711] = "4711", 0.0
-    assert [door._user_name(4711) for _ in range(3)] == ["acme"] * 3
-    assert asked == [4711] * 2
 
 
 def test_xclient() -> None:
