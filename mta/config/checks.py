@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
@@ -90,6 +91,23 @@ def changed(checks: _Some, *changes: CheckChanges | None) -> _Some:
             values = ((field.name, getattr(one, field.name)) for field in dataclasses.fields(one))
             checks = dataclasses.replace(checks, **{name: value for name, value in values if value not in (None, ())})
     return checks
+
+
+_DOMAINS_TOLD = 30_000  # octets
+
+
+def surely_refused(checks: Checks, tenants: Iterable[CheckChanges], place: CheckChanges) -> dict[str, object]:
+    """What is refused of what comes in at a place, whatever tenant it claims to be of: for programs that write into a
+    spool directory (`mta.sendmail`), which have somebody to tell."""
+    rules = [changed(checks, tenant, place) for tenant in (None, *tenants)]
+    told: dict[str, object] = {"repeated": all(one.repeated == "refuse" for one in rules)}
+    if all(one.oversized == "refuse" for one in rules):
+        told |= {name: max(getattr(one, name) for one in rules) for name in ("header_size", "field_size", "fields")}
+    domains = rules[0].from_domains
+    if domains and all(one.foreign_from == "refuse" and one.from_domains == domains for one in rules) \
+            and sum(map(len, domains)) < _DOMAINS_TOLD:
+        told["from_domains"] = list(domains)
+    return told
 
 
 URI_LIMIT = 400

@@ -106,7 +106,7 @@ class Checker:
         add_from = False
         uri = ""
         if scan.repeated and rules.repeated != "accept":
-            fault = f"{checks.spelled(scan.repeated)}: it is there more than once, leave one (RFC 5322 3.6)"
+            fault = checks.repeated_fault(scan.repeated)
             if rules.repeated == "refuse":
                 return self._refuse("repeated", fault, origin)
             self._warn("repeated", fault, origin, warnings)

@@ -44,7 +44,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
-from mta.config.checks import NO_CHANGES
+from mta.config.checks import NO_CHANGES, surely_refused
 from mta.config.schema import Config
 from mta.inject.batch import BEGIN, Position
 from mta.inject.claims import Claim, FileError, SpoolDirectory, shown
@@ -141,16 +141,17 @@ class Pickup:
         self._intake.configure(config)
         self._limits = config.smtp
         self._hostname = config.hostname
+        options = next((one for one in config.pickup if one.directory == self.directory.directory), None)
+        self._labels = options.labels if options is not None else None
+        self._checks = options.checks if options is not None else NO_CHANGES
         self._settings = json.dumps({
             "hostname": config.hostname,
             "message_size": config.smtp.message_size,
             "recipients": config.smtp.recipients,
             "line_length": config.smtp.line_length,
             "command_length": config.smtp.command_length,
+            "refused": surely_refused(config.checks, (one.checks for one in config.tenants.values()), self._checks),
         })
-        options = next((one for one in config.pickup if one.directory == self.directory.directory), None)
-        self._labels = options.labels if options is not None else None
-        self._checks = options.checks if options is not None else NO_CHANGES
 
     def close(self) -> None:
         """Let go of the directory and of what is open in it. Claims stay for the next start."""

@@ -27,9 +27,10 @@ def size_fault(content: bytes, end: int, header_size: int, field_size: int, line
     return ""
 
 
-def spelled(name: str) -> str:
-    """The name of a field of `headers.ONCE` as RFC 5322 writes it."""
-    return "Message-ID" if name == "message-id" else name.title()
+def repeated_fault(name: str) -> str:
+    """What is wrong with a field of `headers.ONCE` that is there more than once; `name` is in lower case."""
+    spelled = "Message-ID" if name == "message-id" else name.title()
+    return f"{spelled}: it is there more than once, leave one (RFC 5322 3.6)"
 
 
 def from_fault(content: bytes, end: int, domains: Collection[str]) -> str:

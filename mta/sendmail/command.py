@@ -90,6 +90,8 @@ def send(wanted: options.Options, settings: Settings, author: Author, raw: bytes
     if len(content) > settings.message_size:
         raise MessageError(f"the message has {len(content)} octets, more than smtp.message_size "
                            f"({settings.message_size})")
+    if fault := message.fault(content, settings):
+        raise MessageError(fault)
     envelope.eight_bit = not content.isascii()
     for recipient in envelope.recipients:
         recipient.notify = wanted.notify

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from dataclasses import dataclass
 from typing import Final
 
 from mta.control import exits
 from mta.inject import addresses
-from mta.message import headers, trace
+from mta.message import checks, headers, trace
 from mta.queue.records import Recipient
 from mta.sendmail.settings import Settings
 from mta.smtp.address import AddressError, domain_to_ascii, parse_address
@@ -204,6 +205,21 @@ def with_missing_fields(
         unique = f"{time.time_ns() // 1000:x}.{os.getpid():x}.{os.urandom(4).hex()}"
         added += f"Message-ID: <{unique}@{settings.hostname}>\r\n"
     return added.encode("utf-8", "replace") + content
+
+
+def fault(content: bytes, settings: Settings) -> str:
+    """What the MTA would refuse about the header section, when nobody is there to be told any more; else nothing."""
+    scan = headers.scan(content)
+    if scan.end <= 0:
+        return ""
+    most = sys.maxsize
+    found = checks.size_fault(content, scan.end, settings.header_size or most, settings.field_size or most,
+                              settings.fields or most)
+    if not found and settings.repeated and scan.repeated:
+        found = checks.repeated_fault(scan.repeated)
+    if not found and settings.from_domains:
+        found = checks.from_fault(content, scan.end, settings.from_domains)
+    return found
 
 
 def _local(login: str) -> str:

@@ -14,7 +14,7 @@ import os
 from typing import Final
 
 from mta.control import exits
-from mta.sendmail import drop
+from mta.sendmail import drop, message
 from mta.sendmail.settings import Settings
 from mta.smtp.data import END
 from mta.smtp.peer import ALL_RIGHTS, SameForAll
@@ -109,6 +109,8 @@ class Session:
 
     def _keep(self, event: MessageReceived) -> Reply:
         content, envelope = event.content, event.envelope
+        if fault := message.fault(content, self._settings):
+            return Reply(550, "5.6.0", (fault,))
         envelope.eight_bit = envelope.eight_bit or not content.isascii()
         try:
             pieces = drop.batch(envelope, content, self._settings.recipients)

@@ -24,7 +24,8 @@ _LARGEST: Final = 65_536  # octets of `.settings`
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The limits are those of `smtp` in the configuration, here with its defaults."""
+    """The limits are those of `smtp` in the configuration, here with its defaults. What stands behind them is of `checks`,
+    as far as that refuses whatever comes: 0, nothing and False are what the MTA did not tell."""
 
     directory: str
     hostname: str
@@ -32,6 +33,11 @@ class Settings:
     recipients: int = 1000
     line_length: int = 998
     command_length: int = 2048
+    header_size: int = 0
+    field_size: int = 0
+    fields: int = 0
+    repeated: bool = False  # fields that may be there once
+    from_domains: tuple[str, ...] = ()
 
 
 def find(config: str | None, environment: Mapping[str, str]) -> Settings:
@@ -42,13 +48,23 @@ def find(config: str | None, environment: Mapping[str, str]) -> Settings:
         directory, hostname = _configured(config or environment.get("MTA_CONFIG") or DEFAULT_CONFIG, config is not None)
     settings = Settings(directory, hostname)
     published = _published(directory)
-    limits = {name: published[name] for name in ("message_size", "recipients", "line_length", "command_length")
-              if isinstance(published.get(name), int) and published[name] > 0}
+    limits = _numbers(published, "message_size", "recipients", "line_length", "command_length")
+    refused = published.get("refused")
+    if isinstance(refused, dict):
+        limits |= _numbers(refused, "header_size", "field_size", "fields")
+        domains = refused.get("from_domains")
+        if isinstance(domains, list) and all(isinstance(one, str) for one in domains):
+            settings = replace(settings, from_domains=tuple(domains))
+        settings = replace(settings, repeated=refused.get("repeated") is True)
     settings = replace(settings, **limits)
     name = published.get("hostname")
     if isinstance(name, str) and name:
         return replace(settings, hostname=name)
     return settings if hostname else replace(settings, hostname=_name_of_this_host())
+
+
+def _numbers(published: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: published[name] for name in names if isinstance(published.get(name), int) and published[name] > 0}
 
 
 def _configured(path: str, is_named: bool) -> tuple[str, str]:

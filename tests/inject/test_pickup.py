@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from mta.config import schema
-from mta.config.checks import CheckChanges
-from mta.config.schema import Config, SmtpIn
+from mta.config.checks import NO_CHANGES, CheckChanges
+from mta.config.schema import Config, SmtpIn, Tenant
+from mta.config.units import Directory, Domain, Size
 from mta.inject import claims, reading
 from mta.inject import pickup as pickup_module
 from mta.inject.claims import DirectoryError, SpoolDirectory
@@ -603,6 +604,27 @@ def test_what_writers_want_to_know_is_published(tmp_path: Path) -> None:
     finish(one)
     found = json.loads(path.read_text())
     assert (found["hostname"], found["recipients"], found["message_size"]) == ("new.example", 7, SmtpIn().message_size)
+
+
+def test_what_is_refused_for_sure_is_published(tmp_path: Path) -> None:
+    """What `checks` refuses here of any tenant's mail: what one of them might send is not told as refused."""
+    def told(**options: Any) -> dict[str, Any]:
+        pickup = (schema.Pickup(directory=Directory(str(tmp_path)), checks=options.pop("place", NO_CHANGES)),)
+        one = make(tmp_path, MemoryStore())
+        one.configure(Config(hostname="mta.example", pickup=pickup, **options))
+        finish(one)
+        found: dict[str, Any] = json.loads((tmp_path / ".settings").read_text())["refused"]
+        one.close()
+        return found
+
+    sizes = {"header_size": 262_144, "field_size": 102_400, "fields": 1000}
+    assert told() == {"repeated": True, **sizes}
+    place = CheckChanges(from_domains=(Domain("a.example"),), fields=50)
+    assert told(place=place) == {"repeated": True, **sizes, "fields": 50, "from_domains": ["a.example"]}
+    changes = CheckChanges(repeated="warn", foreign_from="warn", header_size=Size(262_000), fields=70)
+    acme = {"acme": Tenant(checks=changes)}
+    assert told(place=place, tenants=acme) == {"repeated": False, **sizes, "fields": 50}
+    assert told(place=CheckChanges(oversized="warn", repeated="refuse"), tenants=acme) == {"repeated": True}
 
 
 def test_small_batches_share_a_commit(tmp_path: Path) -> None:

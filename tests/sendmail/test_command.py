@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
@@ -236,6 +237,33 @@ def test_settings_of_somebody_else_are_not_believed(pickup: Path) -> None:
     pickup.joinpath(".settings").unlink()
     pickup.joinpath(".settings").write_text('{"hostname": 7, "recipients": "x", "line_length": -1}')
     assert run(pickup, ["b@b.example"], WHOLE).returncode == 0
+
+
+@pytest.mark.parametrize(("refused", "header", "fault"), [
+    ({"repeated": True}, b"To: a@a.example\nTo: b@b.example\n", b"To: it is there more than once"),
+    ({"field_size": 1000}, b"X: " + b"y " * 600 + b"\n", b"A header field is larger than 1000 octets"),
+    ({"header_size": 1000}, b"X: " + b"y " * 600 + b"\n", b"The header section is larger than 1000 octets"),
+    ({"fields": 20}, b"X: y\n" * 21, b"The header section has more than 20 lines"),
+    ({"from_domains": ["b.example"]}, b"From: a@a.example\n", b"From: not allowed to send as a.example"),
+])
+def test_what_checks_would_refuse_is_told_at_once(
+    pickup: Path, refused: dict[str, object], header: bytes, fault: bytes
+) -> None:
+    """EX_DATAERR, or 550 with -bs, while there is somebody to tell: by what the MTA says that it refuses."""
+    raw = header + b"\nx\n"
+    smtp = b"EHLO a\r\nMAIL FROM:<a@a.example>\r\nRCPT TO:<b@b.example>\r\nDATA\r\n" \
+        + raw.replace(b"\n", b"\r\n") + b".\r\nQUIT\r\n"
+    path = pickup / ".settings"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({**told, "line_length": 5000, "refused": refused}))
+    done = run(pickup, ["-f", "a@a.example", "b@b.example"], raw)
+    assert (done.returncode, done.stderr[:10]) == (65, b"sendmail: ")
+    assert fault in done.stderr
+    assert b"550 5.6.0 " + fault in run(pickup, ["-bs"], smtp).stdout
+    assert taken(pickup) == []
+    odd = {"repeated": 1, "fields": "x", "from_domains": 7}
+    path.write_text(json.dumps({**told, "line_length": 5000, "refused": odd}))
+    assert run(pickup, ["-f", "a@a.example", "b@b.example"], raw).returncode == 0
 
 
 def test_the_defaults_are_those_of_the_configuration() -> None:
