@@ -44,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         _complain("out of memory")
         return exits.TEMPORARY
+    except Exception as error:
+        import traceback  # here, because it should never be needed
+
+        traceback.print_exc()
+        _complain(f"bug: {type(error).__name__}")
+        return exits.SOFTWARE
 
 
 def _run(wanted: options.Options) -> int:

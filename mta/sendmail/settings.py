@@ -24,8 +24,8 @@ _LARGEST: Final = 65_536  # octets of `.settings`
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The limits are those of `smtp` in the configuration, here with its defaults. What stands behind them is of `checks`,
-    as far as that refuses whatever comes: 0, nothing and False are what the MTA did not tell."""
+    """The limits are those of `smtp` in the configuration, here with its defaults. What stands behind them is of
+    `checks`, as far as that refuses whatever comes: 0, nothing and False are what the MTA did not tell."""
 
     directory: str
     hostname: str

@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from mta.config.schema import SmtpIn
 from mta.queue.records import NOTIFY_SUCCESS
+from mta.sendmail import main
 from mta.sendmail.settings import Settings
 from tests.sendmail.helpers import addresses, run, sent, taken
 
@@ -170,6 +172,16 @@ def test_refusals_have_their_exit_code(
     assert done.stderr.count(b"\n") == 1
     assert taken(pickup) == []
     assert os.listdir(pickup / "tmp") == []
+
+
+def test_a_bug_has_an_exit_code_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """EX_SOFTWARE: 1 means nothing to who reads sysexits.h, and some take it for a refusal."""
+    monkeypatch.setattr("mta.sendmail.command.send", lambda *_: {}["nothing"])
+    monkeypatch.setattr("mta.sendmail.command._read", lambda limit: WHOLE)
+    monkeypatch.setenv("MTA_PICKUP", "/nowhere")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main(["sendmail", "b@b.example"]) == 70
+    assert "sendmail: bug: KeyError" in capsys.readouterr().err
 
 
 def test_the_file_is_durable_before_it_is_there(pickup: Path) -> None:
