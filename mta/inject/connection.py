@@ -65,7 +65,8 @@ class Connection(ABC):
         self._tls: ServerTls | None = None
         self._talks = False  # the greeting was said, and no handshake is under way
         self._unsent = b""  # output that the client has not taken: until it has, nothing else is done
-        self._storing = False  # the store works on a message, or a login is looked at: what the client sends waits
+        # The store works on a message, a login is looked at, or others have their turn: what the client sends waits.
+        self._storing = False
         self._parting = False  # our side is shut, and what the client still sends is dropped
         self._dropped = 0
         self._by_client = False  # it said QUIT

@@ -38,7 +38,7 @@ class Occupancy:
         self.most = math.inf  # what the descriptors of this process allow, whatever the configuration says
         self.content = Budget(math.inf)  # of the messages that they are receiving
         self.coming = coming or Coming()  # those messages
-        self.burst = Burst()  # of their handshakes: how much of a turn of the loop all of them may take
+        self.burst = Burst()  # of their handshakes and long groups: how much of a turn of the loop all may take
         self._by_client: Counter[str] = Counter()
         self._came: Counter[str] = Counter()  # in this minute
         self._minute_ends_s = 0.0

@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +31,7 @@ from mta.inject.logins import Keys, Outcome
 from mta.inject.opening import Opening
 from mta.inject.usage import Account
 from mta.smtp.envelope import Envelope
-from mta.smtp.events import Authenticate, Closed, MessageReceived, PeerChanged, ServerEvent, StartTls
+from mta.smtp.events import Authenticate, Closed, MessageReceived, PeerChanged, ServerEvent, StartTls, TakesLong
 from mta.smtp.peer import Identity, Peer
 from mta.smtp.reply import Reply
 from mta.smtp.server import CLOSED
@@ -136,12 +137,27 @@ class Session(Opening):
                     self._storing = True
                     return
                 events += self._log_in(self._answer)
+            elif isinstance(event, TakesLong):
+                self._storing = True  # as far as reading goes
+                self._listener.burst.later(self._go_on_in_turn)
+                return
             elif isinstance(event, Closed):
                 self._by_client = event.by_client
             elif isinstance(event, StartTls):
                 self._start_tls()
             else:
                 events += self._speaks_for(event)
+
+    def _go_on_in_turn(self) -> None:
+        """The rest of a group that takes long."""
+        self._storing = False
+        if self._sock is not None and self.machine.state != CLOSED:
+            self._guard(self._go_on_with, self.machine.go_on)
+
+    def _go_on_with(self, step: Callable[[], list[ServerEvent]]) -> None:
+        self._act(step())
+        if not self._storing:
+            self._go_on()
 
     def _submit(self, event: MessageReceived) -> None:
         """Hand a message over; `_answer` is set if that is done at once. Hot path."""
@@ -198,12 +214,7 @@ class Session(Opening):
             self._storing = False  # the client did not wait for it
         else:
             self._storing = False
-            self._guard(self._go_on_after, outcome)
-
-    def _go_on_after(self, outcome: Outcome) -> None:
-        self._act(self._log_in(outcome))
-        if not self._storing:
-            self._go_on()
+            self._guard(self._go_on_with, partial(self._log_in, outcome))
 
     def _log_in(self, outcome: Outcome) -> list[ServerEvent]:
         if isinstance(outcome, Keys):

@@ -105,11 +105,11 @@ def domain_to_ascii(domain: str) -> str:
     return domain.lower() if domain.isascii() else _forms(domain)[0]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _forms(domain: str) -> tuple[str, str]:
     """A domain beyond ASCII in A-labels and in U-labels. Raises AddressError.
 
-    Remembered, as it takes half a millisecond, and a client may write a hundred of them in one packet.
+    Remembered, as it takes half a millisecond, and is asked for again when a message with a thousand of them is stored.
     """
     import idna  # here, because its tables cost 2 MB and few need them
 
@@ -150,7 +150,11 @@ def _domain_name(domain: str) -> str:
         raise AddressError("the domain ends in a dot")
     if labels[-1].isdigit():
         raise AddressError("the domain ends in a number; write an address as [192.0.2.1]")
-    return ascii_form if domain.isascii() else _forms(domain)[1]
+    if domain.isascii():
+        return ascii_form
+    unicode_form = _forms(domain)[1]
+    domain_to_ascii(unicode_form)  # by which it is asked for again
+    return unicode_form
 
 
 def _literal(domain: str) -> str:

@@ -32,6 +32,7 @@ TLS: Final = "tls"
 CLOSED: Final = "closed"
 _WITHOUT_ENVELOPE: Final = frozenset((START, READY, AUTH, PAUSED, TLS, CLOSED))
 
+LONG_AT_ONCE = 10  # commands of one group that take half a millisecond each, before others have their turn
 SKIP_LIMIT = 1_000_000  # octets of one over-long line that are read and dropped before the session ends
 
 Handler: TypeAlias = Callable[[Any, bytes], None]
@@ -43,7 +44,7 @@ class Conversation:
 
     __slots__ = (
         "_before_chunk", "_chunk_refusal", "_coming", "_commands", "_envelope", "_errors", "_esmtp", "_events",
-        "_failures", "_handlers", "_held", "_helo", "_last_chunk", "_login", "_more", "_no_memory", "_offers",
+        "_failures", "_handlers", "_held", "_helo", "_last_chunk", "_login", "_long", "_more", "_no_memory", "_offers",
         "_reader", "_replies", "_rest", "_rights", "_settings", "_skipped", "_stopping", "chunk_left", "peer", "state",
     )  # fmt: skip
 
@@ -75,6 +76,7 @@ class Conversation:
         self._rest = b""  # input that could not be used yet: an incomplete line, or all while PAUSED
         self._skipped = 0  # octets dropped of the line that is too long
         self._more = False  # there is input behind the command at hand
+        self._long = 0  # commands that took long, since others had their turn
         self._stopping: bytes | None = None
         self._enter(START)
 

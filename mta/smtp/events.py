@@ -39,10 +39,15 @@ class PeerChanged:
 
 
 @dataclass(slots=True)
+class TakesLong:
+    """A group of commands takes long. Let others have their turn, then say `go_on`; do not read before."""
+
+
+@dataclass(slots=True)
 class Closed:
     """The session is over. Write the output and close."""
 
     by_client: bool  # it said QUIT; else something was wrong with it, and it may still be sending
 
 
-ServerEvent: TypeAlias = MessageReceived | StartTls | Authenticate | PeerChanged | Closed
+ServerEvent: TypeAlias = MessageReceived | StartTls | Authenticate | PeerChanged | TakesLong | Closed

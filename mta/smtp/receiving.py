@@ -28,6 +28,8 @@ class Receiving(Conversation):
 
     def _do_mail(self, argument: bytes) -> None:
         """MAIL. Hot path."""
+        if not argument.isascii():
+            self._long += 1  # IDNA
         if argument[:5].upper() != b"FROM:":
             self._refuse(replies.MAIL_SYNTAX)
             return
@@ -72,6 +74,8 @@ class Receiving(Conversation):
 
     def _do_rcpt(self, argument: bytes) -> None:
         """RCPT. Hot path."""
+        if not argument.isascii():
+            self._long += 1  # IDNA
         if argument[:3].upper() != b"TO:":
             self._refuse(replies.RCPT_SYNTAX)
             return

@@ -62,6 +62,8 @@ Decisions where the standards leave room
   MAIL declares, once it has a recipient, so that strangers take no room; MAIL, or RCPT, is answered `452 4.3.1` when
   there is none for it. One that turns out to be larger and finds no room is read to its end, not kept, and answered the
   same. So nobody waits for room that others hold.
+* An address beyond ASCII takes up to a millisecond. After ten of them in a group of commands the caller is asked to let
+  others have their turn (`TakesLong`): hundreds fit into one packet.
 
 Whether the client is still there when the `250` is written is not asked: if it is not, it will send the message
 again, and no answer of ours could tell it otherwise (RFC 5321 6.1).
@@ -80,6 +82,7 @@ from mta.smtp.conversation import (
     CHUNKED,
     CLOSED,
     CONTENT,
+    LONG_AT_ONCE,
     MAIL,
     PAUSED,
     RCPT,
@@ -91,7 +94,7 @@ from mta.smtp.conversation import (
 from mta.smtp.data import DataReader
 from mta.smtp.envelope import Envelope
 from mta.smtp.errors import LocalProtocolError
-from mta.smtp.events import Authenticate, Closed, MessageReceived, PeerChanged, ServerEvent, StartTls
+from mta.smtp.events import Authenticate, Closed, MessageReceived, PeerChanged, ServerEvent, StartTls, TakesLong
 from mta.smtp.identifying import Identifying, is_auth
 from mta.smtp.peer import Identity, Peer, Tls
 from mta.smtp.receiving import Receiving
@@ -101,7 +104,7 @@ from mta.smtp.settings import ServerSettings
 __all__ = [
     "AUTH", "CHUNK", "CHUNKED", "CLOSED", "CONTENT", "MAIL", "PAUSED", "RCPT", "READY", "SKIP_LIMIT", "START", "TLS",
     "Authenticate", "Closed", "Envelope", "MessageReceived", "Peer", "PeerChanged", "Server", "ServerEvent",
-    "ServerSettings", "StartTls",
+    "ServerSettings", "StartTls", "TakesLong",
 ]  # fmt: skip
 
 
@@ -151,6 +154,10 @@ class Server(Receiving, Identifying):
             self._close(reply.to_bytes())
         else:
             self._reject(reply.to_bytes(), counts=reply.code >= 500)
+        return self.receive(b"")
+
+    def go_on(self) -> list[ServerEvent]:
+        """Others had their turn: take what is left of the group that takes long."""
         return self.receive(b"")
 
     def tls_started(self, tls: Tls, identity: Identity | None = None) -> list[ServerEvent]:
@@ -266,6 +273,11 @@ class Server(Receiving, Identifying):
                 handler(self, argument)
             else:
                 self._unknown(verb)
+            if self._long >= LONG_AT_ONCE and self._more and self._handlers:
+                self._long = 0
+                self._rest = data[position:]
+                self._events.append(TakesLong())
+                return
 
     def _line_begun(self, rest: bytes) -> None:
         """The input ends inside a line."""

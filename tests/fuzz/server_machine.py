@@ -19,7 +19,7 @@ from mta.smtp import replies, sasl
 from mta.smtp.address import Address, parse_address
 from mta.smtp.budget import Budget
 from mta.smtp.coming import Coming
-from mta.smtp.events import Authenticate, Closed, MessageReceived, PeerChanged, ServerEvent, StartTls
+from mta.smtp.events import Authenticate, Closed, MessageReceived, PeerChanged, ServerEvent, StartTls, TakesLong
 from mta.smtp.extensions import BEYOND
 from mta.smtp.identifying import RESPONSE_LIMIT
 from mta.smtp.peer import Identity, Peer, Rights, Tls
@@ -193,6 +193,8 @@ class Session:
             return machine.tls_started(TLS, identity)
         if isinstance(event, Authenticate):
             return self.login(event.attempt)
+        if isinstance(event, TakesLong):
+            return machine.go_on()
         return []
 
     def login(self, attempt: sasl.Attempt) -> list[ServerEvent]:

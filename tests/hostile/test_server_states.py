@@ -29,6 +29,7 @@ from mta.smtp.server import (
     ServerEvent,
     ServerSettings,
     StartTls,
+    TakesLong,
 )  # fmt: skip
 
 TLS = Tls("TLSv1.3", "x")
@@ -120,6 +121,8 @@ class Ear:
                 pending += server.tls_started(TLS) if believes else []
                 if not believes:
                     server.gone()
+            elif isinstance(event, TakesLong):
+                pending += server.go_on()
             elif isinstance(event, Closed):
                 self.closed += 1
             else:

@@ -159,6 +159,20 @@ def test_chunks(shared: Process) -> None:
         assert shared.expect("message")[:3] == ["a@example.com", ["b@example.org"], len(CONTENT)]
 
 
+def test_many_addresses_beyond_ascii_in_one_packet(shared: Process) -> None:
+    """They are taken in turns, and nothing of the group is lost, nor of what comes behind it meanwhile."""
+    to = [f"b@b\u00fccher{number}.example" for number in range(200)]
+    with Peer(shared) as peer:
+        peer.send("MAIL FROM:<a@example.com> SMTPUTF8", *(f"RCPT TO:<{one}>" for one in to), "DATA")
+        assert [peer.reply()[:3] for _ in range(202)] == ["250"] * 201 + ["354"]
+        assert peer.say(b"Subject: x\r\n\r\nx\r\n.").startswith("250")
+        assert shared.expect("message")[1] == to
+        peer.send("MAIL FROM:<a@example.com> SMTPUTF8", *(f"RCPT TO:<{one}>" for one in to))
+        for _ in range(5):
+            peer.send(*["RSET", "NOOP"])
+        assert [peer.reply()[:3] for _ in range(211)] == ["250"] * 211
+
+
 def test_large_message_in_small_pieces(shared: Process) -> None:
     """Content of many reads arrives whole."""
     with Peer(shared) as peer:

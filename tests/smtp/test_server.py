@@ -15,7 +15,7 @@ from mta.smtp.coming import Coming
 from mta.smtp.errors import LocalProtocolError
 from mta.smtp.peer import AllRights, SameForAll
 from mta.smtp.reply import Reply
-from mta.smtp.server import SKIP_LIMIT, Closed, Envelope, MessageReceived, Server
+from mta.smtp.server import SKIP_LIMIT, Closed, Envelope, MessageReceived, Server, TakesLong
 from tests.smtp.helpers import (
     CONTENT,
     QUEUED,
@@ -847,3 +847,43 @@ def test_close() -> None:
 def test_repr() -> None:
     """A session can be told from another in a log."""
     assert repr(new_server()) == "<Server: ready, client client.example [192.0.2.9]:4711>"
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 0), (700, 3), (1_000_000, 3)])
+def test_a_group_that_takes_long_is_taken_in_turns(size: int, expected: int) -> None:
+    """Each address beyond ASCII costs the hub up to a millisecond: after ten in a group others have their turn, and
+    what is answered is the same. Commands that come alone are no group."""
+    to = [f"b@b\u00fccher{number}.example" for number in range(35)]
+    group = b"MAIL FROM:<a@example.com> SMTPUTF8\r\n" + b"".join(
+        f"RCPT TO:<{one}>\r\n".encode() for one in to) + b"DATA\r\n"
+    server = new_server()
+    turns = 0
+    replies = b""
+    for start in range(0, len(group), size):
+        events = server.receive(group[start : start + size])
+        while events:
+            assert events == [TakesLong()]
+            turns += 1
+            replies += server.output()
+            events = server.go_on()
+        replies += server.output()
+    assert [line[:3] for line in replies.splitlines()] == [b"250"] * 36 + [b"354"]
+    assert turns == expected
+    (event,) = server.receive(CONTENT + b".\r\n")
+    assert isinstance(event, MessageReceived)
+    assert [one.address for one in event.envelope.recipients] == to
+
+
+def test_the_end_in_a_group_that_takes_long() -> None:
+    """Who is sent away, or has come to the content, is not asked to go on."""
+    wrong = "RCPT TO:<b@b\u00fccher..example>\r\n".encode() * 50
+    server = new_server(errors=9)
+    output, events = talk(server, b"MAIL FROM:<> SMTPUTF8\r\n" + wrong)
+    assert events == [Closed(by_client=False)]
+    assert output.count(b"\r\n") == 11
+    server = new_server()
+    output, events = talk(server, b"MAIL FROM:<> SMTPUTF8\r\n" + wrong[: len(wrong) // 5] + b"NOOP\r\n")
+    assert events == [TakesLong()]
+    server.stop(Reply(421, "4.3.2", ("Stopping",)))
+    assert server.close(Reply(421, "4.4.2", ("Timeout",))) == [Closed(by_client=False)]
+    assert server.go_on() == []
