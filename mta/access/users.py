@@ -71,14 +71,26 @@ class Users:
     secret: bytes = field(default=b"", repr=False)
     hashes: tuple[str, ...] = field(default=(), repr=False)  # of all who have one
     scram_for_all: bool = False  # there are keys of SCRAM, and nobody has a hash alone
+    scram_forms: tuple[tuple[int, int], ...] = ()  # iterations and octets of salt, of all who have keys
 
     def stand_in(self, name: str) -> str:
         """The hash of some user, always the same one for a name: to be computed for who has none, so that it takes as
         long as it does for others, whatever kinds of hashes there are. Empty when nobody has one."""
         if not self.hashes:
             return ""
-        number = int.from_bytes(hmac.digest(self.secret, name.encode(), "sha256")[:8], "big")
-        return self.hashes[number % len(self.hashes)]
+        return self.hashes[self._number(name) % len(self.hashes)]
+
+    def stand_in_keys(self, name: str) -> ScramKeys | None:
+        """Keys of SCRAM for who has none, which no password fits: they look like those of some user, and show the same
+        salt whenever this name is tried. None when nobody has keys."""
+        if not self.scram_forms:
+            return None
+        iterations, size = self.scram_forms[self._number(name) % len(self.scram_forms)]
+        salt = hmac.digest(self.secret, b"salt\0" + name.encode(), "sha512")[:size]
+        return ScramKeys(salt, iterations, secrets.token_bytes(32), secrets.token_bytes(32))
+
+    def _number(self, name: str) -> int:
+        return int.from_bytes(hmac.digest(self.secret, name.encode(), "sha256")[:8], "big")
 
 
 def entry_of(password: str) -> Entry:
@@ -120,9 +132,9 @@ def parse(text: str, name: str) -> Users:
         raise UsersError(problems)
     # Without a secret of its own the file as a whole is one: nobody who does not know the hashes knows it.
     hashes = tuple(entry.hash for entry in entries.values() if entry.hash)
-    scram_for_all = any(entry.keys for entry in entries.values()) and all(
-        entry.keys for entry in entries.values() if entry.hash)
-    return Users(entries, secret or hashlib.sha256(text.encode()).digest(), hashes, scram_for_all)
+    forms = tuple((entry.keys.iterations, len(entry.keys.salt)) for entry in entries.values() if entry.keys)
+    scram_for_all = bool(forms) and all(entry.keys for entry in entries.values() if entry.hash)
+    return Users(entries, secret or hashlib.sha256(text.encode()).digest(), hashes, scram_for_all, forms)
 
 
 def _entry(text: str) -> Entry:

@@ -186,7 +186,8 @@ class Logins:
             done(closed)
         elif isinstance(attempt, ScramAttempt):
             entry = self.users.entries.get(user)
-            done(Keys(entry.keys if entry is not None else None))
+            # Of who has none it looks as of others, iterations and length of the salt included.
+            done(Keys((entry.keys if entry is not None else None) or self.users.stand_in_keys(user)))
         elif isinstance(attempt, ScramProof):
             why = "" if attempt.valid else self._why_wrong(user)
             self._decide(Identity(user, "scram"), attempt.authorize_as, peer, listener, permissions, why, done)

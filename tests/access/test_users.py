@@ -79,6 +79,25 @@ def test_scram_is_for_all_or_for_nobody(lines: str, offered: bool) -> None:
     assert parse(lines, "f").scram_for_all is offered
 
 
+def test_keys_of_nobody_look_like_those_of_somebody() -> None:
+    """Iterations and the size of the salt are those of a user there is, or who has come with keys of their own would be
+    told from who does not exist; the salt is the same each time, and another one for another name."""
+    own = SCRAM.replace("$4096:", "$5000:")
+    found = parse(f"*secret:{'A' * 44}\na::{SCRAM}\nb::{own}\nc:{HASH}\n", "f")
+    keys = [found.stand_in_keys(name) for name in map(str, range(50))]
+    a, b = found.entries["a"].keys, found.entries["b"].keys
+    assert a is not None
+    assert b is not None
+    assert {(one.iterations, len(one.salt)) for one in keys if one} == {
+        (a.iterations, len(a.salt)), (b.iterations, len(b.salt))}
+    assert len({one.salt for one in keys if one}) == 50
+    again = found.stand_in_keys("7")
+    assert again is not None
+    assert keys[7] is not None
+    assert (again.salt, again.stored_key == keys[7].stored_key) == (keys[7].salt, False)
+    assert parse(f"c:{HASH}\n", "f").stand_in_keys("nobody") is None
+
+
 def test_changes_keep_the_rest(tmp_path: Path) -> None:
     """Writing changes one line; comments, order and other users stay. Mode and owner stay, a new file is 0640."""
     path = str(tmp_path / "users")

@@ -161,6 +161,24 @@ def _salt(process: Process, pki: Pki) -> bytes:
         return base64.b64decode(challenge).split(b",")[1]
 
 
+def test_scram_for_nobody_looks_like_scram_for_somebody(tmp_path: Path) -> None:
+    """Who asks cannot find out who is a user, also of users that have brought keys with them."""
+    keys = base64.b64encode(b"k" * 32).decode()
+    path = tmp_path / "users"
+    path.write_text(f"acme::SCRAM-SHA-256$4567:{base64.b64encode(b's' * 12).decode()}${keys}:{keys}\n")
+    path.chmod(0o600)
+    config = configuration({"auth": "offered", "auth_without_tls": True}, access={"users_file": str(path)})
+    with listening(config=config) as process:
+        for user in (b"acme", b"nobody"):
+            with Peer(process) as peer:
+                first = base64.b64encode(b"n,,n=" + user + b",r=abc").decode()
+                code, _, text = peer.say(f"AUTH SCRAM-SHA-256 {first}").partition(" ")
+                nonce, salt, iterations = base64.b64decode(text).split(b",")
+                assert (code, nonce[:5], iterations) == ("334", b"r=abc", b"i=4567")
+                assert len(base64.b64decode(salt[2:])) == 12
+                assert peer.say("*").startswith("501 5.7.0")
+
+
 def test_not_before_tls(pki: Pki, users: str) -> None:
     """Without TLS no login is offered, and who is not in `relay_from` is told at MAIL that it has to log in."""
     with submission(pki, users) as process, Peer(process, greet=False) as peer:
