@@ -43,8 +43,9 @@ from mta.smtp.envelope import (
 
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _ENVELOPE_FIELDS = frozenset((b"x-sender", b"x-sender-override", b"x-receiver", b"x-envid", b"x-ret", b"x-notify"))
-_LABEL_FIELDS = frozenset(
+LABEL_FIELDS = frozenset(
     (b"x-virtual-mta", b"x-job", b"x-pool", b"x-tenant", b"x-campaign", b"x-priority-class"))
+"""Those of PowerMTA, and of `labels` when nothing is configured; in lower case."""
 
 
 class FormatError(Exception):
@@ -64,8 +65,8 @@ class Submission:
     content: bytes
 
 
-def parse_message(data: bytes, limits: SmtpIn) -> Submission:
-    """The message in a file. Raises FormatError."""
+def parse_message(data: bytes, limits: SmtpIn, label_fields: frozenset[bytes] = LABEL_FIELDS) -> Submission:
+    """The message in a file. `label_fields` may stand among those of the envelope. Raises FormatError."""
     if len(data) > limits.message_size:
         raise FormatError(1, f"the message has {len(data)} octets, more than smtp.message_size ({limits.message_size})")
     content = with_crlf(data, 1)
@@ -77,10 +78,10 @@ def parse_message(data: bytes, limits: SmtpIn) -> Submission:
     end = headers.section_end(content)
     if end < 0:
         raise FormatError(first_line, f"the header section is larger than {headers.HEADER_LIMIT} octets")
-    reader = _HeaderReader(content, end, first_line)
+    reader = _HeaderReader(content, end, first_line, label_fields)
     if end == 0:
         raise FormatError(first_line, "expected a header line, as in `Subject: text`")
-    first = next((field.name for field in reader.fields if field.name not in _LABEL_FIELDS), b"")
+    first = next((field.name for field in reader.fields if field.name not in label_fields), b"")
     submission = reader.explicit_envelope() if first in _ENVELOPE_FIELDS else reader.envelope_from_header()
     envelope = submission.envelope
     if len(envelope.recipients) > limits.recipients:
@@ -126,8 +127,9 @@ def line_at(data: bytes, offset: int, first_line: int) -> int:
 class _HeaderReader:
     """Reads an envelope out of a header section."""
 
-    def __init__(self, content: bytes, end: int, first_line: int) -> None:
+    def __init__(self, content: bytes, end: int, first_line: int, label_fields: frozenset[bytes]) -> None:
         self.content = content
+        self.label_fields = label_fields
         self.end = end
         self.first_line = first_line
         self.fields: list[Field] = list(headers.fields(content, end))
@@ -141,7 +143,7 @@ class _HeaderReader:
         body_start = self.end
         labels: list[bytes] = []
         for field in self.fields:
-            if field.name in _LABEL_FIELDS:
+            if field.name in self.label_fields:
                 if field.start < body_start:
                     labels.append(self.content[field.start : field.end])
                 continue

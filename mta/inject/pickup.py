@@ -48,8 +48,9 @@ from mta.config.checks import NO_CHANGES, surely_refused
 from mta.config.schema import Config
 from mta.inject.batch import BEGIN, Position
 from mta.inject.claims import Claim, FileError, SpoolDirectory, shown
-from mta.inject.formats import FormatError, Submission
+from mta.inject.formats import LABEL_FIELDS, FormatError, Submission
 from mta.inject.intake import Accepted, Intake, Source
+from mta.inject.labels import KINDS
 from mta.inject.reading import Batch, File, Portion, Transaction, read_files, read_portions
 from mta.queue.errors import StoreError
 from mta.smtp.data import stuff
@@ -141,6 +142,8 @@ class Pickup:
         self._intake.configure(config)
         self._limits = config.smtp
         self._hostname = config.hostname
+        self._label_fields = LABEL_FIELDS.union(
+            name.lower().encode() for kind in KINDS for name in getattr(config.labels, kind))
         options = next((one for one in config.pickup if one.directory == self.directory.directory), None)
         self._labels = options.labels if options is not None else None
         self._checks = options.checks if options is not None else NO_CHANGES
@@ -215,7 +218,7 @@ class Pickup:
 
     def _take(self, claims: list[Claim]) -> None:
         while claims:
-            count, read = self._run(read_files, self.directory, claims, self._limits)
+            count, read = self._run(read_files, self.directory, claims, self._limits, self._label_fields)
             claims = claims[count:]
             failures = [(claim, found) for claim, found in read if isinstance(found, str)]
             messages = [(claim, found) for claim, found in read if isinstance(found, File)]

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from mta.config.schema import SmtpIn
 from mta.inject.batch import BEGIN, BatchReader, Position, Refused
 from mta.inject.claims import Claim, FileError, SpoolDirectory, shown
-from mta.inject.formats import FormatError, Submission, parse_message
+from mta.inject.formats import LABEL_FIELDS, FormatError, Submission, parse_message
 from mta.queue.shortage import SHORTAGE
 
 PORTION_BYTES: Final = 4_000_000
@@ -73,7 +73,7 @@ class Portion:
 
 
 def read_files(
-    directory: SpoolDirectory, claims: list[Claim], limits: SmtpIn
+    directory: SpoolDirectory, claims: list[Claim], limits: SmtpIn, label_fields: frozenset[bytes] = LABEL_FIELDS
 ) -> tuple[int, list[tuple[Claim, File | str]]]:
     """How many files were read, and the message in each or what is wrong with it. Those that vanished are left out."""
     found: list[tuple[Claim, File | str]] = []
@@ -83,7 +83,7 @@ def read_files(
             return count, found
         try:
             data, uid = directory.read(claim, limits.message_size)
-            submission = parse_message(data, limits)
+            submission = parse_message(data, limits, label_fields)
         except FileNotFoundError:
             continue
         except (FormatError, FileError) as error:

@@ -15,8 +15,8 @@ import pytest
 
 from mta.config import schema
 from mta.config.checks import NO_CHANGES, CheckChanges
-from mta.config.schema import Config, SmtpIn, Tenant
-from mta.config.units import Directory, Domain, Size
+from mta.config.schema import Config, Labels, SmtpIn, Tenant
+from mta.config.units import Directory, Domain, HeaderName, Size
 from mta.inject import claims, reading
 from mta.inject import pickup as pickup_module
 from mta.inject.claims import DirectoryError, SpoolDirectory
@@ -627,6 +627,19 @@ def test_what_is_refused_for_sure_is_published(tmp_path: Path) -> None:
     assert told(place=CheckChanges(oversized="warn", repeated="refuse"), tenants=acme) == {"repeated": True}
 
 
+def test_label_fields_of_ones_own_among_those_of_the_envelope(tmp_path: Path) -> None:
+    """Whatever they are called in `labels`: it is the same form of file."""
+    store = MemoryStore()
+    one = make(tmp_path, store)
+    one.configure(Config(hostname="mta.example", labels=Labels(tenant=(HeaderName("X-Customer"),))))
+    drop(tmp_path, "one.eml", f"X-Customer: acme\nX-Job: may\n{message('1@x.example')}")
+    finish(one)
+    (accepted,) = store.accepted
+    assert accepted.deliveries[0].queue == "may:acme@x.example"
+    assert b"X-Customer" not in (accepted.message.content or b"")
+    assert left(tmp_path) == []
+
+
 def test_small_batches_share_a_commit(tmp_path: Path) -> None:
     """Many short batches cost what many files cost; each has a mark of its own, and a bad one spoils only itself."""
     for number in range(20):
@@ -743,10 +756,10 @@ def test_a_bug_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     drop(tmp_path, "odd", message("1@x.example"))
     drop(tmp_path, "good", message("2@x.example"))
 
-    def breaking(data: bytes, limits: SmtpIn) -> Submission:
+    def breaking(data: bytes, limits: SmtpIn, label_fields: frozenset[bytes]) -> Submission:
         if b"1@x" in data:
             raise KeyError("bug")
-        return parse_message(data, limits)
+        return parse_message(data, limits, label_fields)
 
     monkeypatch.setattr(reading, "parse_message", breaking)
     store = MemoryStore()
