@@ -23,6 +23,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -108,19 +109,29 @@ def folded(content: bytes, end: int, limit: int) -> bytes:
     for line in content.split(b"\r\n"):
         in_header = position < end
         position += len(line) + 2
-        while len(line) > limit:
-            cut = max(line.rfind(b" ", 1, limit), line.rfind(b"\t", 1, limit)) if in_header else -1
-            if cut > 0 and line[:cut].strip(b" \t"):
-                result.append(line[:cut])
-                line = line[cut:]
-                continue
-            cut = limit
-            while cut > limit - 4 and line[cut] & 0xC0 == 0x80:  # within a character
-                cut -= 1
-            result.append(line[:cut])
-            line = b" " + line[cut:]
-        result.append(line)
+        result += _pieces(line, limit, at_space=in_header)
     return b"\r\n".join(result)
+
+
+def _pieces(line: bytes, limit: int, *, at_space: bool) -> Iterator[bytes]:
+    """A line in pieces of at most `limit` octets, each but the first with white space in front: what was there, or a
+    space. It may be one line of all the message, so nothing but the piece is copied."""
+    start, space = 0, b""
+    while len(space) + len(line) - start > limit:
+        end = start + limit - len(space)
+        if at_space:
+            first = start + 1 - len(space)
+            cut = max(line.rfind(b" ", first, end), line.rfind(b"\t", first, end))
+            if cut >= first and line[start:cut].strip(b" \t"):
+                yield space + line[start:cut]
+                start, space = cut, b""
+                continue
+        earliest = end - 4
+        while end > earliest and line[end] & 0xC0 == 0x80:  # within a character
+            end -= 1
+        yield space + line[start:end]
+        start, space = end, b" "
+    yield space + line[start:]
 
 
 def recipients_in(content: bytes, end: int, domain: str) -> list[str]:

@@ -222,6 +222,7 @@ _READERS: tuple[tuple[str, Callable[[Any], object], int, dict[str, Callable[[int
         "folded": repeated(b" x\n", b"To: a@b\n"), "resent": repeated(b"Resent-To: a@b\n"),
         "umlauts": repeated("ä".encode(), b"\n"),
     }),
+    ("folding", lambda raw: sendmail.folded(raw, 0, 78), 20_000_000, {"one line": repeated(b"x")}),
     ("replies", replies, 2_000_000, {
         "lines": repeated(b"250-" + b"x" * 4000 + b"\r\n"), "short": repeated(b"250-\r\n"),
         "one": repeated(b"x", b"250 "),
