@@ -32,7 +32,8 @@ batch and other files take turns, so that a huge batch does not keep others wait
 files do.
 
 There is no gevent here and no clock: `run` carries a blocking function to a thread, `pause` waits, the store is a
-`PickupStore`. Memory is bounded by BATCH names and PORTION_BYTES, or one message if that is larger.
+`PickupStore`. Memory is bounded by BATCH names and PORTION_BYTES, or one message if that is larger; what the hub does
+at once by RECIPIENTS_AT_ONCE likewise.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from mta.queue.shortage import SHORTAGE
 
 PORTION_BYTES: Final = 4_000_000
 """Content accepted in one commit, when there is more than one message in it."""
+RECIPIENTS_AT_ONCE: Final = 1000
+"""Likewise: the hub makes a delivery for each of their domains before it does anything else."""
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +79,9 @@ def read_files(
 ) -> tuple[int, list[tuple[Claim, File | str]]]:
     """How many files were read, and the message in each or what is wrong with it. Those that vanished are left out."""
     found: list[tuple[Claim, File | str]] = []
-    size = 0
+    size = recipients = 0
     for count, claim in enumerate(claims):
-        if size > PORTION_BYTES:
+        if size > PORTION_BYTES or recipients >= RECIPIENTS_AT_ONCE:
             return count, found
         try:
             data, uid = directory.read(claim, limits.message_size)
@@ -99,6 +101,7 @@ def read_files(
             found.append((claim, "internal error; the log has more"))
         else:
             size += len(submission.content)
+            recipients += len(submission.envelope.recipients)
             found.append((claim, File(submission, uid)))
     return len(claims), found
 
@@ -106,9 +109,10 @@ def read_files(
 def read_portions(
     directory: SpoolDirectory, batches: Iterable[Batch], most: int, limits: SmtpIn, hostname: str
 ) -> list[Portion]:
-    """The next transactions of the first batches, until there are `most` or PORTION_BYTES of them."""
+    """The next transactions of the first batches, until there are `most`, PORTION_BYTES or RECIPIENTS_AT_ONCE of
+    them."""
     portions: list[Portion] = []
-    left, bytes_left = most, PORTION_BYTES
+    left, bytes_left, recipients_left = most, PORTION_BYTES, RECIPIENTS_AT_ONCE
     for batch in batches:
         portion = Portion(batch)
         portions.append(portion)
@@ -117,13 +121,14 @@ def read_portions(
                 file = directory.open_file(batch.claim)
                 batch.uid = os.fstat(file.fileno()).st_uid
                 batch.reader = BatchReader(file, limits, hostname, batch.position)
-            while left > 0 and bytes_left > 0:
+            while left > 0 and bytes_left > 0 and recipients_left > 0:
                 submission = batch.reader.next()
                 if submission is None:
                     portion.ended = True
                     break
                 left -= 1
                 bytes_left -= len(submission.content)
+                recipients_left -= len(submission.envelope.recipients)
                 reader = batch.reader
                 portion.transactions.append(
                     Transaction(submission, reader.begin, reader.position, reader.mail, reader.refused))
@@ -140,7 +145,7 @@ def read_portions(
         except Exception:
             log.exception("bug: %s could not be read", shown(batch.claim.name))
             portion.failure = FileError("internal error; the log has more")
-        if left <= 0 or bytes_left <= 0:
+        if left <= 0 or bytes_left <= 0 or recipients_left <= 0:
             break
     return portions
 

@@ -640,6 +640,23 @@ def test_label_fields_of_ones_own_among_those_of_the_envelope(tmp_path: Path) ->
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["{}.eml", "{}.bsmtp"])
+def test_messages_with_many_recipients_are_taken_a_few_at_a_time(tmp_path: Path, name: str) -> None:
+    """A thousand deliveries are what the hub makes at once, for whatever number of messages; none is left out."""
+    for number in range(5):
+        to = [f"{number}-{one}@x.example" for one in range(400)]
+        if name.endswith(".eml"):
+            text = "X-Sender: a@a.example\n" + "".join(f"X-Receiver: {one}\n" for one in to) + "Subject: x\n\nbody\n"
+        else:
+            text = "MAIL FROM:<a@a.example>\n" + "".join(f"RCPT TO:<{one}>\n" for one in to) + "DATA\nSubject: x\n\n.\n"
+        drop(tmp_path, name.format(number), text)
+    store = MemoryStore()
+    finish(make(tmp_path, store))
+    assert len(store.recipients()) == len(set(store.recipients())) == 2000
+    assert store.commits == 2
+    assert left(tmp_path) == []
+
+
 def test_small_batches_share_a_commit(tmp_path: Path) -> None:
     """Many short batches cost what many files cost; each has a mark of its own, and a bad one spoils only itself."""
     for number in range(20):
