@@ -29,6 +29,7 @@ _NEEDS_TLS: Final = Reply(530, "5.7.0", ("Must issue a STARTTLS command first",)
 _NEEDS_LOGIN: Final = Reply(530, "5.7.0", ("Authentication required",))
 _NO_RELAY: Final = Reply(550, "5.7.1", ("Relaying denied",))
 _USER_IS_GONE: Final = Reply(530, "5.7.0", ("Authentication required: this user may not log in any more",))
+_NOT_FROM_THERE: Final = Reply(550, "5.7.1", ("This user may not send from this address",))
 _NOT_YOURS: Final = "Not allowed to send as this address"
 
 
@@ -85,6 +86,9 @@ class ListenerPermissions:
         if listener.tls == "required" and peer.tls is None:
             return _Refused(peer, self._tell, _NEEDS_TLS, "TLS is required", at_mail=True)
         if peer.identity is not None:
+            if not self._may_come_from(peer.identity.user, peer.address):  # a login was refused before; not so XCLIENT
+                return _Refused(peer, self._tell, _NOT_FROM_THERE, "the user may not log in from this address",
+                                at_mail=True)
             senders = self._user_senders.get(peer.identity.user, self._any_sender)
             return _UserRights(peer, self._tell, peer.identity, senders, self._is_user)
         if listener.auth == "required":
@@ -102,9 +106,11 @@ class ListenerPermissions:
             return ""
         if not options.enabled:
             return "the user is not enabled"
-        if options.networks and address and not contains(options.networks, address):
-            return "not from this address"
-        return ""
+        return "" if self._may_come_from(user, address) else "not from this address"
+
+    def _may_come_from(self, user: str, address: str) -> bool:
+        options = self._users.get(user)
+        return options is None or not options.networks or not address or contains(options.networks, address)
 
 
 def contains(networks: Sequence[Network], address: str) -> bool:

@@ -693,6 +693,16 @@ def test_xclient() -> None:
             assert peer.say("RCPT TO:<c@d.example>").startswith("250" if trusted else "550")
 
 
+def test_networks_of_a_user_hold_for_xclient() -> None:
+    """Whoever has checked the password: where a user may log in from is ours to say."""
+    config = configuration({"xclient_from": ["127.0.0.1"]}, users={"acme": {"networks": ["192.0.2.0/24"]}})
+    with listening(config=config) as process, Peer(process) as peer:
+        for address, code in (("198.51.100.1", "550 5.7.1 This user may not"), ("192.0.2.7", "250")):
+            assert peer.say(f"XCLIENT ADDR={address} LOGIN=acme").startswith("220")
+            peer.say("EHLO c.example")
+            assert peer.say("MAIL FROM:<a@b.example>").startswith(code)
+
+
 # --- programs that people use ---------------------------------------------------------------------------------------
 
 
