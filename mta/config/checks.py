@@ -42,7 +42,8 @@ class Checks:
     field_size: Size = option(Size(102_400), "Largest header field, its continuation lines included.", min=998)
     fields: int = option(1000, "Lines of the header section, continuation lines included.", min=20)
     oversized: Strict = option(
-        "refuse", "A header section beyond these three sizes. One of more than 256 KiB is refused in any case.")
+        "refuse", "A header section beyond these three sizes. One of more than 256 KiB is refused in any case, and so "
+        "is one beyond them with more than 5,000 lines.")
     from_domains: tuple[Domain, ...] = option(
         (), "Domains, with those below them, that addresses in From may have; empty: all.",
         example="[example.org, example.net]")

@@ -32,6 +32,9 @@ WARNINGS: Final = ("size", "date", "message-id", "repeated", "from", "from-domai
 QUIET_S: Final = 600.0
 """Between two lines of the log about the same fault."""
 
+LINES_LIMIT: Final = 5000
+"""Of a header section that is warned of: what reads them line by line is on the hub."""
+
 log = logging.getLogger(__name__)
 
 
@@ -85,7 +88,7 @@ class Checker:
         warnings: list[str] = []
         fault = checks.size_fault(content, scan.end, rules.header_size, rules.field_size, rules.fields)
         if fault:
-            if rules.oversized == "refuse":
+            if rules.oversized == "refuse" or content.count(b"\r\n", 0, scan.end) > LINES_LIMIT:
                 return self._refuse("size", fault, origin)
             self._warn("size", fault, origin, warnings)
         if not scan.has_date and rules.missing_date != "add":

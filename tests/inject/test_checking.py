@@ -116,11 +116,14 @@ def test_sizes() -> None:
 
 
 def test_what_is_told_and_taken() -> None:
-    """`warn` of what could be refused: the message is taken, with what is missing added; 256 KiB are the end."""
+    """`warn` of what could be refused: the message is taken, with what is missing added; 256 KiB or 5,000 lines are
+    the end."""
     big = WHOLE + b"X: " + b"y" * 5000 + b"\r\n"
     for options in ({"header_size": 3000}, {"field_size": 3000}):
         assert taken(big, oversized="warn", **options)[1] == ["size"]
     assert refused(WHOLE + b"X: y\r\n" * 50_000, oversized="warn").startswith("550 5.6.0 The header section is larger")
+    assert taken(WHOLE + b"X: y\r\n" * 4990, oversized="warn")[1] == ["size"]
+    assert refused(WHOLE + b"X: y\r\n" * 5000, oversized="warn").startswith("550 5.6.0 The header section has more")
     date, message_id, sender = WHOLE.split(b"\r\n")[:3]
     content, warnings = taken(message_id + b"\r\n" + sender + b"\r\n", missing_date="warn")
     assert (headers.get(content, "Date") is not None, warnings) == (True, ["date"])
