@@ -15,6 +15,7 @@ from mta.queue.ids import format_id, parse_id
 from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, REQUIRE_TLS, SMTPUTF8, Recipient, Wishes
 from mta.smtp.envelope import Envelope
 from mta.smtp.reply import Reply
+from mta.smtp.transaction import Capabilities, Transaction, commands_for
 
 NOW_US = 1_136_214_245_123_456
 ID = parse_id("0kx8zzg800001")
@@ -291,6 +292,21 @@ def test_mt_priority_makes_a_class(priority: int, queue: str) -> None:
     assert accepted.message.wishes == Wishes(priority=priority)
     assert accepted.message.content is not None
     assert f"\tfor <bob@example.org>\r\n\tpriority {priority};\r\n".encode() in accepted.message.content
+
+
+def test_our_lines_need_no_smtputf8() -> None:
+    """What can go to a host without SMTPUTF8, with A-labels, still can behind our Received and From."""
+    given = envelope("b@b\u00fccher.example", smtputf8=True)
+    given.sender = "a@b\u00fccher.example"
+    content = stored(b"Subject: x\r\n\r\nx\r\n", given)
+    assert b"\r\n\tfor <b@xn--bcher-kva.example>;\r\n" in content
+    assert b"\r\nFrom: a@xn--bcher-kva.example\r\n" in content
+    transaction = Transaction(given.sender, given.recipients, content, smtputf8=True)
+    assert commands_for(transaction, Capabilities(esmtp=True)) == [
+        "MAIL FROM:<a@xn--bcher-kva.example>\r\n", "RCPT TO:<b@xn--bcher-kva.example>\r\n"]
+    assert transaction.local_reply is None
+    local = stored(b"Subject: x\r\n\r\nx\r\n", envelope("\u00e4@b\u00fccher.example", smtputf8=True))
+    assert "\r\n\tfor <\u00e4@b\u00fccher.example>;\r\n".encode() in local  # which needs it anyway
 
 
 def test_mt_priority_yields_to_labels() -> None:
