@@ -51,7 +51,7 @@ from mta.queue.records import (
     Wishes,
     queue_name,
 )
-from mta.smtp.address import domain_to_ascii
+from mta.smtp.address import domain_to_ascii, with_a_labels
 from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Intake:
         if len(recipients) == 1:
             only = recipients[0].address
             groups = {self._domain(only): recipients}
-            only = _in_header(only)
+            only = with_a_labels(only)
         else:
             only = ""
             groups = self._group(recipients)
@@ -202,7 +202,7 @@ class Intake:
         if not scan.has_date:
             added = f"{added}Date: {trace.date(now_us)}\r\n"
         if verdict.add_from:
-            sender = _in_header(envelope.sender)
+            sender = with_a_labels(envelope.sender)
             added = f"{added}From: {sender if '@' in sender else f'{sender}@{hostname}'}\r\n"
         if verdict.unsubscribe_uri:
             added = f"{added}{unsubscribe_lines(verdict.unsubscribe_uri, queue_id, labels)}"
@@ -269,15 +269,6 @@ class Intake:
             else:
                 group.append(recipient)
         return groups
-
-
-def _in_header(address: str) -> str:
-    """An address for a line of ours: with A-labels where the rest is ASCII. Else what can go to a host without SMTPUTF8
-    could not, because of that line."""
-    if address.isascii():
-        return address
-    local, _, domain = address.rpartition("@")
-    return f"{local}@{domain_to_ascii(domain)}" if local.isascii() else address
 
 
 def _with_class(labels: Labels, wished: int | None) -> Labels:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from mta.message import trace
+from mta.smtp.address import with_a_labels
 
 Action = Literal["failed", "delayed", "relayed"]
 
@@ -165,7 +166,8 @@ def build(notice: Notice) -> Built:
     share = max(_QUOTED // len(notice.reports), _QUOTED_LEAST)
     notice = replace(notice, reports=[_shortened(report, share) for report in notice.reports])
     # The way back has to carry UTF-8 in any case, so nothing needs to be hidden from it.
-    transparent = not notice.original_sender.isascii()
+    sender = with_a_labels(notice.original_sender)
+    transparent = not sender.isascii()
     parts = [_explanation(notice, transparent), _status(notice, transparent)]
     if notice.original:
         parts.append(_returned(notice, transparent))
@@ -176,7 +178,7 @@ def build(notice: Notice) -> Built:
         trace.received("", notice.hostname, "(notification)", notice.queue_id, "", notice.time_us),
         f"Date: {trace.date(notice.time_us)}\r\n",
         f"From: {_display_name(notice.from_name)} <postmaster@{notice.hostname}>\r\n",
-        f"To: <{notice.original_sender}>\r\n",
+        f"To: <{sender}>\r\n",
         f"Subject: {_WORDS[notice.action].subject}\r\n",
         f"Message-ID: {message_id}\r\n",
     ]

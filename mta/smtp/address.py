@@ -105,6 +105,15 @@ def domain_to_ascii(domain: str) -> str:
     return domain.lower() if domain.isascii() else _forms(domain)[0]
 
 
+def with_a_labels(address: str) -> str:
+    """A mailbox for a header line of ours: its domain in A-labels where the rest is ASCII. Else what can go to a host
+    without SMTPUTF8 could not, because of that line. Raises AddressError for what IDNA forbids."""
+    if address.isascii():
+        return address
+    local, _, domain = address.rpartition("@")
+    return f"{local}@{domain_to_ascii(domain)}" if local.isascii() else address
+
+
 @lru_cache(maxsize=4096)
 def _forms(domain: str) -> tuple[str, str]:
     """A domain beyond ASCII in A-labels and in U-labels. Raises AddressError.

@@ -291,6 +291,17 @@ def test_a_sender_with_a_utf8_address_gets_utf8_as_it_is() -> None:
     assert "Final-Recipient: utf-8; jürgen@example.org\r\n".encode() in built.content
 
 
+def test_a_sender_at_an_internationalized_domain_needs_no_smtputf8() -> None:
+    """Its local part is ASCII, so the way back need not know of SMTPUTF8: A-labels in To, and nothing in UTF-8."""
+    header = "Subject: Gr\u00fc\u00dfe\r\n".encode()
+    built = dsn.build(notice(
+        original_sender="a@b\u00fccher.example", reports=[Report("j\u00fcrgen@example.org", "5.1.1")],
+        original=header + b"\r\nx\r\n", original_header_size=len(header), original_smtputf8=True, return_full=True))
+    assert not built.smtputf8
+    assert b"\r\nTo: <a@xn--bcher-kva.example>\r\n" in built.content
+    assert built.content.isascii()
+
+
 def test_a_utf8_address_of_a_plain_message_is_written_in_ascii() -> None:
     """RFC 6533 3: in message/delivery-status an address beyond ASCII has its seven bit form."""
     read = Read(dsn.build(notice(reports=[Report("j\xfcrgen+x@example.org", "5.1.1")])).content)
