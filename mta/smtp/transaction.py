@@ -222,8 +222,8 @@ def _international(transaction: Transaction, can: Capabilities, commands: list[s
     needed = not all(address.rpartition("@")[0].isascii() for address in addresses)
     utf8_header = False
     if transaction.smtputf8 and (not needed or not can.smtputf8):
-        header = transaction.content.partition(b"\r\n\r\n")[0]
-        utf8_header = not header.isascii()
+        end = transaction.content.find(b"\r\n\r\n")
+        utf8_header = not (transaction.content[:end] if end >= 0 else transaction.content).isascii()
     if needed or utf8_header:
         if not can.smtputf8:
             _cannot_be_sent(transaction, utf8_header)
