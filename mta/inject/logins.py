@@ -149,18 +149,23 @@ class Logins:
         return identity.via in ("socket", "xclient") or self._is_known(identity.user)
 
     def _is_known(self, user: str) -> bool:
-        if user in self.users.entries or (user in self.config.users and self.config.access.users_file is None):
+        if self._is_listed(user):
             return True
         if user not in self._outside or self.config.access.check_url is None:
             return False
         self._outside.move_to_end(user)
         return True
 
+    def _is_listed(self, user: str) -> bool:
+        """Whether it is a user of ours, not of the other server's."""
+        return user in self.users.entries or (user in self.config.users and self.config.access.users_file is None)
+
     def by_certificate(self, names: tuple[str, ...], peer: Peer, listener: str,
                        permissions: ListenerPermissions) -> Identity | None:
-        """The user whom a client's certificate names; None when it names none."""
+        """The user whom a client's certificate names; None when it names none. Users of the other server are not meant:
+        we know only those of them who came by lately."""
         for name in names:
-            if self._is_known(name):
+            if self._is_listed(name):
                 if why := permissions.may_log_in(name, peer.address):
                     self._tell_refusal(name, peer, listener, why)
                     return None

@@ -747,6 +747,20 @@ def test_login_by_http(pki: Pki, users: str) -> None:
             process.expect("message")
 
 
+def test_a_certificate_is_no_login_of_a_user_elsewhere(pki: Pki, users: str) -> None:
+    """Only of those in the file: whether it is one must not depend on who has logged in before, and at which worker."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/smtp"
+        listener = {**TLS, "client_ca": pki.ca_file}
+        with submission(pki, users, listener, access={"check_url": url}) as process:
+            with client(process, pki) as smtp:
+                smtp.putcmd("AUTH", "PLAIN AHdlYgBzZWNyZXQ=")
+                say_status(server, b"200 OK")
+                assert smtp.getreply()[0] == 235
+            with client(process, pki, pki.make("web")) as smtp:
+                assert smtp.mail("a@x.example")[0] == 530
+
+
 def say_status(server: socket.socket, status: bytes) -> None:
     """Answer the next request."""
     connection, _ = server.accept()
