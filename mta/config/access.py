@@ -69,5 +69,6 @@ class Allowance:
     recipients: tuple[Rate, ...] = option(
         (), "Recipients in a period, likewise.", example="[50000/d]", whole_seconds=True)
     message_size: Size | None = option(
-        None, "Largest message, where that is less than `smtp.message_size`; `552 5.3.4` above it.")
+        None, "Largest message, where that is less than `smtp.message_size`; `552 5.3.4` above it. A listener tells "
+        "its own as SIZE.")
     sessions: int | None = option(None, "Sessions at once; `421 4.7.0` above it.", min=1)

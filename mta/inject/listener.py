@@ -178,7 +178,7 @@ class SmtpListener:
         self.implicit_tls = listener.tls == "implicit"
         self.settings = ServerSettings(
             listener.hostname or config.hostname,
-            message_size=config.smtp.message_size,
+            message_size=min(config.smtp.message_size, listener.limits.message_size or config.smtp.message_size),
             recipients=config.smtp.recipients,
             line_length=config.smtp.line_length,
             command_length=config.smtp.command_length,

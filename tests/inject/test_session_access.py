@@ -494,6 +494,25 @@ def test_limits_of_a_user(pki: Pki, users: str) -> None:
             452, b"4.7.1 Limit of 3 messages in 1h of user acme is reached")
 
 
+def test_the_size_of_a_listener_is_announced() -> None:
+    """EHLO says what holds, so a client is told at MAIL, before it has sent all of it; a reload says another one."""
+    with listening(config=configuration({"relay_from": ["127.0.0.0/8"], "limits": {"message_size": "2KB"}})) as process:
+        with Peer(process, greet=False) as peer:
+            peer.reply()
+            assert "\n250-SIZE 2000\n" in peer.say("EHLO c.example")
+            assert peer.say("MAIL FROM:<a@b.example> SIZE=2001").startswith("552 5.3.4")
+            peer.begin()
+            assert peer.say("x" * 900, "x" * 900, "x" * 900, ".").startswith("552 5.3.4")
+            peer.begin()
+            assert peer.say("x" * 900, ".").startswith("250")
+            process.expect("message")
+        process.tell("config " + json.dumps(configuration({"relay_from": ["127.0.0.0/8"]})))
+        process.expect("ok")
+        with Peer(process, greet=False) as peer:
+            peer.reply()
+            assert "\n250-SIZE 50000000\n" in peer.say("EHLO c.example")
+
+
 def test_sessions_of_a_listener_are_counted_out_as_they_were_counted_in() -> None:
     """A limit that a reload takes away and brings back counts the sessions that there are."""
     limited = {"relay_from": ["127.0.0.0/8"], "limits": {"sessions": 1}}
