@@ -349,10 +349,11 @@ class Scheduler:
 
     def _next_rescan_us(self) -> int:
         """When all that is due is looked at again. That costs a little for each queue that stands still, so it rests in
-        between: how often it is done must not grow with their number."""
-        if self._rescan_now or self._rescan_us == FOREVER_US:
-            return self._rescan_us
-        return FOREVER_US if self._rescan_began_us else max(self._rescan_us, self._rest_until_us)
+        between: how often it is done must not grow with their number. A look under way, or a page of the index, is
+        awaited: what is begun anew each time never comes to its end, and a page of before is not where it begins."""
+        if self._rescan_began_us or self._scanning:
+            return FOREVER_US
+        return self._rescan_us if self._rescan_now else max(self._rescan_us, self._rest_until_us)
 
     def repark(self, until_us: Callable[[str, int], int]) -> None:
         """Have parked queues wait until another time: `until_us` gives it for a name and the time so far."""
@@ -364,9 +365,14 @@ class Scheduler:
             wakes.append((due_us, shard, name))
         heapq.heapify(wakes)
         self._wakes = wakes
+        now_us = self._clock_us()
         if self._rescan_us < FOREVER_US or self._rescan_began_us:
-            self._rescan_us = self._clock_us()  # some have fallen out of the heap
+            self._rescan_us = now_us  # some have fallen out of the heap
             self._rescan_now = True
+        # The clock may have been set: a rest would last for as long as that was, or twenty times as long.
+        self._rest_until_us = 0
+        if self._rescan_began_us:
+            self._rescan_began_us = now_us
         self._io.alarm()
 
     def run(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -436,6 +437,54 @@ def test_looking_for_what_stands_still_rests() -> None:
     assert len(late) == 500
     assert looking_us < shelf.now_us // 12, looking_us // SECOND
     assert max(late) < 300 * SECOND, max(late) // SECOND
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+def test_a_look_that_is_asked_for_all_the_time_comes_to_its_end(every: int) -> None:
+    """Sites are freed all the time, at each of which all that is due is to be looked at again, in the middle of a look and
+    while a page of the index is read. Whatever stands in that index is found in time: no look is begun anew from where
+    a page ended that was asked for before, and none is begun anew for ever."""
+    shelf = Shelf(Memory(bodies=Size(1000), deliveries=5000, window=10))
+    shelf.scheduler.WAKES = 20  # type: ignore[misc]
+    names = [f"d{number:03}.org" for number in range(120)]
+    for number, name in enumerate(names):
+        indexed(shelf, delivery(number, name, 1))
+        shelf.suspended_until[name] = (10 + number % 7) * SECOND
+    for step in range(200):
+        shelf.now_us += SECOND // 4
+        if step % every == 0:
+            shelf.scheduler.repark(lambda name, until_us: until_us)
+        shelf.keep_time()
+        shelf.answer()
+        shelf.keep_time()
+        for queue in list(shelf.offered):
+            one = shelf.scheduler.pop(queue)
+            if one is None:
+                shelf.offered.remove(queue)
+            else:
+                del shelf.stored[one.key]
+                shelf.changed.add(one.queue)
+                shelf.scheduler.done(queue, one)
+        shelf.checkpoint()
+    assert len(shelf.stored) == 0
+
+
+def test_a_clock_that_is_set_makes_no_rest_of_days() -> None:
+    """The rest after a look is reckoned from how long that took. If the clock was set forward in it by a day it would be
+    twenty days, and what falls out of the heap from then on would wait for it."""
+    shelf = Shelf(Memory(bodies=Size(1000), deliveries=5000, window=10))
+    scheduler = shelf.scheduler
+    scheduler.run()
+    shelf.answer()
+    scheduler._rescan_us = shelf.now_us
+    scheduler.run()
+    assert scheduler._rescan_began_us
+    shelf.now_us += 86_400 * SECOND
+    shelf.answer()
+    assert not scheduler._rescan_began_us
+    scheduler.repark(lambda name, until_us: until_us + 86_400 * SECOND)  # the engine has noticed
+    scheduler._rescan_us = shelf.now_us
+    assert scheduler.next_wake_us() <= shelf.now_us
 
 
 def indexed(shelf: Shelf, *deliveries: Delivery) -> None:
