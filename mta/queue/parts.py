@@ -32,6 +32,11 @@ class Part:
     def __repr__(self) -> str:
         return f"<Part {self.name}: {self.held} held, {self.queues} queues, {len(self.line)} in line>"
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds nothing, and nothing is on its way."""
+        return not (self.held or self.coming)
+
     def room(self, free: int) -> int:
         """How many more it may hold when so many are free."""
         return GREED * free - self.held - self.coming

@@ -184,15 +184,18 @@ class Scheduler:
     def loaded(self, queue: Queue, deliveries: list[Delivery], next_us: int | None) -> None:
         """The answer to `load`: `deliveries`, and when the first one that was left out is due (None: there is none).
         """
+        part = queue.part
         self._coming -= queue.loading
-        queue.part.coming -= queue.loading
+        part.coming -= queue.loading
         queue.loading = 0
-        if queue.part.line:
-            self._call(queue.part)
+        if part.line and not part.is_empty:
+            self._call(part)
         if self.starved:
             self._io.alarm()  # the load may have brought less than room was kept for
         if self.queues.get((queue.shard, queue.name)) is not queue:
-            self._parts.tidy(queue.part)
+            if part.line and part.is_empty:
+                self._call(part)
+            self._parts.tidy(part)
             return  # parked meanwhile; they are still on disk
         queue.behind = False
         for delivery in deliveries:
@@ -202,6 +205,8 @@ class Scheduler:
             if delivery.key not in queue.in_flight:  # else `take` was faster
                 self._hold(queue, delivery)
                 queue.ready.append(delivery)
+        if part.line and part.is_empty:
+            self._call(part)
         # `more` may have become true while the index was read: a checkpoint came in between.
         if next_us is not None and next_us <= self._clock_us():
             queue.more = queue.behind = True
@@ -440,11 +445,21 @@ class Scheduler:
         self._close(queue)
 
     def _call(self, part: Part) -> None:
-        """A queue in line for room in `part` may come back, if there is some by now."""
-        if not part.is_low(self._room() - self._reserved):
+        """A queue in line for room in `part` may come back, if there is some by now.
+
+        When the part holds nothing any more all of them come back: nobody would call the next one, should the memory be
+        full of what others have, or the first one stand still.
+        """
+        if not part.is_empty and not part.is_low(self._room() - self._reserved):
             return
-        (shard, name), _ = part.line.popitem(last=False)
-        self._wake(shard, name, self._clock_us())
+        left = self.AT_ONCE if part.is_empty else 1
+        while part.line and left:
+            left -= 1
+            (shard, name), _ = part.line.popitem(last=False)
+            self._wake(shard, name, self._clock_us())
+        if part.is_empty and part.line:
+            part.line.clear()
+            part.more = True
         if not part.line and part.more:  # those that found no place in the line are looked for
             part.more = False
             self._rescan_us = self._clock_us()

@@ -532,6 +532,48 @@ def test_a_slow_site_leaves_room_for_all_others() -> None:
     assert (len(stuck._parts), stuck.queues) == (0, {})
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_those_in_line_are_called_by_the_last_that_leaves(paused: bool) -> None:
+    """Queues wait for room that their site may have, and the last of its mail that is in memory goes while all of that is
+    full of others' mail, or the first ones in line stand still by themselves. The others come back all the same, as there
+    is nothing left that would call them later."""
+    shelf = Shelf(Memory(bodies=Size(1000), deliveries=160, window=10))
+    shelf.number = 10_000
+    indexed(shelf, *(delivery(number, f"s{number:03}.org") for number in range(400)))
+    shelf.parts = {f"s{number:03}.org": "slow site" for number in range(400)}
+    scheduler = shelf.scheduler
+    scheduler.run()
+    while shelf.pending or shelf.alarmed:
+        shelf.settle()
+        shelf.keep_time()
+    part = scheduler._parts._parts["slow site"]
+    assert len(part.line) > 3 * part.held > 0 == part.coming
+    others = 0
+    if paused:
+        shelf.suspended_until = {name: 86_400 * SECOND for _, name in list(part.line)[:-10]}
+    while part.held:
+        while not paused and scheduler.deliveries < 160:
+            others += 1
+            shelf.accept(f"other{others}.org^transactional")
+        queue = next(queue for queue in shelf.offered if queue.name.startswith("s"))
+        if (one := scheduler.pop(queue)) is None:
+            shelf.offered.remove(queue)
+            continue
+        del shelf.stored[one.key]
+        shelf.changed.add(one.queue)
+        scheduler.done(queue, one)
+        if not paused:
+            shelf.keep_time()
+            shelf.settle()
+
+    shelf.deliver_all()
+    assert {one.queue for one in shelf.stored.values()} == shelf.suspended_until.keys()
+    shelf.now_us = 86_400 * SECOND
+    shelf.keep_time()
+    shelf.deliver_all()
+    assert (shelf.stored, len(scheduler._parts)) == ({}, 0)
+
+
 def test_a_queue_whose_site_turns_out_to_have_its_share_leaves_memory_again() -> None:
     """What a queue belongs to may be known only after it was loaded."""
     shelf = Shelf(Memory(bodies=Size(1000), deliveries=60, window=40))
