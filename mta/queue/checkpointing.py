@@ -260,7 +260,7 @@ class Checkpointing:
 
     def _still_there(self, deliveries: list[Delivery]) -> list[Delivery]:
         """Those that nothing has been submitted for since the index was read."""
-        submitted = self._commits.changed()
+        submitted = self._commits.changing
         return [delivery for delivery in deliveries
                 if delivery.key not in submitted and not self._is_dirty(delivery.key)]
 

@@ -33,6 +33,8 @@ class Commits:
         self._writer = writer
         self._durable = durable
         self._remind = remind
+        self.changing: dict[Key, int] = {}
+        """The deliveries that have been submitted for a change that is not durable, and for how many."""
         self._pending: list[Encoded] = []
         self._pending_bytes = 0  # and those being written
         self._writing: list[Encoded] | None = None
@@ -52,6 +54,9 @@ class Commits:
         """Put a transaction in the line. Hot path (bench/store.py)."""
         if encoded.done is not None:
             self.awaited = True
+        changing = self.changing
+        for key in encoded.changed:
+            changing[key] = changing.get(key, 0) + 1
         self._pending.append(encoded)
         self._pending_bytes += encoded.size
 
@@ -73,10 +78,6 @@ class Commits:
         self._again_at = 0.0
         self.flush()
         self._thread.call(self._writer.finish)
-
-    def changed(self) -> set[Key]:
-        """The deliveries that have been submitted for a change, and whose change is not durable."""
-        return {key for encoded in (*(self._writing or ()), *self._pending) for key in encoded.changed}
 
     @property
     def choked(self) -> bool:
@@ -113,6 +114,7 @@ class Commits:
         self._writing = None
         if group.committed:
             self._durable(group)
+            self._ended(group.committed)
         if group.error is not None:
             self._put_off(group.failed, group.error)
         elif self._refused is not None:
@@ -120,7 +122,6 @@ class Commits:
             self._refused = None
             self.held_back = frozenset()
         for encoded in group.committed:
-            self._pending_bytes -= encoded.size
             if encoded.done is not None:
                 _tell(encoded.done, None)
 
@@ -140,6 +141,18 @@ class Commits:
                 self._pending_bytes -= encoded.size
                 if encoded.done is not None:
                     _tell(encoded.done, error)
+
+    def _ended(self, committed: list[Encoded]) -> None:
+        """These are durable. Hot path (bench/store.py)."""
+        changing = self.changing
+        for encoded in committed:
+            self._pending_bytes -= encoded.size
+            for key in encoded.changed:
+                left = changing[key] - 1
+                if left:
+                    changing[key] = left
+                else:
+                    del changing[key]
 
 
 def _tell(done: Done, error: StoreError | None) -> None:

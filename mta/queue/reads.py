@@ -34,8 +34,9 @@ class Reads(Checkpointing):
         checkpoint; `on_checkpoint` tells of those. When that failed, what has changed is there, too.
         """
         # What is on its way to the disk is left out from the start. To drop it at the end alone would leave room that
-        # whoever asks fills by asking again, for the same.
-        submitted = self._commits.changed()
+        # whoever asks fills by asking again, for the same. It may be much when the disk does not keep up, so it is not
+        # copied: what is asked is true at each moment.
+        submitted = self._commits.changing
         unread: list[Unread] = []
         if self._unindexed:
             unread = self._unindexed.due(queue, before_us, (self._effects, self._checkpointing), (exclude, submitted))
@@ -63,7 +64,7 @@ class Reads(Checkpointing):
 
     def _as_they_were(self, late: list[tuple[DeliveryState, Delivery]]) -> list[Delivery]:
         """Those that are in the effects as they were when they were asked for, with nothing submitted since."""
-        ages, submitted = (self._effects, self._checkpointing), self._commits.changed()
+        ages, submitted = (self._effects, self._checkpointing), self._commits.changing
         return [one for state, one in late if newest(state.key, ages) is state and state.key not in submitted]
 
     def due_queues(self, after: bytes, limit: int, done: Callable[[list[tuple[int, str]], bytes | None], None]) -> None:

@@ -160,6 +160,43 @@ def test_what_is_on_its_way_to_the_disk_takes_no_place(tmp_path: Path) -> None:
     bench.close()
 
 
+class Untouchable(list[Any]):
+    """Nobody goes through it."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("it was gone through")
+
+
+def test_a_read_does_not_go_through_what_waits_for_the_disk(tmp_path: Path) -> None:
+    """A hundred thousand outcomes may wait for a disk that is full, and as many queues come back meanwhile: each read asks
+    of what it finds alone whether that is on its way, and what was submitted twice is until both are durable."""
+    bench = Bench(tmp_path / "000")
+    stored = [bench.accept("a.test")[0] for _ in range(3)]
+    bench.checkpoint()
+    bench.store.patient = True
+    bench.store.submit(Transaction(updates=[outcome(stored[0], due_us=START_US + 1)]))
+    bench.store.flush()
+    bench.store.submit(Transaction(updates=[outcome(stored[0], due_us=START_US + 2)]))
+    bench.until(lambda: bench.store._commits.changing == {stored[0].key: 1})
+    bench.store.submit(Transaction(updates=[outcome(stored[1], due_us=START_US + 1)]))
+    waiting = bench.store._commits._pending
+    changed = [one.changed for one in waiting]
+    assert len(changed) == 2
+    for one in waiting:
+        one.changed = Untouchable(one.changed)
+    loaded: list[Any] = []
+    bench.store.load_due("a.test", 1 << 62, 10, (), lambda *found: loaded.append(found))
+    bench.until(lambda: loaded)
+    assert [one.key for one in loaded[0][0]] == [stored[2].key]
+    for one, was in zip(waiting, changed, strict=True):
+        one.changed = was
+    bench.store.flush()
+    bench.until(lambda: not bench.store._commits.changing)
+    assert {one.key: one.due_us - START_US for one in bench.queue()} == {
+        stored[0].key: 2, stored[1].key: 1, stored[2].key: 0}
+    bench.close()
+
+
 def test_exclusion_is_looked_at_until_the_end(tmp_path: Path) -> None:
     """A delivery that came into memory while the read was under way is not given twice."""
     bench = Bench(tmp_path / "000")
