@@ -361,4 +361,6 @@ class Connecting:
         return (connection.messages >= shaping.messages_per_connection
                 or (in_all is not None and connection.recipients >= in_all)
                 or 0 < mail_max <= connection.messages
-                or self._engine.monotonic() - connection.opened_s >= shaping.connection_age)
+                # One message it takes in any case: a host may need longer than that for its greeting, each time.
+                or (connection.messages > 0
+                    and self._engine.monotonic() - connection.opened_s >= shaping.connection_age))
