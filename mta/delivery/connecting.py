@@ -61,14 +61,17 @@ class Connecting:
             if opened == OPENED_PER_CALL:
                 self._engine.hub.spawn(self.kick, lane)
                 break
-        if lane.turns.count and not lane.stalled and not self._is_paced(lane):
+        if lane.turns.count and not lane.stalled and not self._is_called(lane):
             lane.stalled = True
             self._engine.hub.later(STALL_S, self._look_again, lane, lane.head())
 
-    def _is_paced(self, lane: Lane) -> bool:
-        """Whether rates hold all paths of `lane` back: each is called when it may send."""
+    def _is_called(self, lane: Lane) -> bool:
+        """Whether all paths of `lane` are called when they may send or open: held back by rates, in line for a lease
+        that is not theirs alone, for a place or for a socket. Then nobody looks, however many lanes there are. What a
+        receiver takes may rise without a word, so who waits for a lease of its own looks now and then."""
         now_s = self._engine.monotonic()
-        return all(max(path.not_before_s, path.open_not_before_s) > now_s for path in lane.paths)
+        return all(max(path.not_before_s, path.open_not_before_s) > now_s or path.waiting_for not in ("", path.lease)
+                   or path in self.opening or path in self.probing or path in self.room for path in lane.paths)
 
     def kick_path(self, path: Path, others: Sequence[Path] = ()) -> None:
         """There may be room on `path` now: it is used before others. `others` of its lane could have had it, too."""

@@ -186,6 +186,10 @@ class Unlimited:
     def want(self, name: str, count: int) -> None:
         """Nothing."""
 
+    def gives_way(self, leases: object, resting: bool = False) -> str | None:
+        """Nobody else wants any."""
+        return None
+
     def forget(self) -> None:
         """Nothing."""
 
@@ -831,6 +835,15 @@ def a_host_that_trickles() -> None:
     assert "timeout while waiting for the greeting" in world.shelf.events[0]["text"]
 
 
+def a_greeting_that_takes_longer_than_a_connection_lasts() -> None:
+    """A connection carries a message, however old it was when the host had greeted: the next one would be as old."""
+    world = World(pause=60, shaping=shaping(connection_age=Duration(0.05)))
+    world.trickle_s = 0.01
+    world.make()
+    world.until(lambda: world.taken or world.connections > 3)
+    assert (len(world.taken), world.connections) == (1, 1)
+
+
 def a_host_that_is_slow_with_each_recipient() -> None:
     """Every reply has the time of its phase, however many are waited for."""
     world = World(pause=60, shaping=shaping(timeouts={"rcpt": Duration(4), "mail": Duration(4)}))
@@ -917,6 +930,26 @@ def many_sites_share_a_small_total() -> None:
             most = max(most, len(world.engine.connections))
         assert (most, world.shelf.told("delivered")) == (2, sites)
         assert kicks.total() < 10 * sites, kicks.total()
+
+
+def nobody_looks_while_all_wait_for_a_lease() -> None:
+    """Mail of many sites waits for a lease of a limit over all of them, which calls them when there is one: none of them
+    looks now and then, or that work would grow with their number. Whoever waits for a lease of its own does look, as a
+    receiver may take more without a word."""
+    full = Unlimited()
+    full.lacking = connecting.TOTAL
+    world = World(pause=60, limits=full)
+    for number in range(50):
+        world.make(domain=f"d{number}.test")
+    lanes = world.engine.lanes
+    world.until(lambda: len(lanes) == 50 and all(path.waiting_for for path in world.engine.paths.values()))
+    assert not any(lane.stalled for lane in lanes.values())
+    full.lacking = "mx.own.test"
+    world.make(domain="own.test")
+    world.until(lambda: "mx.own.test" in lanes and lanes["mx.own.test"].stalled)
+    full.lacking = None
+    world.engine.connecting.nudged([connecting.TOTAL])
+    world.until(lambda: world.shelf.told("delivered") == 51)
 
 
 def a_limit_over_a_provider_holds_over_its_sites() -> None:
