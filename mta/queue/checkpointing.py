@@ -245,12 +245,13 @@ class Checkpointing:
             self._keep_checkpointing()
 
     def _is_dirty(self, key: Key) -> bool:
-        """Whether the index is not to be asked about a delivery. Called on the index thread, too: it takes one look at
-        each attribute, and `_still_there` has the last word.
+        """Whether the index is not to be asked about a delivery: something was submitted for it that the index does not
+        have. Called on the index thread, too: from hand to hand it is looked for in the order in which it goes.
         """
+        if key in self._commits.changing or key in self._effects.deliveries:
+            return True
         checkpointing = self._checkpointing
-        return (key in self._effects.deliveries or key in self._commits.held_back
-                or (checkpointing is not None and key in checkpointing.deliveries))
+        return checkpointing is not None and key in checkpointing.deliveries
 
     def _is_gone(self, key: Key) -> bool:
         """Whether a delivery of the index is known to have been removed since."""
@@ -260,9 +261,7 @@ class Checkpointing:
 
     def _still_there(self, deliveries: list[Delivery]) -> list[Delivery]:
         """Those that nothing has been submitted for since the index was read."""
-        submitted = self._commits.changing
-        return [delivery for delivery in deliveries
-                if delivery.key not in submitted and not self._is_dirty(delivery.key)]
+        return [delivery for delivery in deliveries if not self._is_dirty(delivery.key)]
 
     def _place_now(self, message_id: int) -> BodyRef | None:
         """For other threads."""

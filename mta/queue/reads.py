@@ -33,16 +33,15 @@ class Reads(Checkpointing):
         both are keys in `exclude`, which is looked at until `done` is called, and what has changed since the last
         checkpoint; `on_checkpoint` tells of those. When that failed, what has changed is there, too.
         """
-        # What is on its way to the disk is left out from the start. To drop it at the end alone would leave room that
-        # whoever asks fills by asking again, for the same. It may be much when the disk does not keep up, so it is not
-        # copied: what is asked is true at each moment.
-        submitted = self._commits.changing
         unread: list[Unread] = []
         if self._unindexed:
-            unread = self._unindexed.due(queue, before_us, (self._effects, self._checkpointing), (exclude, submitted))
+            unread = self._unindexed.due(queue, before_us, (self._effects, self._checkpointing),
+                                         (exclude, self._commits.changing))
 
         def hidden(key: Key) -> bool:
-            return key in exclude or key in submitted or self._is_dirty(key)
+            # What is on its way to the disk is left out from the start. To drop it at the end alone would leave room
+            # that whoever asks fills by asking again, for the same.
+            return key in exclude or self._is_dirty(key)
 
         def work() -> tuple[list[Delivery], int | None, list[tuple[DeliveryState, Delivery]]]:
             # One more tells when the next one is due.

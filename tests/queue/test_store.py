@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mta.queue.records import Attempt, Recipient
+from mta.queue.records import Attempt, Delivery, Recipient
 from mta.queue.shard import VERSION
 from mta.queue.store import Counts, Store, StoreLocked, StoreUnusable, StoreVersion, Transaction
 from tests.queue.faults import Unsynced
@@ -259,6 +259,30 @@ def test_old_mail_is_found_by_its_age(bench: Bench) -> None:
     assert find(2000, 9) == [d.key for d in old + new]
     bench.commit(removal([old[0]]))
     assert find(1000, 1) == [old[1].key]
+    bench.close()
+
+
+def test_old_mail_that_is_on_its_way_out_takes_no_place(bench: Bench) -> None:
+    """Who gives up old mail asks for more as soon as it has ended what it got, which is not durable then: it is given what
+    comes after that. Else it would find nothing new, and take that for all there is until the next minute."""
+    old = [bench.accept("a.test")[0] for _ in range(6)]
+    bench.clock.now_us += 1000
+    bench.checkpoint()
+    bench.store.patient = True
+    ended: list[tuple[int, int]] = []
+
+    def give_up(found: list[Delivery]) -> None:
+        if found:
+            ended.extend(one.key for one in found)
+            bench.store.submit(removal(found))
+            bench.store.arrived_before(START_US + 1000, 2, give_up)
+        else:
+            ended.append((0, 0))
+
+    bench.store.arrived_before(START_US + 1000, 2, give_up)
+    bench.until(lambda: (0, 0) in ended)
+    assert bench.store.pending, "it was written before"
+    assert ended == [*(one.key for one in old), (0, 0)]
     bench.close()
 
 
