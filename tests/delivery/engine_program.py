@@ -777,6 +777,37 @@ def a_time_behind_a_site_that_stands_still() -> None:
     assert sorted(one.warned for one in world.shelf.stored.values()) == [False, False, False, True]
 
 
+def a_time_that_is_over_while_the_disk_is_full() -> None:
+    """The mark of a message that was delivered in time cannot be taken away yet: nobody asks for it again until it is."""
+    full: list[tuple[Transaction, Any]] = []
+
+    class Full(Shelf):
+        looks = 0
+
+        def submit(self, tx: Transaction, done: Any = None) -> None:
+            if tx.unmarks:
+                full.append((tx, done))
+            else:
+                super().submit(tx, done)
+
+        def list_marks(self, after: bytes, limit: int, done: Any) -> None:
+            self.looks += 1
+            super().list_marks(after, limit, done)
+
+    shelf = Full()
+    world = World(shelf=shelf)
+    timed(world, 0.1, "R")
+    world.until(lambda: shelf.told("delivered") == 1)
+    world.until(lambda: full)
+    looks = shelf.looks
+    gevent.sleep(0.3)
+    assert (len(full), shelf.looks) == (1, looks), (len(full), shelf.looks)
+    for tx, done in full:
+        Shelf.submit(shelf, tx, done)
+    world.until(lambda: shelf.looks > looks)
+    assert not shelf.marks
+
+
 def a_poisonous_message() -> None:
     """One that makes the host hang up is deferred the third time, though the path paused in between."""
     world = World()
