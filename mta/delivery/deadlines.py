@@ -125,7 +125,7 @@ class Deadlines:
         if left.count:
             return
         if left.done:  # behind what was decided about them, so that no mark is gone before
-            # The next look when they are gone: while the disk takes nothing it would find them again, at once and always.
+            # The next look when they are gone: while the disk takes nothing it would find them again, at once, always.
             self._engine.stores[shard].submit(Transaction(unmarks=left.done), lambda error: self._look(shard))
         else:  # all in flight
             self._arm(shard, self._engine.clock_us() + int(AGAIN_S * 1_000_000))

@@ -778,7 +778,8 @@ def a_time_behind_a_site_that_stands_still() -> None:
 
 
 def a_time_that_is_over_while_the_disk_is_full() -> None:
-    """The mark of a message that was delivered in time cannot be taken away yet: nobody asks for it again until it is."""
+    """The mark of a message that was delivered in time cannot be taken away yet: nobody asks for it again until it is
+    gone."""
     full: list[tuple[Transaction, Any]] = []
 
     class Full(Shelf):
@@ -964,9 +965,9 @@ def many_sites_share_a_small_total() -> None:
 
 
 def nobody_looks_while_all_wait_for_a_lease() -> None:
-    """Mail of many sites waits for a lease of a limit over all of them, which calls them when there is one: none of them
-    looks now and then, or that work would grow with their number. Whoever waits for a lease of its own does look, as a
-    receiver may take more without a word."""
+    """Mail of many sites waits for a lease of a limit over all of them, which calls them when there is one: none of
+    them looks now and then, or that work would grow with their number. Whoever waits for a lease of its own does look,
+    as a receiver may take more without a word."""
     full = Unlimited()
     full.lacking = connecting.TOTAL
     world = World(pause=60, limits=full)

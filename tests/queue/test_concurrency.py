@@ -168,8 +168,8 @@ class Untouchable(list[Any]):
 
 
 def test_a_read_does_not_go_through_what_waits_for_the_disk(tmp_path: Path) -> None:
-    """A hundred thousand outcomes may wait for a disk that is full, and as many queues come back meanwhile: each read asks
-    of what it finds alone whether that is on its way, and what was submitted twice is until both are durable."""
+    """A hundred thousand outcomes may wait for a disk that is full, and as many queues come back meanwhile: each read
+    asks of what it finds alone whether that is on its way, and what was submitted twice is until both are durable."""
     bench = Bench(tmp_path / "000")
     stored = [bench.accept("a.test")[0] for _ in range(3)]
     bench.checkpoint()

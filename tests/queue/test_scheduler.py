@@ -441,9 +441,9 @@ def test_looking_for_what_stands_still_rests() -> None:
 
 @pytest.mark.parametrize("every", [1, 2, 3, 7])
 def test_a_look_that_is_asked_for_all_the_time_comes_to_its_end(every: int) -> None:
-    """Sites are freed all the time, at each of which all that is due is to be looked at again, in the middle of a look and
-    while a page of the index is read. Whatever stands in that index is found in time: no look is begun anew from where
-    a page ended that was asked for before, and none is begun anew for ever."""
+    """Sites are freed all the time, at each of which all that is due is to be looked at again, in the middle of a look
+    and while a page of the index is read. Whatever stands in that index is found in time: no look is begun anew from
+    where a page ended that was asked for before, and none is begun anew for ever."""
     shelf = Shelf(Memory(bodies=Size(1000), deliveries=5000, window=10))
     shelf.scheduler.WAKES = 20  # type: ignore[misc]
     names = [f"d{number:03}.org" for number in range(120)]
@@ -470,8 +470,8 @@ def test_a_look_that_is_asked_for_all_the_time_comes_to_its_end(every: int) -> N
 
 
 def test_a_clock_that_is_set_makes_no_rest_of_days() -> None:
-    """The rest after a look is reckoned from how long that took. If the clock was set forward in it by a day it would be
-    twenty days, and what falls out of the heap from then on would wait for it."""
+    """The rest after a look is reckoned from how long that took. If the clock was set forward in it by a day it would
+    be twenty days, and what falls out of the heap from then on would wait for it."""
     shelf = Shelf(Memory(bodies=Size(1000), deliveries=5000, window=10))
     scheduler = shelf.scheduler
     scheduler.run()
@@ -534,9 +534,9 @@ def test_a_slow_site_leaves_room_for_all_others() -> None:
 
 @pytest.mark.parametrize("paused", [False, True])
 def test_those_in_line_are_called_by_the_last_that_leaves(paused: bool) -> None:
-    """Queues wait for room that their site may have, and the last of its mail that is in memory goes while all of that is
-    full of others' mail, or the first ones in line stand still by themselves. The others come back all the same, as there
-    is nothing left that would call them later."""
+    """Queues wait for room that their site may have, and the last of its mail that is in memory goes while all of that
+    is full of others' mail, or the first ones in line stand still by themselves. The others come back all the same, as
+    there is nothing left that would call them later."""
     shelf = Shelf(Memory(bodies=Size(1000), deliveries=160, window=10))
     shelf.number = 10_000
     indexed(shelf, *(delivery(number, f"s{number:03}.org") for number in range(400)))

@@ -263,8 +263,8 @@ def test_old_mail_is_found_by_its_age(bench: Bench) -> None:
 
 
 def test_old_mail_that_is_on_its_way_out_takes_no_place(bench: Bench) -> None:
-    """Who gives up old mail asks for more as soon as it has ended what it got, which is not durable then: it is given what
-    comes after that. Else it would find nothing new, and take that for all there is until the next minute."""
+    """Who gives up old mail asks for more as soon as it has ended what it got, which is not durable then: it is given
+    what comes after that. Else it would find nothing new, and take that for all there is until the next minute."""
     old = [bench.accept("a.test")[0] for _ in range(6)]
     bench.clock.now_us += 1000
     bench.checkpoint()
