@@ -257,6 +257,7 @@ class Worker:
         self.occupancy.most = shares.sessions
         enough = shares.connections >= self.config.delivery.connections
         self.engine.connecting.room.most = UNBOUNDED if enough else shares.connections
+        self.engine.connecting.fill_room()
 
     def stop(self) -> None:
         """Take nothing new, finish what is under way within the time we have, write everything down."""

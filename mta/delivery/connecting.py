@@ -209,7 +209,7 @@ class Connecting:
             if not path.has_work:
                 self.stop_waiting(path)
         if self.room.is_awaited:
-            self._fill_room()
+            self.fill_room()
 
     # -- leases --------------------------------------------------------------------------------------------------
 
@@ -228,9 +228,10 @@ class Connecting:
         self._engine.holds.changed(self._engine.limits.changed())
         self._engine.reactions.asked(self._engine.limits.asked())
         for name in names:
-            self._serve_waiting(name)
-            if ":" in name:
+            if name.startswith("tenant:"):  # there may be one for each message: no look at all connections
                 self._engine.pacing.nudged(name)
+                continue
+            self._serve_waiting(name)
             path = self._engine.paths.get(name)
             if path is not None:
                 path.contended = True
@@ -241,7 +242,8 @@ class Connecting:
             elif resting := [connection for connection in self._resting if name in connection.leases]:
                 self._contended.add(name)
                 self._end_rest(name, dict(resting[0].path.leases).get(name), resting)
-            elif any(name in connection.leases for connection in self._engine.connections):
+            elif name not in self._contended and any(
+                    name in connection.leases for connection in self._engine.connections):
                 self._contended.add(name)
 
     def _serve_waiting(self, name: str) -> None:
@@ -350,9 +352,10 @@ class Connecting:
         """The shortage may be over, or not as bad: go on with twice as many connections as there could be."""
         if not self.room.grow():
             self._engine.hub.later(SHORTAGE_S, self._try_more)
-        self._fill_room()
+        self.fill_room()
 
-    def _fill_room(self) -> None:
+    def fill_room(self) -> None:
+        """There may be room for more connections."""
         while (successor := self.room.next()) is not None:
             self.kick_path(successor)
 

@@ -984,6 +984,38 @@ def nobody_looks_while_all_wait_for_a_lease() -> None:
     world.until(lambda: world.shelf.told("delivered") == 51)
 
 
+def a_lease_of_a_tenant_costs_no_look_at_connections() -> None:
+    """Messages of a tenant with a bound on those in flight are granted one by one, between workers by a nudge for each:
+    however many connections there are, none of them is looked at."""
+
+    class Untouchable:
+        @property
+        def leases(self) -> list[str]:
+            raise AssertionError("it was looked at")
+
+    world = World()
+    world.engine.connections.add(Untouchable())  # type: ignore
+    world.engine.connecting._resting[Untouchable()] = None  # type: ignore
+    nudged = []
+    world.engine.pacing.nudged = nudged.append  # type: ignore
+    world.engine.connecting.nudged(["tenant:acme"])
+    assert nudged == ["tenant:acme"]
+
+
+def room_for_more_is_used_at_once() -> None:
+    """A reload lets a process have more connections: those who wait for a place are called."""
+    world = World(pause=60)
+    world.lingers_s = world.slow_s = 0.5
+    room = world.engine.connecting.room
+    room.most = 1
+    for number in range(5):
+        world.make(domain=f"d{number}.test")
+    world.until(lambda: world.open == 1 and room.is_awaited)
+    room.most = 5
+    world.engine.connecting.fill_room()
+    assert len(world.engine.connections) == 5
+
+
 def a_limit_over_a_provider_holds_over_its_sites() -> None:
     """Two connections to all sites of a provider, another two from each source: what rests makes room for other sites
     at once, a site of nobody does not wait, and the reason of waiting names the limit."""
