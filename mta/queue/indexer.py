@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 import lmdb
 
@@ -17,6 +18,9 @@ from mta.queue.index import Index
 from mta.queue.journal import Journal, durable_frames, segment_numbers
 from mta.queue.shard import Shard
 from mta.queue.transaction import Move, replay
+
+CANNOT_REMOVE: Final = "files that are not needed any more cannot be removed"
+CANNOT_COPY: Final = "a segment of the journal cannot be copied"
 
 
 @dataclass(slots=True)
@@ -43,6 +47,7 @@ class Indexer:
         self._events = events
         self._compactor = compactor
         self._events_lost = False  # and the operator was told
+        self._told: dict[str, str] = {}  # by what cannot be done, what the operator was told of it
         self._retired: set[int] = set()
         self._swept_at = 0
         self._used_share = index.used_share()
@@ -65,19 +70,28 @@ class Indexer:
             return Checkpoint(f"{type(error).__name__}: {error}", [], self._index.state, self._used_share, 0.0)
         try:
             self._tidy(segments.keys() - self._index.segments.keys())
+            self._told.pop(CANNOT_REMOVE, None)
         except (OSError, lmdb.Error) as error:
-            self.problems.append(f"files that are not needed any more cannot be removed: {error}")
+            self._tell(CANNOT_REMOVE, error)
         self._used_share = self._index.used_share()
         return Checkpoint("", touched, self._index.state, self._used_share, time.monotonic() - started)
 
     def compact(self) -> list[Move] | None:
         """The next contents to copy; None when there is nothing to do."""
         try:
-            return self._compactor.piece()
+            moves = self._compactor.piece()
+            self._told.pop(CANNOT_COPY, None)
+            return moves
         except (OSError, lmdb.Error) as error:
             self._compactor.close()
-            self.problems.append(f"a segment of the journal cannot be copied: {error}")
+            self._tell(CANNOT_COPY, error)
             return None
+
+    def _tell(self, what: str, error: Exception) -> None:
+        """Once: it is tried again at every checkpoint."""
+        if self._told.get(what) != str(error):
+            self._told[what] = str(error)
+            self.problems.append(f"{what}: {error}")
 
     def close(self) -> None:
         """Close what is open for copying."""

@@ -552,6 +552,31 @@ def test_events_are_synced_when_there_are_descriptors_again(tmp_path: Path, capl
     bench.close()
 
 
+def test_a_file_that_cannot_be_removed_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is tried at each checkpoint, one a second: the log has a line for each time that it begins to fail."""
+    files = Failing("unlink")
+    bench = Bench(tmp_path / "000", config(segment_size=Size(1_000_000)), files=files)
+
+    def pass_through() -> None:
+        for _ in range(8):
+            bench.commit(removal(bench.accept("a.test", content=b"x" * 400_000 + b"\r\n")))
+        for _ in range(4):
+            bench.accept("b.test")
+            bench.checkpoint()
+
+    def told() -> int:
+        return sum("cannot be removed" in record.getMessage() for record in caplog.records)
+
+    for times in (1, 2):
+        files.error = BROKEN
+        pass_through()
+        assert told() == times
+        files.error = 0
+        bench.accept("b.test")
+        bench.checkpoint()
+    bench.close()
+
+
 def test_close_says_what_stays_behind(tmp_path: Path) -> None:
     """An end on a full disk is not a clean one."""
     files = Failing("pwritev")
