@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Literal
 
+from mta.delivery.hub import Timer
 from mta.delivery.path import Path
 from mta.delivery.pathstate import Hold, PathState, What
 from mta.delivery.rates import Bucket
@@ -38,6 +39,7 @@ class Holds:
         self._held: dict[str, PathState] = {}  # by name, those with a hold that is not over
         self.on_queues = 0  # how many of them are of domains or tenants
         self._limited: set[str] = set()  # domains with a limit
+        self._timers: dict[str, Timer] = {}  # by name, until the first of its holds is over
 
     def start(self) -> None:
         """Take over what was decided before this worker started."""
@@ -80,12 +82,15 @@ class Holds:
             had = before is not None and any(hold.what == "all" for hold in before.holds)
             if had and state.suspension(now_us) is None:
                 lifted.add(name)
+            timer = self._timers.pop(name, None)
+            if timer is not None:  # a state may change many times in the day that a hold lasts
+                timer.cancel()
             ends = [hold.until_us for hold in state.holds if hold.until_us > now_us]
             if ends:
                 self._held[name] = state
                 # A suspension ends by itself; a limit has to be taken back.
                 wait_s = min((min(ends) - now_us) / 1e6, AGAIN_S)
-                engine.hub.later(wait_s + 0.01, self._ended, name, state.version)
+                self._timers[name] = engine.hub.later(wait_s + 0.01, self._ended, name, state.version)
             else:
                 self._held.pop(name, None)
         self.on_queues = sum(name.startswith(OF_QUEUES) for name in self._held)
@@ -135,6 +140,7 @@ class Holds:
         return found
 
     def _ended(self, name: str, version: int) -> None:
+        del self._timers[name]
         if name in self._held and self._engine.limits.state(name).version == version:
             self.changed([name])
 

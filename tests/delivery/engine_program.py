@@ -1002,6 +1002,23 @@ def a_lease_of_a_tenant_costs_no_look_at_connections() -> None:
     assert nudged == ["tenant:acme"]
 
 
+def a_hold_has_one_timer() -> None:
+    """However often the state of something that is held changes, its end is waited for once; and it does end."""
+    world = World()
+    holds, hub = world.engine.holds, world.engine.hub
+    timers: list[Any] = []
+    later = hub.later
+    hub.later = lambda *args: timers.append(later(*args)) or timers[-1]  # type: ignore
+    for _ in range(20):
+        holds.limit("mx.d.test", "rate", 5.0, 3600, "test", "it wants it so")
+    gevent.sleep(0)
+    assert (len(timers), sum(not timer.dead for timer in timers)) == (20, 1)
+    holds.suspend("source:", 0.3, "test", "for a moment")
+    assert "source:" in holds._held
+    world.until(lambda: "source:" not in holds._held)
+    assert holds._timers.keys() == {"mx.d.test"}
+
+
 def room_for_more_is_used_at_once() -> None:
     """A reload lets a process have more connections: those who wait for a place are called."""
     world = World(pause=60)

@@ -25,7 +25,7 @@ SCENARIOS = (
     "late_mail_in_flight_when_its_site_fails", "a_clock_set_forward_warns_of_nothing",
     "a_listed_address_stands_still_and_nothing_bounces", "a_silent_close_after_some_messages_is_no_failure",
     "a_time_that_is_over_while_the_disk_is_full", "a_lease_of_a_tenant_costs_no_look_at_connections",
-    "room_for_more_is_used_at_once",
+    "room_for_more_is_used_at_once", "a_hold_has_one_timer",
     "nobody_looks_while_all_wait_for_a_lease", "a_greeting_that_takes_longer_than_a_connection_lasts",
     "sites_that_failed_are_forgotten_in_time", "a_connection_counts_until_the_host_has_ended_it",
 )
