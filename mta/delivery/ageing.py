@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 SWEEP_S: Final = 60.0
 BATCH: Final = 500  # deliveries read at once
 AT_ONCE: Final = 100  # settled without a break
+LOST_S: Final = 600.0  # after which a read has no answer, as of a record that cannot be read
 WARNED: Final = b"warned"  # the mark in the store: the key in its index up to which senders have been warned
 
 log = logging.getLogger(__name__)
 
-Conclude = Callable[[Queue, Delivery, Callable[[], Verdict]], None]
+Conclude = Callable[[Queue, Delivery, Callable[[], Verdict]], object]
 
 
 class Ageing:
@@ -42,7 +43,7 @@ class Ageing:
         self._config: Config | None = None  # that the following is for
         self._looked: dict[tuple[int, float], bytes] = {}  # by shard and age, up to which message all were looked at
         self._warned: dict[int, bytes] = {}  # by shard, the mark
-        self._warning: set[int] = set()  # shards where that is under way
+        self._warning: dict[int, float] = {}  # shards where that is under way, and when they last answered; monotonic
 
     def run(self) -> None:
         """Sweep for ever."""
@@ -119,9 +120,12 @@ class Ageing:
     def warn(self, shard: int) -> None:
         """Warn the senders of mail that is late and has not been looked at for it."""
         bounces = self._engine.config.bounces
-        if bounces.delay_warning is None or not bounces.send or shard in self._warning:
+        if bounces.delay_warning is None or not bounces.send:
             return
-        self._warning.add(shard)
+        now_s = self._engine.monotonic()
+        if now_s - self._warning.get(shard, -LOST_S) < LOST_S:
+            return
+        self._warning[shard] = now_s
         if shard in self._warned:
             self._look(shard)
         else:
@@ -135,8 +139,9 @@ class Ageing:
         engine = self._engine
         wait_s = engine.config.bounces.delay_warning
         if wait_s is None:  # a reload has turned it off
-            self._warning.discard(shard)
+            self._warning.pop(shard, None)
             return
+        self._warning[shard] = engine.monotonic()
         before_us = engine.clock_us() - int(wait_s * 1_000_000)
         engine.stores[shard].arrived_between(
             self._warned[shard], before_us, BATCH, partial(self._found_late, shard))
@@ -161,7 +166,7 @@ class Ageing:
                 if count % AT_ONCE == 0:
                     self._engine.hub.sleep(0)
         if looked_to is None:
-            self._warning.discard(shard)
+            self._warning.pop(shard, None)
             return
         self._warned[shard] = looked_to
         self._engine.stores[shard].submit(Transaction(marks=[(WARNED, looked_to)]))

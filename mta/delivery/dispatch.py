@@ -346,9 +346,9 @@ class Dispatch:
             self._engine.keeper.site_failed(path, str(outcome.host_failure))
         return outcome
 
-    def conclude(self, queue: Queue, delivery: Delivery, judged: Callable[[], Verdict], marked: bool = False) -> None:
+    def conclude(self, queue: Queue, delivery: Delivery, judged: Callable[[], Verdict], marked: bool = False) -> bool:
         """Commit the verdict on a delivery in flight. What it says becomes true when it is durable; until then a crash
-        undoes it. A bug on the way makes this delivery wait, and nothing else."""
+        undoes it. A bug on the way makes this delivery wait, and nothing else: False then."""
         stores, scheduler = self._engine.stores, self._engine.scheduler
         try:
             verdict = judged()
@@ -363,11 +363,12 @@ class Dispatch:
         except Exception:
             log.exception("bug: %s for %s cannot be settled", format_id(delivery.message.id), delivery.domain)
             self._put_off(queue, delivery)
-            return
+            return False
         if verdict.again:
             scheduler.put_back(queue, delivery)
         else:
             scheduler.done(queue, delivery)
+        return True
 
     def _put_off(self, queue: Queue, delivery: Delivery) -> None:
         """Leave a delivery that a bug keeps from being settled alone for a while, then read it again."""

@@ -655,6 +655,26 @@ def warn(world: World) -> None:
     world.until(lambda: not world.engine.ageing._warning)
 
 
+def late_mail_whose_read_has_no_answer() -> None:
+    """A read that breaks ends the warnings for a while only."""
+    ageing.LOST_S = 0.2  # type: ignore
+    world = World(pause=3600, bounces=Bounces(delay_warning=Duration(100)))
+    world.server.stop()
+    world.make()
+    world.until(lambda: world.shelf.told("suspended") and not world.engine.connections)
+    world.make(age_s=200)
+    real, asked = world.shelf.arrived_between, []  # type: ignore
+    world.shelf.arrived_between = lambda *args: asked.append(args)  # type: ignore
+    for _ in range(3):
+        world.engine.ageing.warn(0)
+        gevent.sleep(0.05)
+    assert len(asked) == 1
+    world.shelf.arrived_between = real  # type: ignore
+    gevent.sleep(0.2)
+    warn(world)
+    assert world.shelf.told("notified") == 1
+
+
 def late_mail_in_memory() -> None:
     """What waits in memory for its turn is warned of as well, and keeps its place."""
     world = World(bounces=Bounces(delay_warning=Duration(100)), shaping=shaping(connections=1))
@@ -807,6 +827,43 @@ def a_time_that_is_over_while_the_disk_is_full() -> None:
         Shelf.submit(shelf, tx, done)
     world.until(lambda: shelf.looks > looks)
     assert not shelf.marks
+
+
+def a_time_whose_look_goes_wrong() -> None:
+    """A bug in returning mail whose time is over, and a read of the index that has no answer: it is returned all the
+    same, a little later, and its mark stands until then."""
+    deadlines.AGAIN_S = dispatch.PUT_OFF_S = 0.05
+    deadlines.LOST_S = 1.0
+    world = World(pause=3600)
+    world.server.stop()
+    world.make()
+    world.until(lambda: world.shelf.told("suspended"))
+    unanswered: list[object] = []
+    for name in ("list_marks", "sweep_message"):
+        real = getattr(world.shelf, name)
+
+        def ask(*args: Any, name: str = name, real: Any = real) -> None:
+            if name in unanswered:
+                real(*args)
+            else:
+                unanswered.append(name)
+
+        setattr(world.shelf, name, ask)
+    expires = world.engine.ageing.expire
+    failed: list[Delivery] = []
+
+    def expire(delivery: Delivery) -> Verdict:
+        assert len(world.shelf.marks) == 1
+        if not failed:
+            failed.append(delivery)
+            raise RuntimeError("bug")
+        return expires(delivery)
+
+    world.engine.ageing.expire = expire  # type: ignore
+    timed(world, 0.2, "R")
+    world.until(lambda: world.shelf.told("expired") == 1 and not world.shelf.marks)
+    assert failed
+    assert len(unanswered) == 2
 
 
 def a_poisonous_message() -> None:

@@ -22,6 +22,7 @@ SCENARIOS = (
     "a_host_that_is_slow_with_each_recipient", "a_clock_that_is_set",
     "nothing_is_begun_while_outcomes_cannot_be_written", "a_free_place_is_taken_by_one_who_can_use_it",
     "late_mail_of_a_dead_site", "late_mail_in_memory", "times_that_are_over", "a_time_behind_a_site_that_stands_still",
+    "a_time_whose_look_goes_wrong", "late_mail_whose_read_has_no_answer",
     "late_mail_in_flight_when_its_site_fails", "a_clock_set_forward_warns_of_nothing",
     "a_listed_address_stands_still_and_nothing_bounces", "a_silent_close_after_some_messages_is_no_failure",
     "a_time_that_is_over_while_the_disk_is_full", "a_lease_of_a_tenant_costs_no_look_at_connections",
