@@ -126,6 +126,7 @@ def gather(limits: Limits, now_us: int, pause: Callable[[], None] = lambda: None
         pause()
     learnt.tallies = _kept(env, limit_table.TALLY, lambda record: Tally.decode(record).over_s, now_us, pause)
     learnt.outcomes = _kept(env, limit_table.OUTCOMES, lambda record: decode_outcomes(record)[2], now_us, pause)
+    limit_table.works()  # nothing else says so in a process without leases
     return learnt
 
 

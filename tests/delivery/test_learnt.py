@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from mta.delivery import learnt, limit_table
@@ -159,3 +160,15 @@ def test_there_is_always_a_whole_file(spool: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="No space"):
         learnt.write(str(spool), b"after")
     assert [(path.name, path.read_bytes()) for path in spool.iterdir()] == [("learnt", b"before")]
+
+
+def test_a_table_that_can_be_written_again_is_told_of(limits: Limits, monkeypatch: pytest.MonkeyPatch,
+                                                      caplog: pytest.LogCaptureFixture) -> None:
+    """Also in the process that does nothing with the table but keep what was learnt."""
+    monkeypatch.setattr(limit_table, "_trouble", limit_table._Trouble())
+    monkeypatch.setattr(limit_table, "QUIET_S", 0.0)
+    assert not limit_table.cope(limits.table, lmdb.DiskError("no space"))
+    assert limits.trouble
+    learnt.gather(limits, now())
+    assert not limits.trouble
+    assert [record.getMessage() for record in caplog.records][-1].startswith("the table of limits can be written again")
