@@ -27,13 +27,20 @@ T = TypeVar("T")
 class _Hand:
     """The place in line of one set of buckets."""
 
-    __slots__ = ("at", "count", "places", "used")
+    __slots__ = ("at", "buckets", "count", "line", "places", "spacings", "used")
 
-    def __init__(self) -> None:
+    def __init__(self, buckets: Sequence[Bucket]) -> None:
+        self.buckets = buckets
+        self.spacings = [bucket.spacing for bucket in buckets]
         self.places: set[str] = set()
         self.at = 0.0
         self.count = 1
+        self.line = 0.0  # the end of the line when we had joined it
         self.used: list[float] = []
+
+    def is_for(self, buckets: Sequence[Bucket]) -> bool:
+        """Whether these are the same, with the same rates."""
+        return self.buckets is buckets or self.spacings == [bucket.spacing for bucket in buckets]
 
 
 class SimulatedLimits:
@@ -180,9 +187,9 @@ class SimulatedLimits:
             return 0.0
         key = tuple([bucket.name for bucket in buckets])
         hand = self._hands.get(key)
-        if hand is None:
-            hand = self._hands[key] = _Hand()
         levels = [self._level(bucket, now) for bucket in buckets]
+        if hand is None or not hand.is_for(buckets):
+            hand = self._hands[key] = _moved(hand, buckets, now)
         if hand.at > now:
             return hand.at
         if hand.places and now - hand.at > max(FORGIVEN_S, *[bucket.spacing for bucket in buckets]):
@@ -194,6 +201,7 @@ class SimulatedLimits:
             return 0.0
         hand.places.add(holding.name)
         hand.at, hand.count = at, count
+        hand.line = levels[buckets.index(holding)].line
         return at
 
     def charge(self, buckets: Sequence[Bucket]) -> None:
@@ -205,12 +213,13 @@ class SimulatedLimits:
     def hand_back(self, buckets: Sequence[Bucket], count: int = 1) -> None:
         """As `Limits.hand_back`."""
         hand = self._hands.pop(tuple([bucket.name for bucket in buckets]), None)
-        if hand is None:
+        if hand is None or not hand.is_for(buckets):
             return
         for number, bucket in enumerate(buckets):
             level = self._level(bucket, self._hub.now)
             if bucket.name in hand.places:
-                level.line -= hand.count * bucket.spacing
+                if level.line == hand.line:
+                    level.line -= hand.count * bucket.spacing
             elif not hand.places and hand.used and level.used == hand.used[number]:
                 level.used -= count * bucket.spacing
 
@@ -222,7 +231,6 @@ class SimulatedLimits:
             return known[0]
         else:
             level = Level.decode(known[0].encode(known[1]), bucket, now)
-            self._hands = {key: hand for key, hand in self._hands.items() if bucket.name not in key}
         self._levels[bucket.name] = (level, bucket)
         return level
 
@@ -288,6 +296,18 @@ class SimulatedLimits:
     def asked(self) -> list[str]:
         """Nobody asks."""
         return []
+
+
+def _moved(old: _Hand | None, buckets: Sequence[Bucket], now: float) -> _Hand:
+    """A place that was had at other rates is moved as the line is; see `SharedRates`."""
+    hand = _Hand(buckets)
+    if old is not None and old.places:
+        hand.places, hand.count, hand.at = old.places, old.count, old.at
+        if old.at > now:
+            hand.at = now + (old.at - now) * min([
+                new / before for new, before, bucket in zip(hand.spacings, old.spacings, buckets, strict=True)
+                if bucket.name in old.places])
+    return hand
 
 
 _UNKNOWN: Final = PathState()
