@@ -243,7 +243,8 @@ class Source:
     ipv6: IPv6 | None = option(None, "The same for IPv6.", example='"2001:db8::25"')
     ehlo: HostName | None = option(None, "Name in EHLO; the global `hostname` when unset.")
     tls_certificate: FilePath | None = option(
-        None, "PEM file with the certificate, and its chain, for hosts that ask a client for one.")
+        None, "PEM file with the certificate, and its chain, for hosts that ask a client for one. Read anew at a "
+        "reload.")
     tls_key: FilePath | None = option(None, "PEM file with its key, when that is not in `tls_certificate`.")
     proxy: Proxy | None = option(
         None, "Connect through a proxy: `socks5://[user:password@]host:port` (RFC 1928, 1929), or "
@@ -271,8 +272,8 @@ class Tenant:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
     """Where tenant, campaign, pool and priority of a message come from: the first of its header fields named here, the
-    listener or spool directory, the domain of its sender, what its tenant says, the default. The fields are removed.
-    A value has 1 to 64 letters, digits, dots, hyphens and underscores."""
+    user who logged in, the listener or spool directory, the domain of its sender, what its tenant says, the default.
+    The fields are removed. A value has 1 to 64 letters, digits, dots, hyphens and underscores."""
 
     tenant: tuple[HeaderName, ...] = option(("X-Tenant",), "Header fields that name the tenant, by precedence.")
     campaign: tuple[HeaderName, ...] = option(("X-Campaign", "X-Job"), "Header fields that name the campaign.")

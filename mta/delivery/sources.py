@@ -95,14 +95,18 @@ class Sources:
     """All sources of a configuration, and the pools that they are in."""
 
     def __init__(self, config: schema.Config, known: Mapping[str, Source] | None = None) -> None:
-        """`known` are the sources so far: what did not change stays the same object."""
+        """`known` are the sources so far: what did not change stays the same object. Files of certificates are read
+        anew all the same, as they are renewed in their place."""
         plain = opportunistic_context()
         self.all: dict[str, Source] = {}
         options = config.sources or {IMPLICIT: schema.Source()}
         for name, one in options.items():
-            made = Source(name, one, config.hostname, _context(name, one, plain))
             old = (known or {}).get(name)
-            self.all[name] = old if old is not None and old.options == one and old.ehlo == made.ehlo else made
+            if old is not None and old.options == one and old.ehlo == (one.ehlo or config.hostname):
+                old.tls_context = _context(name, one, old.tls_context)
+                self.all[name] = old
+            else:
+                self.all[name] = Source(name, one, config.hostname, _context(name, one, plain))
         self.pools = config.pools
         self.changed: set[str] = set()  # pools that are others than before
         self._fallback = config.pools.get("default") or dict.fromkeys(self.all, 1)
@@ -119,14 +123,15 @@ class Sources:
         return found
 
 
-def _context(name: str, options: schema.Source, plain: ssl.SSLContext) -> ssl.SSLContext:
-    """TLS with the source's certificate, should the peer ask for one. Where it cannot be read, mail goes without it."""
+def _context(name: str, options: schema.Source, otherwise: ssl.SSLContext) -> ssl.SSLContext:
+    """TLS with the source's certificate, should the peer ask for one. Where it cannot be read, mail goes `otherwise`:
+    with the one that was read before, or without any."""
     if options.tls_certificate is None:
-        return plain
+        return otherwise
     context = opportunistic_context()
     try:
         context.load_cert_chain(options.tls_certificate, options.tls_key)
     except (OSError, ssl.SSLError) as error:
         log.error("sources.%s: the client certificate cannot be used: %s", name, error)
-        return plain
+        return otherwise
     return context

@@ -1,8 +1,9 @@
 """Labels: whose mail a message is (tenant), what it is part of (campaign), where it leaves from (pool), its priority.
 
-Each comes from the first place that gives it: a header field, the listener or spool directory, the domain of the
-sender, what the tenant says of its mail (pool and priority), the default. The fields of `labels` are removed, also
-where they are not believed. What a field says becomes part of a queue's name only when it has the form of a name (I7).
+Each comes from the first place that gives it: a header field, the user who logged in, the listener or spool directory,
+the domain of the sender, what the tenant says of its mail (pool and priority), the default. The fields of `labels` are
+removed, also where they are not believed. What a field says becomes part of a queue's name only when it has the form of
+a name (I7).
 
 Hot path: one search over the header section (bench/throughput.py).
 """

@@ -82,7 +82,8 @@ class Encrypted(Sited):
 
 
 def each_source_has_its_name_and_certificate() -> None:
-    """EHLO name and client certificate are those of the source that the connection leaves from."""
+    """EHLO name and client certificate are those of the source that the connection leaves from. A reload takes a
+    certificate that was renewed in its place, and stays with the one before while that cannot be read."""
     with tempfile.TemporaryDirectory() as directory:
         server = certificate(directory, "mx.d.test")
         files = {name: certificate(directory, f"{name}.cert.test") for name in "ab"}
@@ -103,6 +104,18 @@ def each_source_has_its_name_and_certificate() -> None:
         assert set(world.seen) == {
             ("127.0.0.2", "a.mta.test", "a.cert.test"), ("127.0.0.3", "b.mta.test", "b.cert.test"),
             ("127.0.0.4", "mta.test", "")}, world.seen
+        for place, renewed in zip(files["a"], certificate(directory, "new.cert.test"), strict=True):
+            Path(renewed).replace(place)
+        for place in files["b"]:
+            Path(place).write_bytes(b"nothing")
+        context.load_verify_locations(files["a"][0])
+        world.engine.configure(world.config, world)  # type: ignore
+        world.seen.clear()
+        for _ in range(12):
+            world.make()
+        world.until(world.drained)
+        assert {(address, shown) for address, _, shown in world.seen} == {
+            ("127.0.0.2", "new.cert.test"), ("127.0.0.3", "b.cert.test"), ("127.0.0.4", "")}, world.seen
 
 
 def the_proxy_protocol_tells_where_to_and_from() -> None:
