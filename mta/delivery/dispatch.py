@@ -65,7 +65,7 @@ class Dispatch:
                     scheduler.put_back(queue, delivery)
                     continue
                 if queue.tenant in pacing.tenants:
-                    right = pacing.take(queue.tenant, lane)
+                    right = pacing.take(queue, lane)
                     if right is None:
                         scheduler.put_back(queue, delivery)
                         continue
@@ -79,7 +79,7 @@ class Dispatch:
                 if queue.book is not controls.book and not controls.admits(queue):
                     continue
                 if queue.tenant in pacing.tenants:
-                    right = pacing.take(queue.tenant, lane)
+                    right = pacing.take(queue, lane)
                     if right is None:
                         continue
                 popped = scheduler.pop(queue)

@@ -151,6 +151,17 @@ class Turns(Generic[T]):
 
     # -- tenants that may not send now ---------------------------------------------------------------------------
 
+    def has(self, tenant: str) -> bool:
+        """Whether something of `tenant` may have a turn."""
+        return any(tenant in tenants for tenants in self._classes)
+
+    def best_held(self, tenant: str) -> int:
+        """The highest priority of `tenant` that is held; one below the lowest when nothing is."""
+        for number, tenants in enumerate(self._held.get(tenant, ())):
+            if tenants:
+                return number
+        return len(PRIORITIES)
+
     def hold(self, tenant: str) -> None:
         """Pass the queues of `tenant` over until it is freed, and those that come."""
         if tenant not in self._held:

@@ -2,7 +2,8 @@
 
 What may not go yet has a place in line (`Limits.reserve`), and one timer for each path or tenant says when that is due.
 Until then its mail costs nothing: a paced path has its connections at rest, or closed when the wait is longer than
-they would rest; a tenant that may not send is passed over by all lanes. Nothing polls.
+they would rest; a tenant that may not send is passed over by all lanes, which stand in its line (`Limited`) and are
+called in turn. Nothing polls.
 
 Of a tenant with a bound on its queue that is counted in deliveries, each worker its own part. A worker counts at its
 start, before its doors open (`begin`); a dead one's part stays in the table meanwhile. A bound that comes by a reload
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING, Final
 
 import lmdb
 
-from mta.config.schema import Tenant
 from mta.config.units import Rate
 from mta.delivery.counters import STOCK
 from mta.delivery.hub import Event
+from mta.delivery.limited import Limited
 from mta.delivery.path import Path
 from mta.delivery.rates import Bucket
 from mta.delivery.reason import Reason
+from mta.queue.scheduler import Queue
 from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
@@ -43,26 +45,6 @@ log = logging.getLogger(__name__)
 def buckets(name: str, rates: Sequence[Rate]) -> tuple[Bucket, ...]:
     """The rates of what is called `name`, as the table of limits has them."""
     return tuple(Bucket(f"{name} {rate}", rate.count, rate.per_s, getattr(rate, "burst", 1) or 1) for rate in rates)
-
-
-class Limited:
-    """A tenant with limits, by the configuration or an operator."""
-
-    __slots__ = ("buckets", "concurrency", "held", "name", "not_before_s", "rates", "waits_for")
-
-    def __init__(self, name: str, options: Tenant | None, most: int | None, rate: float | None) -> None:
-        """`most` messages in flight and `rate` of them per second is what an operator lowered it to."""
-        self.name = name
-        options = options or Tenant()
-        self.concurrency = min((one for one in (options.concurrency, most) if one is not None), default=None)
-        self.buckets = buckets(f"tenant:{name}", options.message_rate)
-        self.rates = list(map(str, options.message_rate))
-        if rate is not None and rate > 0:
-            self.buckets += (Bucket(f"tenant:{name} held", rate, 1.0),)
-            self.rates.append(f"{rate:g}/s" if rate >= 1 else f"{rate * 60:g}/min")
-        self.held: set[Lane] = set()  # lanes that pass it over
-        self.not_before_s = 0.0
-        self.waits_for = ""  # why it may not send, in words
 
 
 class Right:
@@ -113,8 +95,10 @@ class Pacing:
         """The limits of a tenant may be others now, by the configuration or an operator."""
         engine, target = self._engine, (f"tenant:{name}",)
         most, rate = engine.holds.lowest("connections", target), engine.holds.lowest("rate", target)
-        limited = Limited(name, engine.config.tenants.get(name), max(int(most[1].value), 1) if most else None,
-                          rate[1].value if rate else None)
+        options = engine.config.tenants.get(name)
+        limited = Limited(
+            name, options, buckets(f"tenant:{name}", options.message_rate) if options is not None else (),
+            max(int(most[1].value), 1) if most else None, rate[1].value if rate else None)
         before = self.tenants.pop(name, None)
         if limited.buckets or limited.concurrency is not None:
             self.tenants[name] = limited
@@ -123,7 +107,11 @@ class Pacing:
         if before is not None:
             if limited.concurrency is None:
                 engine.limits.want(f"tenant:{name}", 0)
-            self._free(before)
+            if name in self.tenants:
+                limited.take_over(before)
+                self._call_lanes(limited, anew=True)
+            else:
+                self._free(before)
 
     def _adopt(self, name: str, concurrency: int) -> None:
         """A bound on messages in flight is new: those that are count, also above it. One that waits for the disk with
@@ -232,16 +220,18 @@ class Pacing:
 
     # -- tenants -------------------------------------------------------------------------------------------------
 
-    def take(self, name: str, lane: Lane) -> Right | None:
-        """Take the right to one message of a limited tenant, in `lane`. If there is none now it is passed over."""
+    def take(self, queue: Queue, lane: Lane) -> Right | None:
+        """Take the right to one message of a limited tenant, of `queue` in `lane`. If there is none now, or it is the
+        turn of another lane, the tenant is passed over."""
+        name = queue.tenant
         tenant, limits = self.tenants[name], self._engine.limits
-        if tenant.not_before_s > self._engine.monotonic():
-            self._hold(tenant, lane)
+        if tenant.not_before_s > self._engine.monotonic() or not tenant.may_ask(lane):
+            tenant.hold(lane)
             return None
         concurrency = tenant.concurrency
         if concurrency is not None and limits.acquire([(f"tenant:{name}", concurrency)]) is not None:
             tenant.waits_for = f"limit of {concurrency} messages of tenant {name} in flight is reached"
-            self._hold(tenant, lane)
+            tenant.hold(lane)
             return None
         if tenant.buckets:
             at_s = limits.reserve(tenant.buckets)
@@ -250,11 +240,18 @@ class Pacing:
                     limits.release([f"tenant:{name}"])
                 tenant.waits_for = f"rate of tenant {name} ({', '.join(tenant.rates)}) is used up"
                 tenant.not_before_s = at_s
-                self._hold(tenant, lane)
+                tenant.hold(lane)
                 self._engine.hub.later(
                     max(at_s - self._engine.monotonic(), 0.0) + EARLY_S, self._due, tenant)
                 return None
+        tenant.sent(lane, queue.priority)
+        if tenant.held:
+            self._call_lanes(tenant)
         return Right(name, concurrency is not None, bool(tenant.buckets))
+
+    def came(self, queue: Queue, lane: Lane) -> None:
+        """Mail of a limited tenant came to `lane`. Hot path."""
+        self.tenants[queue.tenant].came(lane, queue.priority)
 
     def ended(self, right: Right) -> None:
         """The message that had it is not in flight any more. Whatever the limits of its tenant are by now, what it
@@ -275,10 +272,14 @@ class Pacing:
         """A lease of this limit was granted to us, which may be a tenant's; or others want one, and get it when a
         message has ended, as none of a tenant's rests."""
         kind, _, name = limit.partition(":")
-        if kind == "tenant" and name in self.tenants and not self._engine.limits.waits(limit):
-            self._free(self.tenants[name])
-            if not self.tenants[name].held:
-                self._engine.limits.want(limit, 0)
+        tenant = self.tenants.get(name) if kind == "tenant" else None
+        if tenant is None or self._engine.limits.waits(limit):
+            return
+        if tenant.not_before_s > self._engine.monotonic():
+            self._engine.limits.want(limit, 0)  # others can use it meanwhile
+            return
+        self._call_lanes(tenant)
+        self._want_no_more(tenant)
 
     def why(self, name: str) -> Reason | None:
         """Why the mail of a tenant may not go now; None when it may."""
@@ -293,19 +294,54 @@ class Pacing:
         return Reason("tenant-concurrency", tenant.waits_for, remedy=f"`tenants.{name}.concurrency`",
                       numbers={"limit": limit})
 
-    @staticmethod
-    def _hold(tenant: Limited, lane: Lane) -> None:
-        lane.turns.hold(tenant.name)
-        tenant.held.add(lane)
-
     def _due(self, tenant: Limited) -> None:
-        tenant.not_before_s = 0.0
-        self._free(tenant)
+        """The place in line that a rate gave is due."""
+        if tenant.not_before_s <= self._engine.monotonic():
+            tenant.not_before_s = 0.0
+            self._call_lanes(tenant)
+
+    def _call_lanes(self, tenant: Limited, anew: bool = False) -> None:
+        """Have lanes ask for what may be sent now, in their turn: one that has a connection at rest will do so at once,
+        and so tell whether there is more; of the others as many as could send while their connections are opened. Those
+        that their own rates hold back are not waited for. `anew`: the limits are others than those that were waited
+        for.
+        """
+        engine = self._engine
+        if self.tenants.get(tenant.name) is not tenant or engine.stopping:
+            return
+        now_s = engine.monotonic()
+        if tenant.not_before_s > now_s or (
+                not anew and tenant.concurrency is not None and engine.limits.waits(f"tenant:{tenant.name}")):
+            return  # it will be heard of
+        while len(tenant.called) < tenant.at_once:
+            lane = tenant.call(engine.config.turns.ageing, now_s)
+            if lane is None:
+                break
+            may_send = [path for path in lane.paths if path.not_before_s <= now_s]
+            rests = any(path.idle for path in may_send)
+            if not may_send:
+                tenant.pass_over(lane)
+            engine.connecting.kick(lane)
+            if rests:
+                break
+        if tenant.called and not tenant.looks:
+            tenant.looks = True
+            engine.hub.later(tenant.patience_s, self._look, tenant)
+
+    def _look(self, tenant: Limited) -> None:
+        """Some may have been called and not have come: their sites stand still, or are slow. Others go on."""
+        tenant.looks = False
+        tenant.give_up(self._engine.monotonic())
+        self._call_lanes(tenant)
+        self._want_no_more(tenant)
+
+    def _want_no_more(self, tenant: Limited) -> None:
+        if not tenant.held and not tenant.called and tenant.concurrency is not None:
+            self._engine.limits.want(f"tenant:{tenant.name}", 0)
 
     def _free(self, tenant: Limited) -> None:
-        lanes, tenant.held = tenant.held, set()
-        for lane in lanes:
-            lane.turns.free(tenant.name)
+        """It has no limits any more."""
+        for lane in tenant.let_go():
             if lane.turns.count and not self._engine.stopping:
                 self._engine.connecting.kick(lane)
 

@@ -148,6 +148,8 @@ class Ways:
             engine.scheduler.park(queue, until_us)
             return
         lane.turns.add(queue)
+        if queue.tenant in engine.pacing.tenants:
+            engine.pacing.came(queue, lane)
         engine.connecting.kick(lane)
 
     def part_of(self, queue: Queue) -> str:

@@ -140,6 +140,10 @@ class SimulatedLimits:
         held = state.of(ME).held if state is not None else 0
         return {ME: held} if held else {}
 
+    def waits(self, name: str) -> bool:
+        """As `Limits.waits`."""
+        return name in self._waiting
+
     def want(self, name: str, count: int) -> None:
         """As `Limits.want`."""
         if name not in self._waiting and name not in self._granted:

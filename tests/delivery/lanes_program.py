@@ -583,6 +583,43 @@ def a_tenant_with_a_bound_on_messages_in_flight() -> None:
         assert limits.acquire([("tenant:small", 2)]) is None
 
 
+def in_turn(tenant: Tenant) -> None:
+    """Two workers with mail of one tenant to three sites each."""
+    with tempfile.TemporaryDirectory() as run:
+        env = limit_table.open_table(Path(run, "limits"))
+        limit_table.open_table = lambda directory: env  # one may be open in a process
+        worlds: list[Sited] = []
+        asked: list[object] = []
+        for number in range(2):
+            limits = Limits(run, number)
+            acquire = limits.acquire
+            limits.acquire = lambda leases, acquire=acquire: asked.append(leases) or acquire(leases)  # type: ignore
+            world = Sited(tenants={"small": tenant}, limits=limits, shaping=shaping(idle=Duration(60)))
+            worlds.append(world)
+            world.port = worlds[0].port
+            gevent.spawn(listen, world, limits)
+        host = worlds[0]
+        host.slow_s = 0.02
+        for number in range(180):
+            for which, world in enumerate(worlds):
+                world.make_for(tenant="small", domain=f"d{number % 3}.test", sender=f"w{which}d{number % 3}@x.test")
+        host.until(lambda: len(host.taken) >= 60)
+        counts = Counter(host.taken)
+        assert len(counts) == 6, counts
+        assert 5 <= min(counts.values()) <= max(counts.values()) <= 20, counts
+        assert len(asked) < 1000, len(asked)
+
+
+def lanes_share_a_bound_on_messages_in_flight() -> None:
+    """All sites in all workers get the same of it, and who is refused does not ask again and again."""
+    in_turn(Tenant(concurrency=1))
+
+
+def lanes_share_the_rate_of_a_tenant() -> None:
+    """The same of a rate."""
+    in_turn(Tenant(message_rate=(parse_rate("20/s"),)))
+
+
 def a_bound_on_messages_in_flight_that_comes_meanwhile() -> None:
     """An operator's limit counts what is in flight when it comes, and nothing goes before that is below it; lowered,
     raised, ended and given again while messages are under way, it is exact, and in the end nobody holds anything."""

@@ -98,6 +98,29 @@ def test_transactional_mail_overtakes_and_bulk_does_not_starve() -> None:
     assert share == pytest.approx(0.1, abs=0.01)
 
 
+@pytest.mark.parametrize("limit", ["message_rate: 2/s", "concurrency: 2"])
+def test_a_limited_tenant_has_all_of_its_mail_in_turn(limit: str) -> None:
+    """Its domains get the same of what it may send, one that answers slowly too, as far as that goes; transactional
+    mail to yet another one waits for none of them, and lower priorities have their part besides."""
+    sim = simulation(
+        f"tenants: {{t: {{{limit}}}}}", """
+        domains:
+          "d{1-5}.test": {latency: 10ms}
+          slow.test: {latency: 300ms}
+          quick.test: {latency: 10ms}
+        """.replace('"d{1-5}.test"', "d*.test"), """
+        parts:
+          - {messages: 50000, domains: {"d{1-5}.test": 5, slow.test: 1}, tenant: t, priority: bulk}
+          - {messages: 120, over: 10m, domains: {quick.test: 1}, tenant: t, priority: transactional}""")
+    result = sim.run(0.25)
+    sites = by_site(result.sites)
+    assert result.priorities["transactional"]["delivered"] == 120
+    assert result.priorities["transactional"]["last_s"] < 10 * 60 + 5
+    bulk = [site.delivered for name, site in sites.items() if "quick" not in name]
+    assert len(bulk) == 6
+    assert min(bulk) >= 0.75 * max(bulk), bulk
+
+
 def test_tenants_share_a_site_by_weight_however_much_they_send() -> None:
     """Jain's index over what tenants got for their weight is 1, whether they have one queue or many, a thousand
     messages or fifty thousand."""
