@@ -112,13 +112,14 @@ class Connecting:
         """Open a connection if all limits allow it; else wait for a lease."""
         engine = self._engine
         line = self.probing if path.probing else self.opening
+        urgent = not lane.turns.best  # transactional mail overtakes
         if engine.stopping or path.route is None or engine.choked():
             return False
-        if not self.room.has_room(path):
+        if not self.room.has_room(path, urgent):
             if self._resting:
                 self._end_one_rest(next(iter(self._resting)))
             return False
-        if not line.has_room(path):
+        if not line.has_room(path, urgent):
             return False
         if path.connection_rates and not engine.pacing.may_open(path):
             return False
@@ -131,7 +132,7 @@ class Connecting:
                 path.waiting_for = lacking
                 waiting = self._waiting.setdefault(lacking, OrderedDict())
                 waiting[path] = None
-                if not lane.turns.best:  # transactional mail overtakes
+                if urgent:
                     waiting.move_to_end(path, last=False)
             return False
         self.stop_waiting(path)

@@ -59,7 +59,7 @@ class Dispatch:
             return None
         while True:
             right: Right | None = None
-            if claims:
+            if claims and self._goes_first(connection, claims[0][0]):
                 queue, delivery = claims.popleft()
                 if queue.book is not controls.book and not controls.admits(queue):
                     scheduler.put_back(queue, delivery)
@@ -161,6 +161,12 @@ class Dispatch:
                 lanes[lane] = None
                 self._engine.connecting.lend(connection, lane)
                 return
+
+    def _goes_first(self, connection: Connection, queue: Queue) -> bool:
+        """Whether what its path has a claim on, of `queue`, goes before what waits in the lane of `connection`."""
+        turns, ageing = connection.lane.turns, self._engine.config.turns.ageing
+        return (not turns.count or turns.best >= queue.priority
+                or (ageing > 0 and connection.messages % ageing == ageing - 1))
 
     def _claimed(self, lane: Lane, queue: Queue, delivery: Delivery) -> bool:
         """Leave `delivery` to the path of the source that it left from before, if that can be used now."""

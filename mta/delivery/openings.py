@@ -20,7 +20,7 @@ AT_ONCE_TO_FAILING = 200
 
 
 class Line(Generic[T]):
-    """A bound on connections being opened; those who find it reached stand in line."""
+    """A bound on connections being opened; those who find it reached stand in line, urgent ones before the others."""
 
     __slots__ = ("_limit", "_open", "_waiting")
 
@@ -35,10 +35,12 @@ class Line(Generic[T]):
     def __contains__(self, who: T) -> bool:
         return who in self._waiting
 
-    def has_room(self, who: T) -> bool:
-        """Whether `who` may open a connection now. If not, it stands in line."""
+    def has_room(self, who: T, urgent: bool = False) -> bool:
+        """Whether `who` may open a connection now. If not, it stands in line; `urgent`: at its beginning."""
         if self._open >= self._limit:
             self._waiting.setdefault(who)
+            if urgent:
+                self._waiting.move_to_end(who, last=False)
             return False
         self._waiting.pop(who, None)
         return True

@@ -527,6 +527,25 @@ def a_rate_over_a_provider() -> None:
         world.until(world.drained)
 
 
+def transactional_mail_overtakes_what_is_left_to_a_source() -> None:
+    """Deferred mail that other sources leave to the one it came from before is no faster than its priority."""
+    world = Sited(sources=three(), pools={"both": {"a": 1, "b": 1}, "one": {"a": 1}}, shaping=quick(connections=1))
+    world.slow_s = 0.03
+    for _ in range(60):
+        one = world.make_for(pool="both", priority="bulk", sender="bulk@x.test")
+        one.source = "a"
+        world.shelf.stored[one.key].source = "a"
+    path = world.engine.paths.get
+    world.until(lambda: (found := path("a>mx.d.test")) is not None and len(found.claims) > 20)
+    before = world.messages["127.0.0.2"]
+    world.make_for(pool="one", priority="transactional", sender="urgent@x.test")
+    world.until(lambda: any(b"urgent" in sender for sender in world.taken))
+    assert world.messages["127.0.0.2"] - before <= 4, (before, world.messages)
+    assert path("a>mx.d.test").claims  # type: ignore[union-attr]
+    world.until(world.drained)
+    assert world.messages == {"127.0.0.2": 61}
+
+
 def tenants_share_by_weight() -> None:
     """One connection, two tenants with full queues: three messages of the heavy one for each of the light one, whoever
     came first; transactional mail of either goes before all."""

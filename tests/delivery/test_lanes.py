@@ -22,7 +22,7 @@ SCENARIOS = (
     "a_rate_of_connections", "a_rate_over_a_provider", "tenants_share_by_weight",
     "a_tenant_with_a_rate_does_not_hold_up_others", "a_tenant_with_a_bound_on_messages_in_flight",
     "a_tenant_at_its_bound_costs_nothing", "lanes_share_a_bound_on_messages_in_flight",
-    "lanes_share_the_rate_of_a_tenant",
+    "lanes_share_the_rate_of_a_tenant", "transactional_mail_overtakes_what_is_left_to_a_source",
     "a_bound_on_messages_in_flight_that_comes_meanwhile", "a_start_waits_for_what_tenants_have",
     "what_a_tenant_may_have", "a_bound_on_a_queue_that_comes_by_a_reload",
     "what_is_held_by_name", "limits_that_a_hold_lowers",

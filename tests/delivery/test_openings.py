@@ -26,6 +26,17 @@ def test_the_bound_holds_and_places_go_on_in_order() -> None:
     assert line.next() is None
 
 
+def test_who_is_urgent_stands_before_the_others() -> None:
+    """Also one that stood in line already."""
+    line: Line[str] = Line(0)
+    for name in ("a", "b", "c"):
+        assert not line.has_room(name)
+    assert not line.has_room("urgent", urgent=True)
+    assert not line.has_room("c", urgent=True)
+    line._limit = 9
+    assert [line.next() for _ in range(4)] == ["c", "urgent", "a", "b"]
+
+
 def test_a_place_that_the_next_one_has_no_use_for_goes_on() -> None:
     """Whoever is called may have nothing to open a connection for any more: the one behind is called as well."""
     line: Line[str] = Line(1)
