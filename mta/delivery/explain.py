@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mta.delivery.connecting import TOTAL
 from mta.delivery.holds import names_of
+from mta.delivery.pace import per_time
 from mta.delivery.reason import Reason
 from mta.queue import events
 from mta.queue.ids import format_id, shard_of
@@ -353,14 +354,16 @@ def _rate(engine: Engine, path: Path) -> Reason | None:
         after = f"; {adapted}" if adapted else ""
         text = (f"rate of {path.name} ({_rates(path.message_rates)}) is used up, the next message goes in "
                 f"{wait_s:.1f} s{after}")
+        slowest = max(path.message_rates, key=lambda one: one.spacing, default=None)
         held = engine.holds.lowest("rate", names_of(path))
-        if held is not None:
+        if held is not None and slowest is not None and slowest.name == f"{held[0]} held":
             name, hold = held
             return Reason("rate", f"{text}; {name} is held to {hold.value:g}/s: {hold.reason} "
                           f"(by {_author(engine, name, hold)})", hold.since_us, at_us(path.not_before_s),
                           _lift(name, hold))
-        kind = "adaptation" if path.paced and not path.own_rates else "rate"
-        return Reason(kind, text, 0, at_us(path.not_before_s), "`message_rate` in shaping (`mta shaping show`)")
+        if slowest in path.paced:
+            return Reason("adaptation", text, 0, at_us(path.not_before_s), "`adaptive` in shaping")
+        return Reason("rate", text, 0, at_us(path.not_before_s), "`message_rate` in shaping (`mta shaping show`)")
     if path.open_not_before_s > now_s:
         return Reason("connection-rate", f"rate of new connections to {path.name} ({_rates(path.connection_rates)}) is "
                       "used up", 0, at_us(path.open_not_before_s), "`connection_rate` in shaping (`mta shaping show`)")
@@ -368,7 +371,13 @@ def _rate(engine: Engine, path: Path) -> Reason | None:
 
 
 def _rates(buckets: Iterable[Bucket]) -> str:
-    return ", ".join(one.name.rpartition(" ")[2] for one in buckets)
+    return ", ".join(_rate_in_words(one) for one in buckets)
+
+
+def _rate_in_words(bucket: Bucket) -> str:
+    """As it is configured; of what a hold or adaptation says the number."""
+    text = bucket.name.rpartition(" ")[2]
+    return per_time(bucket.count / bucket.period_s) if text in ("held", "pace") else text
 
 
 def _connection(engine: Engine, path: Path) -> Reason | None:

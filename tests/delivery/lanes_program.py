@@ -25,6 +25,7 @@ from mta.config.schema import ShapingRules, Source, Tenant
 from mta.config.shaping import Adaptive, DomainLayer, ProviderLayer
 from mta.config.units import Duration, parse_proxy, parse_rate
 from mta.delivery import dispatch, limit_table, pathkeeping, sources
+from mta.delivery.explain import of_queue
 from mta.delivery.limits import Limits
 from mta.queue.records import Delivery, Message, Recipient, queue_name
 
@@ -881,6 +882,29 @@ def limits_that_a_hold_lowers() -> None:
         assert len(world.taken) <= 6 + 1
         holds.limit("mx.d.test", "rate", 0.001, 0.2, "rule slow", "421 slow down")
         world.until(world.over)
+
+
+def the_lowest_of_several_rates_is_the_reason() -> None:
+    """Of a path's own rate and one of a hold that is named which is lower; both numbers are told."""
+    with tempfile.TemporaryDirectory() as run:
+        limits = Limits(run, 0)
+        world = Sited(limits=limits, shaping=quick(message_rate=(parse_rate("1/h"),)))
+        gevent.spawn(listen, world, limits)
+
+        def told(rates: str, kind: str, remedy: str) -> bool:
+            for one in of_queue(world.engine, 0, "d.test", 1)[1]:
+                if f"({rates})" in one.text and one.kind == kind:
+                    assert remedy in one.remedy, one
+                    return True
+            return False
+
+        world.engine.holds.limit("mx.d.test", "rate", 5.0, 3600, "rule slow", "421 slow down")
+        for _ in range(3):
+            world.make()
+        world.until(lambda: told("1/h, 5/s", "rate", "`message_rate` in shaping"))
+        assert "is held to" not in standing(world.engine, 0, "d.test", 1)[1]
+        world.engine.holds.limit("mx.d.test", "rate", 1 / 7200, 3600, "rule slow", "421 slow down")
+        world.until(lambda: told("1/h, 0.5/h", "rate", "mta rules show slow"))
 
 
 if __name__ == "__main__":

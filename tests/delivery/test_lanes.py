@@ -25,7 +25,7 @@ SCENARIOS = (
     "lanes_share_the_rate_of_a_tenant", "transactional_mail_overtakes_what_is_left_to_a_source",
     "a_bound_on_messages_in_flight_that_comes_meanwhile", "a_start_waits_for_what_tenants_have",
     "what_a_tenant_may_have", "a_bound_on_a_queue_that_comes_by_a_reload",
-    "what_is_held_by_name", "limits_that_a_hold_lowers",
+    "what_is_held_by_name", "limits_that_a_hold_lowers", "the_lowest_of_several_rates_is_the_reason",
 )
 
 
