@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from mta.delivery.limits import Limits
 from mta.delivery.rates import Bucket
 from mta.simulate.kernel import VirtualHub
 from mta.simulate.limits import SimulatedLimits
 
 PATHS = 5
+OF_PROCESSES = {"table", "close", "fileno", "recv_nudges", "clear_worker", "stocked", "tallied", "use_late"}
+"""What a process does with the table, or who reads content from a disk, or counts before its doors open."""
+
+
+def test_it_has_all_that_an_engine_asks_for() -> None:
+    """A method that is missing ends the simulation when it is first needed, which may be hours in."""
+    wanted = {name for name in dir(Limits) if not name.startswith("_")}
+    assert wanted - set(dir(SimulatedLimits)) == OF_PROCESSES
 
 
 def test_a_rate_that_changes_all_the_time_is_used() -> None:
