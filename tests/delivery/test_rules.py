@@ -16,6 +16,7 @@ from mta.config.loader import loads
 from mta.config.reply_book import ReplyRules, read_file
 from mta.config.reply_patterns import Said, parse_reply
 from mta.config.reply_rules import STAGES, ReplyRule
+from mta.delivery.adapting import FOR_LESS
 from mta.delivery.outcome import End, judge
 from mta.delivery.rule_counts import ALARM_S, Place, RuleCounts
 from mta.delivery.rules import REMEMBERED, RuleBook, Ruling, class_by_code, ruling_on
@@ -140,6 +141,26 @@ def test_a_rule_may_bounce_what_the_code_would_retry() -> None:
     refused = transaction(final=Reply(450, "", ("no",)))
     outcome = judge(refused, True, 0, lambda stage, reply: book.judge("", stage, reply))
     assert [result.end for result in outcome.results] == [End.FAILED]
+
+
+def test_what_gmail_says_of_a_domain_slows_no_path() -> None:
+    """A limit on a sender's domain, URL or Message-ID is no limit of the address: its mail waits, that of others goes
+    on. One on the address slows the path."""
+    book = RuleBook(loads("hostname: mta.test").rules)
+
+    def ruling(text: str) -> Ruling:
+        said = f"Gmail has detected an unusual rate of unsolicited mail originating from {text}"
+        return book.judge("google", "content", Reply(421, "4.7.28", (said,)))
+
+    domain, address = ruling("your DKIM domain [example.net 36]."), ruling("your IP address [192.0.2.25 19].")
+    assert FOR_LESS.isdisjoint((domain.kind,))
+    assert (domain.decision, domain.message) == ("slow", "defer")
+    transaction = Transaction("a@x.test", [Recipient("u@gmail.com")], b"x")
+    transaction.mail = transaction.data = Reply(250, "", ("ok",))
+    transaction.rcpts = [Reply(250, "", ("ok",))]
+    transaction.final = Reply(421, "4.7.28", ("unusual rate ... originating from your DKIM domain",))
+    assert judge(transaction, False, 0, lambda stage, reply: book.judge("google", stage, reply)).host_failure is None
+    assert address.kind in FOR_LESS
 
 
 def test_every_refusal_has_a_class() -> None:
