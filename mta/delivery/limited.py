@@ -35,7 +35,7 @@ class Limited:
     """A tenant with limits, by the configuration or an operator."""
 
     __slots__ = ("_line", "_numbers", "_overtaken", "_sparse_above", "buckets", "called", "concurrency", "held", "late",
-                 "looks", "name", "not_before_s", "patience_s", "rates", "waits_for")
+                 "looks", "name", "not_before_s", "patience_s", "rates")
 
     def __init__(self, name: str, options: Tenant | None, buckets: Sequence[Bucket], most: int | None,
                  rate: float | None) -> None:
@@ -52,7 +52,6 @@ class Limited:
         spacing_s = max((bucket.spacing for bucket in self.buckets), default=0.0)
         self.patience_s = max(min(spacing_s / 2, CALL_CAP_S), CALL_S)
         self.not_before_s = 0.0
-        self.waits_for = ""  # why it may not send, in words
         self.looks = False  # it is looked whether those that were called have come
         self.held: dict[Lane, _Place] = {}  # lanes that pass it over
         self.called: dict[Lane, tuple[int, float]] = {}  # lanes that may ask, their numbers, and since when; in order
@@ -69,9 +68,10 @@ class Limited:
 
     @property
     def at_once(self) -> int:
-        """How many lanes may be called and not have come yet: what may be sent while a connection is opened."""
+        """How many lanes may be called and not have come yet: what may be sent while connections are opened, some of
+        which take longer than it is waited for."""
         per_s = min((1 / bucket.spacing for bucket in self.buckets), default=float(CALLED_MOST))
-        most = min(math.ceil(per_s * CALL_S), CALLED_MOST)
+        most = min(math.ceil(2 * per_s * CALL_S), CALLED_MOST)
         return max(most if self.concurrency is None else min(most, self.concurrency), 1)
 
     # -- the line ------------------------------------------------------------------------------------------------

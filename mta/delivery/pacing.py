@@ -23,7 +23,7 @@ import lmdb
 from mta.config.units import Rate
 from mta.delivery.counters import STOCK
 from mta.delivery.hub import Event
-from mta.delivery.limited import Limited
+from mta.delivery.limited import CALLED_MOST, Limited
 from mta.delivery.path import Path
 from mta.delivery.rates import Bucket
 from mta.delivery.reason import Reason
@@ -230,7 +230,6 @@ class Pacing:
             return None
         concurrency = tenant.concurrency
         if concurrency is not None and limits.acquire([(f"tenant:{name}", concurrency)]) is not None:
-            tenant.waits_for = f"limit of {concurrency} messages of tenant {name} in flight is reached"
             tenant.hold(lane)
             return None
         if tenant.buckets:
@@ -238,7 +237,6 @@ class Pacing:
             if at_s:
                 if concurrency is not None:
                     limits.release([f"tenant:{name}"])
-                tenant.waits_for = f"rate of tenant {name} ({', '.join(tenant.rates)}) is used up"
                 tenant.not_before_s = at_s
                 tenant.hold(lane)
                 self._engine.hub.later(
@@ -287,12 +285,13 @@ class Pacing:
         if tenant is None or not tenant.held:
             return None
         wait_s = tenant.not_before_s - engine.monotonic()
-        if wait_s > 0:
-            return Reason("tenant-rate", tenant.waits_for, 0, engine.clock_us() + int(wait_s * 1e6),
-                          f"`tenants.{name}.message_rate`")
-        limit = tenant.concurrency or 0
-        return Reason("tenant-concurrency", tenant.waits_for, remedy=f"`tenants.{name}.concurrency`",
-                      numbers={"limit": limit})
+        limit = tenant.concurrency
+        if limit is not None and wait_s <= 0 and (not tenant.buckets or engine.limits.waits(f"tenant:{name}")):
+            return Reason("tenant-concurrency", f"limit of {limit} messages of tenant {name} in flight is reached",
+                          remedy=f"`tenants.{name}.concurrency`", numbers={"limit": limit})
+        until_us = engine.clock_us() + int(wait_s * 1e6) if wait_s > 0 else 0
+        return Reason("tenant-rate", f"rate of tenant {name} ({', '.join(tenant.rates)}) is used up", 0, until_us,
+                      f"`tenants.{name}.message_rate`", {"sites": len(tenant.held)})
 
     def _due(self, tenant: Limited) -> None:
         """The place in line that a rate gave is due."""
@@ -313,7 +312,11 @@ class Pacing:
         if tenant.not_before_s > now_s or (
                 not anew and tenant.concurrency is not None and engine.limits.waits(f"tenant:{tenant.name}")):
             return  # it will be heard of
+        passed = 0
         while len(tenant.called) < tenant.at_once:
+            if passed == CALLED_MOST:  # the event loop is not to be held up
+                engine.hub.spawn(self._call_lanes, tenant, anew)
+                break
             lane = tenant.call(engine.config.turns.ageing, now_s)
             if lane is None:
                 break
@@ -321,6 +324,7 @@ class Pacing:
             rests = any(path.idle for path in may_send)
             if not may_send:
                 tenant.pass_over(lane)
+                passed += 1
             engine.connecting.kick(lane)
             if rests:
                 break

@@ -603,8 +603,8 @@ def a_tenant_with_a_bound_on_messages_in_flight() -> None:
         assert limits.acquire([("tenant:small", 2)]) is None
 
 
-def in_turn(tenant: Tenant) -> None:
-    """Two workers with mail of one tenant to three sites each."""
+def in_turn(tenant: Tenant, kind: str) -> None:
+    """Two workers with mail of one tenant to three sites each; `kind` is the reason for which it waits."""
     with tempfile.TemporaryDirectory() as run:
         env = limit_table.open_table(Path(run, "limits"))
         limit_table.open_table = lambda directory: env  # one may be open in a process
@@ -623,7 +623,14 @@ def in_turn(tenant: Tenant) -> None:
         for number in range(180):
             for which, world in enumerate(worlds):
                 world.make_for(tenant="small", domain=f"d{number % 3}.test", sender=f"w{which}d{number % 3}@x.test")
-        host.until(lambda: len(host.taken) >= 60)
+        kinds: set[str] = set()
+
+        def enough() -> bool:
+            kinds.update(found.kind for world in worlds if (found := world.engine.pacing.why("small")) is not None)
+            return len(host.taken) >= 60
+
+        host.until(enough)
+        assert kinds == {kind}
         counts = Counter(host.taken)
         assert len(counts) == 6, counts
         assert 5 <= min(counts.values()) <= max(counts.values()) <= 20, counts
@@ -632,12 +639,12 @@ def in_turn(tenant: Tenant) -> None:
 
 def lanes_share_a_bound_on_messages_in_flight() -> None:
     """All sites in all workers get the same of it, and who is refused does not ask again and again."""
-    in_turn(Tenant(concurrency=1))
+    in_turn(Tenant(concurrency=1), "tenant-concurrency")
 
 
 def lanes_share_the_rate_of_a_tenant() -> None:
     """The same of a rate."""
-    in_turn(Tenant(message_rate=(parse_rate("20/s"),)))
+    in_turn(Tenant(message_rate=(parse_rate("20/s"),)), "tenant-rate")
 
 
 def a_bound_on_messages_in_flight_that_comes_meanwhile() -> None:

@@ -119,7 +119,7 @@ def test_how_many_are_called_at_once() -> None:
     assert limited(concurrency=3).at_once == 3
     assert limited(concurrency=1000).at_once == CALLED_MOST
     fast, slow = Bucket("f", 10, 1.0), Bucket("s", 1, 60.0)
-    assert Limited("t", None, (fast,), None, None).at_once == 10
+    assert Limited("t", None, (fast,), None, None).at_once == 20
     assert Limited("t", Tenant(concurrency=4), (fast,), None, None).at_once == 4
     assert Limited("t", None, (fast, slow), None, None).at_once == 1
     assert Limited("t", None, (fast, slow), None, None).patience_s > 10 * CALL_S
