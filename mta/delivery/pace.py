@@ -20,6 +20,11 @@ more was taken, on average over the try, than at the old rate; then it goes on a
 clock, over any minute, or with a bucket takes messages again by then, so the refusal stays the only one. Only where
 more was taken beyond the old rate than a minute's window explains is something proven, and the rate stays higher.
 
+**Who refuses at any rate** does not count, whatever its reply says. Where single messages are refused, some taken
+before and one right after, and it is so again at half of that rate, a lower one does not help: a limit that is passed
+by as much lets no row of messages through. Then the rate from before is held to, for `ALIKE_HOLDS` such refusals, or
+until it refuses for long; then it is seen anew.
+
 A receiver that refused for long counts over a long time: periods are never shorter than it refused. The clock is given,
 in seconds, and may be any that does not go back. tests/simulate/test_hidden.py has the bounds for all kinds of limits.
 """
@@ -69,6 +74,9 @@ PROOF_S: Final = 100.0  # for so many seconds what was taken beyond a rate would
 OWING: Final = 0.95  # of the old rate, on average over a try that failed
 SAME: Final = 0.15  # two rates that differ by no more are the same
 USED: Final = 0.7  # of what the rate allows has to be sent, else it says nothing
+ALIKE: Final = 3  # refusals, each of a single message after `FEW` that were taken
+ALIKE_LESS: Final = 0.5  # of the highest rate at one of them: beyond a limit by so much it would have taken fewer
+ALIKE_HOLDS: Final = 40  # such refusals, for which nothing is made slower then; others count for ten
 OPEN_AT: Final = 16.0  # times what was once refused: when not even that is used, nothing is held back any more
 
 
@@ -102,6 +110,9 @@ class Pace:
     block_s: float = 0.0  # how long it refused
     span_s: float = 0.0  # over how long it seems to count, when it refused for very long
     saved_s: float = 0.0  # for how long it lets what was not sent be sent later, as was seen
+    alike: int = 0  # refusals of a single message; below 0: so many more are not for the rate
+    alike_from: float = 0.0  # the highest rate at one of them
+    alike_taken: int = 0  # messages taken since the last of them
 
     @property
     def is_blocked(self) -> bool:
@@ -121,6 +132,7 @@ class Pace:
         if not self.slot_at:
             self.slot_at = begun if since is None else since
         self.tried += messages
+        self.alike_taken += messages
         self.due -= messages
         if not self.is_blocked:
             enough_s = max(SLOT_S, self.block_s, self.span_s, SLOT_MESSAGES / self.rate if self.rate else 0.0)
@@ -183,6 +195,7 @@ class Pace:
             self._fall_back()
         else:
             self._reckon(now, counted)
+            self._compare()
         self.held = 0.0
         self.blocked_at = self.asked_at = self.probe_at = 0.0
         self.period_at, self.period = now, 0
@@ -227,6 +240,28 @@ class Pace:
             self.slot_at, self.slot = since, counted + 1
         else:
             self.slot_at, self.slot = now, 1
+
+    def _compare(self) -> None:
+        """Whether the refusal is like those before, though the rate is less."""
+        is_alone = self.refused_at == self.blocked_at  # the probe was taken
+        is_alike = is_alone and self.alike_taken >= FEW and self.top > 0
+        self.alike_taken = 0
+        if self.refused_at - self.blocked_at > FEW * max(PROBE_FIRST_S, 1 / self.top if self.top else 0.0):
+            self.alike = 0
+        elif self.alike < 0:
+            self.alike = min(self.alike + (1 if is_alike else ALIKE_HOLDS // 4), 0)
+            self._hold_up()
+        elif is_alike:
+            self.alike_from = max(self.alike_from, self.top) if self.alike else self.top
+            self.alike += 1
+            if self.alike >= ALIKE and self.rate < ALIKE_LESS * self.alike_from:
+                self.alike = -ALIKE_HOLDS
+                self._hold_up()
+
+    def _hold_up(self) -> None:
+        """It refuses at any rate: no slower, and nothing to be paid for."""
+        self.due = max(self.due - HOLD_MESSAGES, 0)
+        self.rate = self.ceiling = self.alike_from = max(self.rate, self.alike_from)
 
     # -- more ------------------------------------------------------------------------------------------------------
 

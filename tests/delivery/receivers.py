@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 
 
@@ -62,3 +63,14 @@ class Open:
     def takes(self, now: float) -> bool:
         """Whether it takes one more."""
         return True
+
+
+class AtRandom:
+    """It refuses this share, whatever the rate."""
+
+    def __init__(self, share: float, seed: int) -> None:
+        self._share, self._dice = share, random.Random(seed)
+
+    def takes(self, now: float) -> bool:
+        """Whether it takes one more."""
+        return self._dice.random() >= self._share

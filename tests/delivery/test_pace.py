@@ -14,7 +14,7 @@ import pytest
 
 from mta.delivery import pace as rules
 from mta.delivery.pace import Pace, per_time
-from tests.delivery.receivers import FixedWindow, Open, SlidingWindow, TokenBucket
+from tests.delivery.receivers import AtRandom, FixedWindow, Open, SlidingWindow, TokenBucket
 
 START_S = 100_000.0
 CONNECTIONS = 10
@@ -144,6 +144,22 @@ def test_a_lower_limit_is_found() -> None:
     minutes = send([(10, FixedWindow(200, 60)), (20, FixedWindow(5, 60))])[12:]
     assert sum(one.taken for one in minutes) >= 0.8 * 5 * len(minutes)
     assert sum(one.refused for one in minutes[3:]) <= 3
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("share", "in_half_an_hour"), [(0.005, 40_000), (0.01, 7_000), (0.02, 1_500), (0.03, 1_000)])
+def test_who_refuses_at_any_rate_is_not_slowed_down_for_ever(share: float, in_half_an_hour: int, seed: int) -> None:
+    """Refusals for the rate, it says, but they come as often at half of it: mail still moves after three hours. Each
+    time a little less would be next to nothing by then."""
+    minutes = send([(180, AtRandom(share, seed))])[150:]
+    assert sum(one.taken for one in minutes) >= in_half_an_hour
+
+
+def test_a_limit_among_refusals_at_any_rate_is_found() -> None:
+    """Who is believed to refuse at any rate, and has a limit then, is slowed down to it as soon as another one."""
+    minutes = send([(60, AtRandom(0.01, 3)), (20, FixedWindow(60, 60))])[63:]
+    assert sum(one.taken for one in minutes) >= 0.8 * 60 * len(minutes)
+    assert sum(one.refused for one in minutes) <= 0.05 * 60 * len(minutes)
 
 
 def test_a_receiver_that_opens_is_found_out() -> None:
