@@ -12,7 +12,7 @@ from mta.smtp.client import Client, ClientEvent, Finished, Transaction
 from mta.smtp.errors import RemoteProtocolError
 from mta.smtp.peer import ALL_RIGHTS, NO_RIGHTS, Rights
 from mta.smtp.reply import Reply
-from mta.smtp.server import MessageReceived, Peer, Server, ServerEvent, ServerSettings
+from mta.smtp.server import MessageReceived, Peer, Server, ServerEvent, ServerSettings, TakesLong
 
 TRUSTED = Peer("192.0.2.9", 4711)
 STRANGER = Peer("198.51.100.7", 4711)
@@ -149,6 +149,8 @@ def converse(
                 event = pending.pop(0)
                 if isinstance(event, MessageReceived):
                     pending += server.answer(answer(event))
+                elif isinstance(event, TakesLong):
+                    pending += server.go_on()
         for piece in pieces(server.output(), repeat(cut)):
             events += client.receive(piece)
     return events
