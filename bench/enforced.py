@@ -6,7 +6,8 @@
 Our MTA starts with a backlog for six receivers of the sandbox, each with a limit of its own, all at the same time: 7
 and 20 connections, 0.5, 10 and 1,000 messages a second, 10 new connections a second. After a third of the time comes a
 reload, after two thirds one worker is killed. The sandbox writes down when its kernel had each MAIL, each end of
-content and each connection; a limit is looked at in every window of its length, over all of the time. What was used is
+content and each connection; a limit is looked at in every window of its length, over all of the time. An end of
+content is reckoned as if its receiver, which shares our processors, had asked for it at once. What was used is
 reckoned from the third second to the kill: with one worker nobody uses anything after it. docs/shaping.md has a result.
 """
 
@@ -71,7 +72,7 @@ def audits(box: Sandbox, workers: int, begin: float, end: float) -> list[Audit]:
             found.append(Audit(workers, f"{allowed} connections", "connections", allowed, most, int(most > allowed),
                                None, open_share(came, allowed, begin, end), len(came)))
             continue
-        series = ([("MAIL", [arrival.mail_at for arrival in own]), ("end", [arrival.dot_at for arrival in own])]
+        series = ([("MAIL", [arrival.mail_at for arrival in own]), ("end", [arrival.end_at for arrival in own])]
                   if "message_rate" in limits else [("connections", [visit.opened_at for visit in came])])
         text = str(limits.get("message_rate") or limits["connection_rate"])
         rate = parse_rate(text)

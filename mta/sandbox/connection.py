@@ -47,6 +47,7 @@ class Connection:
         self.tls = ""  # version of the protocol
         self._socket: Any = accepted
         self._present: list[Presence] = []
+        self.written_at = 0.0  # when something was last written, and
         self.read_at = 0.0  # when the last octets that were read reached the kernel; seconds since the epoch
         self._timed = timed
         if timed:
@@ -96,6 +97,8 @@ class Connection:
         data = self.out[0] if len(self.out) == 1 else b"".join(self.out)
         self.out.clear()
         self.writes += 1
+        if self._timed:
+            self.written_at = time.time()
         sent = self._socket.send(data)  # all of it, but for a full buffer; gevent's sendall() costs more
         if sent < len(data):
             self._socket.sendall(data[sent:])

@@ -149,6 +149,13 @@ class Arrival(NamedTuple):
     recipient: str
     connection: int
     client: str
+    asked_at: float  # when the content was asked for, by the reply to DATA
+
+    @property
+    def end_at(self) -> float:
+        """When the content would have ended, had it been asked for as soon as MAIL came: what a receiver without a
+        processor to spare waits for is none of the client's time."""
+        return self.dot_at - max(self.asked_at - self.mail_at, 0.0)
 
 
 @dataclass(slots=True)

@@ -533,7 +533,7 @@ class Session:
         ledger.accept(key, self._accepted, len(content))
         if self._visit is not None and self._domain is not None:
             ledger.arrivals.append(Arrival(self._mail_at, self.wire.read_at, self._domain.name, self._first,
-                                           self.number, self.client))
+                                           self.number, self.client, self.wire.written_at))
         if self.receiver.checks:
             if self._parameters.get("BODY", "").upper() != "BINARYMIME":  # which may have anything in it
                 for fault in contents.faults(content, "BODY" in self._parameters or "SMTPUTF8" in self._parameters):
