@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 TEXT_LIMIT = 1024  # characters of a reply that patterns see
 CHOICES = 2000
 
-_parser: Any = re._parser  # type: ignore[attr-defined]
+_parser: Any = re._parser  # type: ignore[attr-defined]  # no other way to a parsed pattern, and not typed
 _ANY = (0, 999)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 from mta.config.problems import printable, quoted
 from mta.config.reply_classes import CLASSES
@@ -374,8 +374,7 @@ def _held(text: str, example: str) -> tuple[list[str], float]:
 
 
 def _scope(word: str) -> Scope:
-    scope: Any = _word(tuple(SCOPES))(word)
-    return scope  # type: ignore[no-any-return]
+    return cast(Scope, _word(tuple(SCOPES))(word))
 
 
 def parse_suspend(text: str) -> Action:

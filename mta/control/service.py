@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 Handler = Callable[[str, dict[str, Any]], object]
 
 
-class _Server(gevent.server.StreamServer):  # type: ignore[misc]
+class _Server(gevent.server.StreamServer):  # type: ignore[misc]  # gevent is not typed
     """For which a lack of descriptors is no bug: those who ask wait in the backlog."""
 
     def __init__(self, listener: Any, serve: Any, path: str) -> None:

@@ -11,7 +11,7 @@ monotonic clock differed when it was written: if the wall clock was set since th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal, get_args
+from typing import Final, Literal, cast, get_args
 
 import msgpack
 
@@ -109,6 +109,5 @@ class PathState:
 def _hold(row: list[object], step_us: int) -> Hold:
     match row:
         case [str(what), int(until_us), str(by), str(reason), int(since_us), float() | int() as value] if what in KINDS:
-            kind: What = what  # type: ignore[assignment]  # it is one of them
-            return Hold(kind, until_us + step_us, by, reason, since_us + step_us, float(value))
+            return Hold(cast(What, what), until_us + step_us, by, reason, since_us + step_us, float(value))
     raise ValueError("a hold is [what, until, by, reason, since, value]")

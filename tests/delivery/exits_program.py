@@ -27,7 +27,7 @@ from mta.config.schema import Source
 from mta.config.shaping import DeliveryTimeouts
 from mta.config.units import Duration, parse_proxy
 from mta.delivery import pathkeeping
-from tests.delivery.engine_program import standing
+from mta.delivery.explain import standing
 
 
 def certificate(directory: str, name: str) -> tuple[str, str]:

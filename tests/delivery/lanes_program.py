@@ -5,7 +5,7 @@
 Prints nothing and ends with 0 when the rule held.
 """
 
-from tests.delivery.engine_program import CONTENT, World, clock_us, connecting, listen, shaping, standing  # noqa: I001 - patches first
+from tests.delivery.world import CONTENT, World, clock_us, listen, shaping  # noqa: I001 - patches first
 
 import subprocess
 import sys
@@ -24,8 +24,8 @@ from mta.config.schema import Delivery as DeliverySettings
 from mta.config.schema import ShapingRules, Source, Tenant
 from mta.config.shaping import Adaptive, DomainLayer, ProviderLayer
 from mta.config.units import Duration, parse_proxy, parse_rate
-from mta.delivery import dispatch, limit_table, pathkeeping, sources
-from mta.delivery.explain import of_queue
+from mta.delivery import connecting, dispatch, limit_table, pathkeeping, sources
+from mta.delivery.explain import of_queue, standing
 from mta.delivery.limits import Limits
 from mta.queue.records import Delivery, Message, Recipient, queue_name
 

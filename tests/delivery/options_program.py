@@ -21,8 +21,8 @@ from mta.config.schema import ShapingRules
 from mta.config.shaping import DefaultLayer, DomainLayer
 from mta.config.units import Duration
 from mta.queue.records import Recipient
-from tests.delivery.engine_program import shaping
 from tests.delivery.exits_program import certificate
+from tests.delivery.world import shaping
 
 
 class Noting(Sited):

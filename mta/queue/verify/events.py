@@ -237,7 +237,8 @@ class EventCheck:
             start = Position(int(path.stem), entry.offset)
             lines = next((lines for _, lines in event_lines(self._journal, start, self._findings)), b"")
         for line in lines.splitlines():
-            for recipient in events.parse(line).get("recipients", ()):  # type: ignore[attr-defined]
+            recipients = events.parse(line).get("recipients")
+            for recipient in recipients if isinstance(recipients, list) else ():
                 if hash(recipient) == entry.second:
                     return str(recipient)
         return "?"
