@@ -71,6 +71,13 @@ class Sited(World):
         return one
 
 
+def join(worlds: list[Sited], world: Sited, limits: Limits) -> None:
+    """One more worker: it delivers to the host of the first one, and hears of the leases."""
+    worlds.append(world)
+    world.port = worlds[0].port
+    gevent.spawn(listen, world, limits)
+
+
 def three(**more: Source) -> dict[str, Source]:
     """Sources on loopback."""
     return {"a": Source(ipv4="127.0.0.2"), "b": Source(ipv4="127.0.0.3"), **more}
@@ -100,9 +107,7 @@ def sources_share_a_limit_by_weight() -> None:
             limits = Limits(run, number)
             world = Sited(sources=three(c=Source(ipv4="127.0.0.4")), pools={"default": {"a": 1, "b": 2, "c": 4}},
                           shaping=rules, limits=limits)
-            worlds.append(world)
-            world.port = worlds[0].port
-            gevent.spawn(listen, world, limits)
+            join(worlds, world, limits)
         host = worlds[0]
         host.slow_s = 0.05
         for _ in range(140):
@@ -615,9 +620,7 @@ def in_turn(tenant: Tenant, kind: str) -> None:
             acquire = limits.acquire
             limits.acquire = lambda leases, acquire=acquire: asked.append(leases) or acquire(leases)  # type: ignore
             world = Sited(tenants={"small": tenant}, limits=limits, shaping=shaping(idle=Duration(60)))
-            worlds.append(world)
-            world.port = worlds[0].port
-            gevent.spawn(listen, world, limits)
+            join(worlds, world, limits)
         host = worlds[0]
         host.slow_s = 0.02
         for number in range(180):
