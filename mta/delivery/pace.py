@@ -22,8 +22,8 @@ more was taken beyond the old rate than a minute's window explains is something 
 
 **Who refuses at any rate** does not count, whatever its reply says. Where single messages are refused, some taken
 before and one right after, and it is so again at half of that rate, a lower one does not help: a limit that is passed
-by as much lets no row of messages through. Then the rate from before is held to, for `ALIKE_HOLDS` such refusals, or
-until it refuses for long; then it is seen anew.
+by as much lets no row of messages through, but for what was saved up. Then the rate from before is held to, for
+`ALIKE_HOLDS` such refusals, or until it refuses for long; then it is seen anew.
 
 A receiver that refused for long counts over a long time: periods are never shorter than it refused. The clock is given,
 in seconds, and may be any that does not go back. tests/simulate/test_hidden.py has the bounds for all kinds of limits.
@@ -74,8 +74,9 @@ PROOF_S: Final = 100.0  # for so many seconds what was taken beyond a rate would
 OWING: Final = 0.95  # of the old rate, on average over a try that failed
 SAME: Final = 0.15  # two rates that differ by no more are the same
 USED: Final = 0.7  # of what the rate allows has to be sent, else it says nothing
-ALIKE: Final = 3  # refusals, each of a single message after `FEW` that were taken
-ALIKE_LESS: Final = 0.5  # of the highest rate at one of them: beyond a limit by so much it would have taken fewer
+ALIKE: Final = 3  # refusals, each of a single message after more than a limit by far would let through: `FEW`,
+ALIKE_SAVED: Final = 3  # and so many times what a bucket saves up while nothing is sent
+ALIKE_LESS: Final = 0.5  # of the highest rate at one of them
 ALIKE_HOLDS: Final = 40  # such refusals, for which nothing is made slower then; others count for ten
 OPEN_AT: Final = 16.0  # times what was once refused: when not even that is used, nothing is held back any more
 
@@ -112,7 +113,8 @@ class Pace:
     saved_s: float = 0.0  # for how long it lets what was not sent be sent later, as was seen
     alike: int = 0  # refusals of a single message; below 0: so many more are not for the rate
     alike_from: float = 0.0  # the highest rate at one of them
-    alike_taken: int = 0  # messages taken since the last of them
+    row: int = 0  # messages taken since it last refused
+    paused_s: float = 0.0  # for how long then nothing was sent
 
     @property
     def is_blocked(self) -> bool:
@@ -132,7 +134,7 @@ class Pace:
         if not self.slot_at:
             self.slot_at = begun if since is None else since
         self.tried += messages
-        self.alike_taken += messages
+        self.row += messages
         self.due -= messages
         if not self.is_blocked:
             enough_s = max(SLOT_S, self.block_s, self.span_s, SLOT_MESSAGES / self.rate if self.rate else 0.0)
@@ -196,6 +198,7 @@ class Pace:
         else:
             self._reckon(now, counted)
             self._compare()
+        self.row, self.paused_s = 0, now - self.blocked_at
         self.held = 0.0
         self.blocked_at = self.asked_at = self.probe_at = 0.0
         self.period_at, self.period = now, 0
@@ -244,8 +247,7 @@ class Pace:
     def _compare(self) -> None:
         """Whether the refusal is like those before, though the rate is less."""
         is_alone = self.refused_at == self.blocked_at  # the probe was taken
-        is_alike = is_alone and self.alike_taken >= FEW and self.top > 0
-        self.alike_taken = 0
+        is_alike = is_alone and self.top > 0 and self.row >= FEW + ALIKE_SAVED * self.rate * self.paused_s
         if self.refused_at - self.blocked_at > FEW * max(PROBE_FIRST_S, 1 / self.top if self.top else 0.0):
             self.alike = 0
         elif self.alike < 0:

@@ -78,6 +78,8 @@ def send(phases: list[tuple[int, Receiver]], pace: Pace | None = None) -> list[M
     pytest.param(SlidingWindow(200, 60), 200, id="200 in any minute"),
     pytest.param(TokenBucket(200 / 60, 20), 200, id="200 a minute, bursts of 20"),
     pytest.param(FixedWindow(10, 1), 600, id="10 in each second"),
+    pytest.param(TokenBucket(10, 100), 600, id="10 a second, bursts of 100"),
+    pytest.param(TokenBucket(1000 / 60, 1000), 1000, id="1,000 a minute, bursts of 1,000"),
     pytest.param(FixedWindow(5, 60), 5, id="5 in each minute"),
     pytest.param(SlidingWindow(5, 60), 5, id="5 in any minute"),
     pytest.param(TokenBucket(5 / 60, 5), 5, id="5 a minute, bursts of 5"),
@@ -147,7 +149,7 @@ def test_a_lower_limit_is_found() -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize(("share", "in_half_an_hour"), [(0.005, 40_000), (0.01, 7_000), (0.02, 1_500), (0.03, 1_000)])
+@pytest.mark.parametrize(("share", "in_half_an_hour"), [(0.005, 4_000), (0.01, 2_500), (0.02, 800), (0.03, 600)])
 def test_who_refuses_at_any_rate_is_not_slowed_down_for_ever(share: float, in_half_an_hour: int, seed: int) -> None:
     """Refusals for the rate, it says, but they come as often at half of it: mail still moves after three hours. Each
     time a little less would be next to nothing by then."""

@@ -73,7 +73,8 @@ def test_a_limit_on_connections_then_rates_are_tracked() -> None:
 
 @pytest.mark.parametrize("window", ["bucket", "fixed", "sliding"])
 @pytest.mark.parametrize(("rate", "per_minute"), [
-    ("200/min", 200), ("60/min", 60), ("20/min", 20), ("5/min", 5), ("20/10s", 120), ("5/10s", 30)])
+    ("200/min", 200), ("60/min", 60), ("20/min", 20), ("5/min", 5), ("20/10s", 120), ("5/10s", 30),
+    ("100/10s", 600)])
 def test_every_way_of_counting_is_found(rate: str, per_minute: int, window: str) -> None:
     """Buckets, times by the clock and any such time: the same bounds, over half an hour."""
     sim = begun((32, f"latency: 20ms, rate: {rate}, rate_window: {window}"))
