@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mta.access import passwords
+from mta.config.forms import parse_user_name
 from mta.config.problems import Problem, printable
-from mta.config.units import parse_user_name
 from mta.smtp.sasl import ScramKeys, prepare, scram_keys
 
 SIZE_LIMIT: Final = 64_000_000

@@ -15,7 +15,7 @@ from mta.cli.text import age, count, printable, until
 from mta.control import exits
 from mta.control.causes import CauseRow, Causes
 from mta.control.exits import OperatorError
-from mta.control.explanation import KINDS
+from mta.control.explanation import KINDS, subject_of
 from mta.control.protocol import Missing
 from mta.queue.filter import FIELDS, Filter, FilterError
 
@@ -28,7 +28,8 @@ def is_filter(text: str) -> bool:
         found = Filter.parse(text)
     except FilterError as error:
         first, *rest = text.split(None, 1)[:2] or [""]
-        if rest or (first.lower() in FIELDS):
+        # No path and no domain has an equals sign in its name: a field is misspelled.
+        if rest or first.lower() in FIELDS or ("=" in text and subject_of(text)[0] == "name"):
             raise OperatorError(exits.USAGE, f"{text}: {error}") from None
         return False
     plain = text.partition("=")

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from mta.access.users import UsersError
 from mta.access.users import read as read_users
 from mta.cli.options import add_config, add_json, add_parser
+from mta.config.hosts import format_network
 from mta.config.loader import read
 from mta.config.problems import Problem, printable
 from mta.config.schema import Config, Listener, Retry, Source
-from mta.config.units import format_duration, format_network, format_size
+from mta.config.units import format_duration, format_size
 from mta.control import exits
 from mta.delivery.ourselves import AF_INET, AF_INET6
 from mta.delivery.sources import is_ours
@@ -108,7 +109,8 @@ def _summary(config: Config) -> Iterator[tuple[str, str]]:
     yield "workers", f"{cores}, one per core" if config.workers == "auto" else str(config.workers)
     if config.user:
         yield "user", config.user
-    yield "queue", f"in {printable(config.spool)}; no new mail with less than {format_size(config.store.reserve)} free"
+    free = format_size(config.store.kept_free)
+    yield "queue", f"in {printable(config.spool)}; no new mail with less than {free} free"
     yield "run", f"sockets in {printable(config.run)}"
     servers = ", ".join(map(str, config.dns.servers))
     yield "dns", f"asks {servers}" if servers else "asks the resolvers of /etc/resolv.conf"

@@ -25,6 +25,8 @@ def _print(delivery: DeliveryRow, now_us: int, most_recipients: int) -> None:
     print(f"  {_when(delivery, now_us)}")
     if delivery.reason:
         print(f"  waits: {printable(delivery.reason)}")
+    if delivery.way:
+        print(f"  way: {printable(delivery.way)}")
     shown = delivery.recipients[:most_recipients]
     for recipient in shown:
         asked = [f"NOTIFY={printable(recipient.notify)}"] if recipient.notify else []

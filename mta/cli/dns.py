@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mta.cli.options import add_config, add_json, add_parser
+from mta.config.hosts import parse_domain
 from mta.config.loader import load
 from mta.config.problems import ConfigError, printable
 from mta.config.units import format_duration
@@ -82,7 +83,7 @@ def _report(router: Router, shaping: ShapingRules, domain: str) -> tuple[dict[st
         report = {"domain": domain, "site": None, "provider": None, "fixed": False, "hosts": [], "notes": [],
                   **_failure(route)}
         return report, exits.UNAVAILABLE if route.permanent else exits.TEMPORARY
-    options = shaping.effective("", route.provider, domain)
+    options = shaping.effective("", route.provider, parse_domain(domain))
     hosts = [_host(router, options, host) for host in route.hosts]
     report = {
         "domain": domain, "site": route.site, "provider": route.provider or None, "fixed": route.fixed, "hosts": hosts,

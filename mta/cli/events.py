@@ -16,6 +16,7 @@ from mta.cli.text import printable
 from mta.config.units import parse_duration
 from mta.control import exits
 from mta.queue.events import KINDS, parse
+from mta.queue.idn import in_a_labels
 from mta.queue.ids import SHARD_BITS, parse_id, shard_of
 
 _DESCRIPTION = """\
@@ -94,7 +95,7 @@ class _Filter:
     def __init__(self, kinds: list[str], domain: str | None, message: str | None) -> None:
         self._kinds = [f'"event":"{kind}"'.encode() for kind in kinds]
         self._message = f'"message":"{message.lower()}"'.encode() if message else b""
-        self._domain = domain.lower().rstrip(".") if domain else ""
+        self._domain = in_a_labels(domain) if domain else ""
 
     def of(self, lines: Iterator[bytes]) -> Iterator[tuple[bytes, Event]]:
         """The wanted ones among `lines`."""
@@ -113,7 +114,7 @@ class _Filter:
 
     def _concerns(self, event: Event) -> bool:
         domains = (recipient.rpartition("@")[2] for recipient in event.get("recipients", []))
-        return any(domain.lower().rstrip(".") == self._domain for domain in domains)
+        return any(in_a_labels(domain) == self._domain for domain in domains)
 
 
 def print_event(event: Event) -> None:
@@ -157,6 +158,14 @@ def _suspended(event: Event) -> list[str]:
     return [_text(event, "path"), _text(event, "text"), f"until {_time(_text(event, 'next_attempt'))}"]
 
 
+def _order(event: Event) -> list[str]:
+    what = " ".join(filter(None, (_text(event, name) for name in ("command", "filter", "target", "limit"))))
+    rule, number = _text(event, "rule"), _text(event, "order")
+    until = _text(event, "until")
+    return [f"{number or f'of rule {rule}'} {_text(event, 'state')}: {what}", f"by {_text(event, 'operator')}",
+            f"until {_time(until)}" if until else "", _text(event, "reason")]
+
+
 def _other(event: Event) -> list[str]:
     return [_text(event, "text")]
 
@@ -171,6 +180,7 @@ _DETAILS: Final[dict[str, Callable[[Event], list[str]]]] = {
     "notified": lambda event: [f"{_text(event, 'action')}: notification {_text(event, 'notification')}"],
     "suspended": _suspended,
     "alarm": lambda event: [_text(event, "subject"), _text(event, "text")],
+    "order": _order,
     "login": lambda event: [*_client(event), f"by {_text(event, 'via')}", _times(event)],
     "refused": lambda event: [_text(event, "what"), *_client(event), _text(event, "text"), _times(event)],
 }

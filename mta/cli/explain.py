@@ -37,7 +37,7 @@ _EXAMPLES = """\
   mta explain provider=gmail          what holds for a provider, and all its paths
   mta explain --all                   why mail waits: causes with counts
   mta explain 'tenant=acme and age>2h' --json
-  mta explain --all --summary --json  the causes as JSON
+  mta explain --all --summary --json # the causes as JSON
   mta explain tenant=acme --json | jq -r '.reasons[].kind'"""
 
 _STATES = {

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 
-from mta.cli.options import add_instance, add_json, add_parser, connect
+from mta.cli.options import add_parser, connect
 from mta.cli.ordering import (
     FILTER_HELP,
+    add_ending,
     add_filter,
     add_giving,
     end,
     expression_of,
     give,
     no_such,
-    same_filter,
     until_of,
 )
 from mta.control import exits
 from mta.control.exits import OperatorError
 from mta.queue.ids import parse_id
+from mta.queue.orders import same_mail
 
 _PAUSE = f"""\
 Keep mail in the queue without trying it. It is accepted as before, and grows old as before: what exceeds `expires` is
@@ -48,15 +49,17 @@ _FREEZE_EXAMPLES = """\
   mta resume 01hq3z8k2v4x0"""
 
 _REROUTE = f"""\
-Send mail by another pool. Nothing is rewritten: the pool is looked up at each attempt, for waiting mail, too. With
-`off` instead of a pool the order ends. The filter may ask for what all of a queue has in common only: domain, provider,
-queue, tenant, campaign, pool, priority.
+Send mail by another pool, mail that waits and what comes. A filter that asks for what all of a queue has in common
+(domain, provider, queue, tenant, campaign, pool, priority) is about whole queues. By another one (sender, source, age,
+...) deliveries that match go into a queue beside their own, named by the number of the order, and stay rerouted. With
+`off` instead of a pool the order ends, and what has not left goes by its own pool again.
 
 {FILTER_HELP}"""
 
 _REROUTE_EXAMPLES = """\
   mta reroute backup pool=marketing --for 4h
   mta reroute clean 'tenant=acme and provider=microsoft'
+  mta reroute backup 'sender=@news.example and age>2h'
   mta reroute off pool=marketing"""
 
 
@@ -69,8 +72,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     resume = add_parser(commands, "resume", "end pauses", _RESUME, _RESUME_EXAMPLES)
     resume.add_argument("--all", action="store_true", help="end all pauses, frozen messages too")
     add_filter(resume)
-    add_json(resume, "one JSON object: orders, missing")
-    add_instance(resume)
+    add_ending(resume, "one JSON object: orders, missing")
     resume.set_defaults(run=run_resume)
     freeze = add_parser(commands, "freeze", "keep one message in the queue", _FREEZE, _FREEZE_EXAMPLES)
     freeze.add_argument("id", metavar="ID", help="id of the message")
@@ -100,7 +102,7 @@ def run_reroute(options: argparse.Namespace) -> int:
         return give(options, "reroute", f"goes by pool {options.pool_to}", filter=expression, pool=options.pool_to,
                     until_us=until_of(options))
     with connect(options) as client:
-        found = [one for one in client.orders().orders if one.kind == "reroute" and same_filter(one.filter, expression)]
+        found = [one for one in client.orders().orders if one.kind == "reroute" and same_mail(one.filter, expression)]
         if not found:
             raise no_such(client, ("reroute",), expression)
         return end(options, client, found)
@@ -108,7 +110,7 @@ def run_reroute(options: argparse.Namespace) -> int:
 
 def run_resume(options: argparse.Namespace) -> int:
     """End pauses."""
-    words = options.filter
+    words, expression = options.filter, ""
     with connect(options) as client:
         pauses = [one for one in client.orders().orders if one.kind in ("pause", "freeze")]
         if options.all:
@@ -120,9 +122,9 @@ def run_resume(options: argparse.Namespace) -> int:
                 expression = f"message={_message(words[0])}"
             else:
                 expression = expression_of(options)
-            found = [one for one in pauses if same_filter(one.filter, expression)]
+            found = [one for one in pauses if same_mail(one.filter, expression)]
         if not found:
-            raise no_such(client, ("pause", "freeze"), " ".join(words) or "--all")
+            raise no_such(client, ("pause", "freeze"), " ".join(words) or expression or "--all")
         return end(options, client, found)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from mta.cli.options import add_instance, add_json, connect
@@ -17,22 +20,28 @@ from mta.control import exits
 from mta.control.client import ControlClient
 from mta.control.exits import OperatorError
 from mta.control.protocol import OrderAnswer, OrderRow, TouchList
+from mta.queue import idn
+from mta.queue.filter import FIELDS as FILTER_FIELDS
 from mta.queue.filter import Filter, FilterError
-from mta.queue.orders import TARGETS
+from mta.queue.orders import TARGETS, Kind, Order, OrderError, limit_words, same_mail
 
-FIELDS: Final = ("domain", "provider", "queue", "tenant", "campaign", "pool", "priority", "sender", "recipient")
+FIELDS: Final = ("domain", "provider", "queue", "tenant", "campaign", "pool", "priority", "source", "sender",
+                 "recipient")
 FILTER_HELP: Final = """\
 Which mail is meant is said by an expression, `tenant=acme and age>2h and not campaign=welcome*`, by options that all
 have to match, or both. Fields: domain, provider, queue, tenant, campaign, pool, priority, sender, recipient, message,
-source, age, attempts, size, reply; operators: = != ~ (regular expression) < <= > >=. Quote it from the shell."""
+source, age, attempts, size, reply; operators: = != ~ (regular expression) < <= > >=. Quote it from the shell. Case does
+not matter, and a domain is found as bücher.example and as xn--bcher-kva.example."""
 
 _SHOWN: Final = 10
+_OPERATORS: Final = re.compile(r"[=~<>]")
+_COUNTED: Final = ("domain", "provider", "tenant")  # of what may be a target: those that say which mail it holds
 _COLUMNS: Final = (Column("QUEUE", shrinks=True), Column("DELIVERIES", right=True), Column("RCPTS", right=True))
 
 
-def add_filter(parser: argparse.ArgumentParser) -> None:
+def add_filter(parser: argparse.ArgumentParser, metavar: str = "FILTER") -> None:
     """FILTER and the options that are short for parts of one; see `expression_of`."""
-    parser.add_argument("filter", metavar="FILTER", nargs="*", help="expression, see above")
+    parser.add_argument("filter", metavar=metavar, nargs="*", help="see above")
     for name in FIELDS:
         parser.add_argument(f"--{name}", metavar="NAME", help=f"the same as {name}=NAME")
     parser.add_argument("--older", metavar="TIME", help="the same as age>TIME, such as 2h")
@@ -49,8 +58,8 @@ def add_giving(parser: argparse.ArgumentParser, lasting: bool) -> None:
     add_instance(parser)
 
 
-def expression_of(options: argparse.Namespace) -> str:
-    """The filter that the command line means. Raises OperatorError."""
+def text_of(options: argparse.Namespace) -> str:
+    """What the command line says of which mail is meant, unread. Raises OperatorError when that is nothing."""
     parts = [" ".join(options.filter)] if options.filter else []
     for name in FIELDS:
         value = getattr(options, name)
@@ -62,12 +71,28 @@ def expression_of(options: argparse.Namespace) -> str:
     if not parts:
         raise OperatorError(exits.USAGE, "which mail? An expression such as tenant=acme, or options such as --tenant; "
                             "all of it is queue=*")
-    text = parts[0] if len(parts) == 1 else " and ".join(f"({part})" for part in parts)
+    return parts[0] if len(parts) == 1 else " and ".join(f"({part})" for part in parts)
+
+
+def expression_of(options: argparse.Namespace) -> str:
+    """The filter that the command line means. Raises OperatorError."""
+    text = text_of(options)
     try:
         Filter.parse(text)
     except FilterError as error:
-        raise OperatorError(exits.USAGE, f"{text}: {error}") from error
+        hint = ""
+        if is_name(text):
+            hint = f"; a path is kept from being used by `mta suspend {shlex.quote(text)}`"
+            if ">" not in text:
+                hint = f"; mail to a domain is meant by `mta {options.command} domain={text}`{hint}"
+        raise OperatorError(exits.USAGE, f"{text}: {error}{hint}") from error
     return text
+
+
+def is_name(text: str) -> bool:
+    """Whether it may be the name of a path or a domain, and is no expression that went wrong."""
+    name, operator, _ = text.partition(">")
+    return not (" " in text or _OPERATORS.search(text.replace(">", "", 1)) or (operator and name in FILTER_FIELDS))
 
 
 def until_of(options: argparse.Namespace) -> int:
@@ -84,24 +109,34 @@ def end_of(text: str) -> int:
 
 
 def target_of(text: str) -> str:
-    """The name of what is suspended or limited: a path as it is, `source=out1` as `source:out1`. Raises OperatorError.
-    """
+    """The name of what is suspended or limited: of a path as it is kept, `source=out1` as `source:out1`. Raises
+    OperatorError."""
     kind, sign, name = text.partition("=")
     if not sign:
-        return text
+        return idn.path_called(text)
     if kind not in TARGETS or not name:
+        hint = ""
+        if kind in FILTER_FIELDS and name:
+            mail = shlex.quote(text)
+            hint = f"; `mta pause {mail}` keeps that mail, `mta reroute POOL {mail}` has it go from other sources"
         raise OperatorError(exits.USAGE, f"{text}: expected a path, or one of "
-                            + ", ".join(f"{one}=NAME" for one in TARGETS))
-    return f"{kind}:{name}"
+                            + ", ".join(f"{one}=NAME" for one in TARGETS) + hint)
+    if kind == "domain":
+        name = idn.in_a_labels(name)
+    return f"{kind}:{name.lower() if kind == 'provider' else name}"
 
 
-def give(options: argparse.Namespace, kind: str, done: str, **fields: Any) -> int:
+def give(options: argparse.Namespace, kind: Kind, done: str, **fields: Any) -> int:
     """Show what an order touches, ask, give it, and say what came of it. The exit code."""
-    expression = fields.get("filter", "")
+    try:
+        Order(0, kind, "", 0, **fields).check()
+    except OrderError as error:
+        raise OperatorError(exits.USAGE, str(error)) from error
+    expression = fields.get("filter", "") or _mail_of(fields["target"])
     with connect(options) as client:
         touched = client.touched(expression) if expression else None
         if not options.json:
-            _print_touched(touched, kind, fields)
+            _print_touched(touched, expression, kind, fields)
         if options.dry_run:
             if options.json:
                 _print_json(touched, OrderAnswer())
@@ -118,51 +153,89 @@ def give(options: argparse.Namespace, kind: str, done: str, **fields: Any) -> in
     return tell_missing(answer.missing)
 
 
-def end(options: argparse.Namespace, client: ControlClient, found: list[OrderRow]) -> int:
-    """End these orders. The exit code."""
-    answer = client.end([one.number for one in found])
+def _mail_of(target: str) -> str:
+    """The expression for the mail that a target holds, "" when it depends on the way that this goes."""
+    kind, _, name = target.partition(":")
+    return f'{kind}="{name}"' if kind in _COUNTED and ">" not in name else ""
+
+
+def end(options: argparse.Namespace, client: ControlClient, found: list[OrderRow], lifted: Sequence[str] = ()) -> int:
+    """End these orders, and tell what of rules was `lifted`. The exit code. A dry run tells what would be."""
+    if options.dry_run:
+        answer = OrderAnswer(found)
+    else:
+        answer = client.end([one.number for one in found]) if found else OrderAnswer()
+    is_ended = "would be ended" if options.dry_run else "is ended"
     if options.json:
-        _print_json(None, answer)
+        print(json.dumps({"touched": None, **dataclasses.asdict(answer), "lifted": list(lifted)}))
     else:
         for one in answer.orders:
-            print(f"order {one.number} is ended: {describe(one)}")
+            print(f"order {one.number} {is_ended}: {describe(one)}")
+        for text in lifted:
+            print(f"{is_ended.removeprefix('is ')}: {printable(text)}")
     return tell_missing(answer.missing)
 
 
+def add_ending(parser: argparse.ArgumentParser, json: str) -> None:
+    """The options of every command that ends orders; `json` says what its answer is."""
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only show what would be ended")
+    add_json(parser, json)
+    add_instance(parser)
+
+
 def no_such(client: ControlClient, kinds: tuple[str, ...], wanted: str) -> OperatorError:
-    """Nothing to end: what there is instead."""
-    there = [f"{one.number} ({describe(one)})" for one in client.orders().orders if one.kind in kinds]
+    """Nothing to end: what there is instead, first of all an order of another kind about the same."""
+    orders = client.orders().orders
+    for one in orders:
+        if one.kind not in kinds and is_about(one, wanted):
+            return OperatorError(exits.NO_INPUT, f"there is no such order: {wanted}; order {one.number} "
+                                 f"({describe(one)}) is ended by `mta {_ending(one)}`")
+    there = [f"{one.number} ({describe(one)})" for one in orders if one.kind in kinds]
     return OperatorError(exits.NO_INPUT, f"there is no such order: {wanted}; "
                          + (f"in force: {', '.join(there)}" if there else f"no {' or '.join(kinds)} is in force"))
 
 
+def is_about(one: OrderRow, wanted: str) -> bool:
+    """Whether an order is about the mail, or the target, that `wanted` names."""
+    try:
+        return one.target == target_of(wanted) if one.target else same_mail(one.filter, wanted)
+    except (OperatorError, FilterError):
+        return False
+
+
+def _ending(one: OrderRow) -> str:
+    """The words that end an order."""
+    what = shlex.quote(_typed(one.target) if one.target else one.filter)
+    words = {"pause": f"resume {what}", "freeze": f"resume {what}", "suspend": f"unsuspend {what}",
+             "limit": f"limit {what} off", "reroute": f"reroute off {what}"}
+    return words.get(one.kind, f"orders cancel {one.number}")
+
+
+def _typed(target: str) -> str:
+    """A target as it is typed; the name of a path as it is, which may have the address of a host in it."""
+    kind, _, name = target.partition(":")
+    return f"{kind}={name}" if kind in TARGETS and ">" not in name else target
+
+
 def describe(one: OrderRow) -> str:
     """An order in a few words."""
-    what = one.target.replace(":", "=", 1) if one.target else one.filter
+    what = _typed(one.target) if one.target else one.filter
     words = [printable(one.kind), printable(what)]
     if one.pool:
         words.append(f"to pool {printable(one.pool)}")
-    if one.connections is not None:
-        words.append(f"connections={one.connections}")
-    if one.rate is not None:
-        words.append(f"rate={one.rate:g}/s" if one.rate >= 1 else f"rate={one.rate * 60:g}/min")
-    return " ".join(words)
+    limited = limit_words(one.connections, one.rate)
+    return " ".join([*words, limited] if limited else words)
 
 
-def same_filter(one: str, other: str) -> bool:
-    """Whether two expressions are the same but for spaces and case."""
-    return one.lower().split() == other.lower().split()
-
-
-def _print_touched(touched: TouchList | None, kind: str, fields: dict[str, Any]) -> None:
+def _print_touched(touched: TouchList | None, expression: str, kind: str, fields: dict[str, Any]) -> None:
     if touched is None:
-        print(f"{kind} {printable(fields['target']).replace(':', '=', 1)}")
+        print(f"{kind} {printable(_typed(fields['target']))}")
         return
     if touched.rows:
         print_table(_COLUMNS, ([row.queue, f"{row.deliveries:,}", f"{row.recipients:,}"]
                                for row in touched.rows[:_SHOWN]))
     at_least = "" if touched.exact else "at least "
-    print(f"{printable(fields['filter'])} is {at_least}{count(touched.deliveries, 'delivery', 'deliveries')} to "
+    print(f"{printable(expression)} is {at_least}{count(touched.deliveries, 'delivery', 'deliveries')} to "
           f"{count(touched.recipients, 'recipient')} in {count(touched.queues, 'queue')} now")
 
 

@@ -1,4 +1,4 @@
-"""`mta orders`: what operators have ordered and is in force."""
+"""`mta orders`: what operators have ordered, and rules on replies decided, and is in force."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import json
 import time
 from collections.abc import Sequence
 
-from mta.cli.options import add_instance, add_json, add_parser, connect
-from mta.cli.ordering import describe, end, no_such
+from mta.cli.options import add_parser, connect
+from mta.cli.ordering import add_ending, describe, end, no_such
 from mta.cli.queue import tell_missing
 from mta.cli.text import Column, age, count, print_table, until
 from mta.control import exits
@@ -18,10 +18,13 @@ from mta.control.protocol import OrderRow
 
 _DESCRIPTION = """\
 List what operators have ordered and is in force: pauses, suspensions, limits, and what is still being gone through,
-with its progress. All of it outlives restarts. `cancel` ends orders of any kind; what a sweep has done stays done."""
+with its progress; then what rules on replies suspend or limit just now, BY the rule, without a number: `mta unsuspend`
+and `mta limit TARGET off` end that. All of it outlives restarts. `cancel` ends orders of any kind; what a sweep has
+done stays done."""
 
 _EXAMPLES = """\
   mta orders
+  mta orders --json | jq -r 'select(.by | startswith("rule ")) | .target'
   mta orders cancel 12 14
   mta events --event order                who ordered what, and when"""
 
@@ -33,10 +36,9 @@ _COLUMNS = (
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = add_parser(commands, "orders", "list and cancel what operators ordered", _DESCRIPTION, _EXAMPLES)
+    parser = add_parser(commands, "orders", "list what operators ordered and rules decided", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("words", metavar="cancel NUMBER", nargs="*", help="end these orders")
-    add_json(parser, "one JSON object per order")
-    add_instance(parser)
+    add_ending(parser, "one JSON object per order; `number` is 0 of what a rule decided")
     parser.set_defaults(run=run)
 
 
@@ -48,16 +50,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace, kinds: Sequence[str] = ()) -> int:
-    """List the orders in force, all or of these kinds. The exit code."""
+    """List what is in force of operators and rules, all or of these kinds. The exit code."""
     with connect(options) as client:
-        found = client.orders()
-    found.orders = [one for one in found.orders if not kinds or one.kind in kinds]
+        found = client.orders(ruled=True)
+    rows = [one for one in (*found.orders, *found.ruled) if not kinds or one.kind in kinds]
     if options.json:
-        for one in found.orders:
+        for one in rows:
             print(json.dumps(dataclasses.asdict(one)))
-    elif found.orders:
+    elif rows:
         now_us = time.time_ns() // 1000
-        print_table(_COLUMNS, (_cells(one, now_us) for one in found.orders))
+        print_table(_COLUMNS, (_cells(one, now_us) for one in rows))
+        if found.ruled_more:
+            print(f"and {found.ruled_more:,} more that rules on replies decided")
     else:
         print(f"no {' or '.join(kinds)} is in force" if kinds else "no orders are in force")
     return tell_missing(found.missing)
@@ -78,5 +82,7 @@ def _cells(one: OrderRow, now_us: int) -> list[str]:
     done = ""
     if one.shards:
         done = f"{count(one.deliveries, 'delivery', 'deliveries')}, {one.shards_done} of {count(one.shards, 'shard')}"
+        if one.unreadable:
+            done += f", {count(one.unreadable, 'record')} cannot be read"
     since, ends = age(one.at_us, now_us), until(one.until_us, now_us)
-    return [str(one.number), describe(one), one.by, since, ends, done, one.reason]
+    return [str(one.number) if one.number else "-", describe(one), one.by, since, ends, done, one.reason]

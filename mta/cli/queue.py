@@ -16,8 +16,8 @@ from mta.control.protocol import MAX_ROWS, QUEUE_ORDERS, Missing, QueueRow
 
 _DESCRIPTION = """\
 List the queues of the running MTA, one line each: its deliveries (a delivery is a message to one domain), their
-recipients, how many are being delivered, when the next is tried, and why nothing moves: a limit, a pause, or the last
-reply that deferred something."""
+recipients, how many are being delivered, when the next is tried, and why nothing moves: a limit, a pause, or, while it
+waits for its retry time, the last reply that deferred something."""
 
 _EXAMPLES = """\
   mta queue                           the fullest queues
@@ -102,7 +102,7 @@ def run_list(options: argparse.Namespace) -> int:
             f"{count(found.queues, 'queue')}, {count(found.deliveries, 'delivery', 'deliveries')}, "
             f"{count(found.recipients, 'recipient')}"
         )
-    else:
+    elif not found.missing or options.pattern:
         print(f"no queue matches {printable(options.pattern)!r}" if options.pattern else "the queue is empty")
     return tell_missing(found.missing)
 
@@ -117,7 +117,8 @@ def run_show(options: argparse.Namespace) -> int:
         for delivery in found.deliveries:
             print(json.dumps(dataclasses.asdict(delivery)))
     if found.row is None:
-        print(f"mta: there is no queue {printable(options.queue)!r}: it is empty, or never was", file=sys.stderr)
+        if not found.missing:  # they were named: it may be there
+            print(f"mta: there is no queue {printable(options.queue)!r}: it is empty, or never was", file=sys.stderr)
         return code or exits.NO_INPUT
     if not options.json:
         now_us = time.time_ns() // 1000
@@ -138,12 +139,13 @@ def tell_missing(missing: list[Missing]) -> int:
 
 
 def _cells(row: QueueRow, now_us: int) -> list[str]:
+    is_held = row.state in ("paused", "suspended") and row.next_due_us <= now_us  # until somebody ends it
     return [
         row.name,
         f"{row.deliveries:,}",
         f"{row.recipients:,}",
         f"{row.in_flight:,}",
-        until(row.next_due_us, now_us),
+        "-" if is_held else until(row.next_due_us, now_us),
         row.state,
-        row.reason or row.last_reply,
+        (row.state != "waiting" and row.reason) or row.last_reply or row.reason,
     ]

@@ -52,14 +52,14 @@ This page is made from the commands' own `--help`.
 |---|---|---|
 | 0 | | done |
 | 1 | damaged | `mta spool verify` found something that is not as it should be |
-| 64 | usage | the command line is wrong |
+| 64 | usage | the command line is wrong, or what it asks for makes no sense, as an unknown pool |
 | 65 | data | the input is wrong: a message refused for good, a spool of a newer version |
 | 66 | no input | what was asked for is not there: a file, a queue, a message |
 | 67 | no user | the user to run as does not exist |
 | 69 | unavailable | the MTA is not running or does not answer, a port is taken, a host cannot be reached |
 | 70 | software | a bug of ours; the traceback is on stderr |
-| 71 | system | the system refused something that should work |
-| 73 | cannot create | spool or runtime directory cannot be made or written |
+| 71 | system | the system refused something that should work; something stored is damaged |
+| 73 | cannot create | spool or runtime directory cannot be made or written; then nothing was ordered |
 | 75 | temporary | try again later: another instance runs, an answer is incomplete, a message was refused for now |
 | 77 | no permission | not allowed: a port below 1024, a socket, a change of user |
 | 78 | configuration | the configuration has errors; they were printed |

@@ -8,6 +8,7 @@ import sys
 from typing import Any, get_args
 
 from mta.cli.options import add_config, add_json, add_parser
+from mta.cli.text import Column, print_table
 from mta.config.loader import load
 from mta.config.problems import ConfigError, printable
 from mta.config.providers import definitions
@@ -43,6 +44,9 @@ exit codes:
 
 _CLASSES = """\
 Print the classes of replies: what each means, and whom it blames."""
+
+
+_COLUMNS = (Column("RULE"), Column("PROVIDER"), Column("CLASS"), Column("WHAT IS DONE", shrinks=True))
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -103,9 +107,8 @@ def run_list(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([_facts(rule.kind, rule)  for rule in rules]))
         return exits.OK
-    for rule in rules:
-        where = ", ".join(rule.providers)
-        print(f"{rule.name:26} {where:24} {rule.kind:18} {'; '.join(_consequences(rule))}".rstrip())
+    print_table(_COLUMNS, ([rule.name, ", ".join(rule.providers) or "any", rule.kind, "; ".join(_consequences(rule))]
+                           for rule in rules))
     return exits.OK
 
 

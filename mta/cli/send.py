@@ -13,7 +13,7 @@ from typing import Final
 
 from mta.cli.options import add_config, add_parser, load_config
 from mta.cli.text import printable
-from mta.config.units import Endpoint
+from mta.config.hosts import Endpoint
 from mta.control import exits
 
 _DESCRIPTION = """\

@@ -13,14 +13,15 @@ from typing import Any, Final
 
 from mta.cli.options import add_config, add_json, add_parser
 from mta.config.describe import Option, options_of, plain_value, section_of, written
+from mta.config.hosts import format_network, parse_domain
 from mta.config.loader import load
 from mta.config.problems import ConfigError, printable, quoted
 from mta.config.providers import Providers, definitions
 from mta.config.schema import Config
 from mta.config.shaping import Layer, Match, Origin, Shaping, Total
-from mta.config.units import format_network, parse_domain
 from mta.control import exits
 from mta.control.exits import OperatorError
+from mta.queue.idn import path_called
 
 _SHOW = """\
 Print what holds for mail to a domain, to the sites of a provider, or for a path as `mta queue` names it: each option
@@ -127,6 +128,7 @@ def _subject(config: Config, text: str) -> _Subject:
 
 
 def _path(config: Config, text: str) -> _Subject:
+    text = path_called(text)
     match = _PATH.fullmatch(text)
     if match is None:
         raise OperatorError(exits.USAGE, f"{quoted(text)} is no name of a path")

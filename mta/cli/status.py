@@ -76,6 +76,7 @@ def _total(status: Status) -> WorkerStatus:
     for name in ("loop_lag_p99_ms", "loop_lag_max_ms"):
         setattr(total, name, max((getattr(worker, name) for worker in status.workers), default=0.0))
     total.intake = next((worker.intake for worker in status.workers if worker.intake), "")
+    total.damage = next((worker.damage for worker in status.workers if worker.damage), "")
     return total
 
 
@@ -101,6 +102,8 @@ def _print(status: Status, total: WorkerStatus, now_us: int) -> None:
     for worker in status.workers:
         if worker.intake:
             print(f"worker {worker.worker} takes no new mail: {printable(worker.intake)}")
+        if worker.damage:
+            print(f"worker {worker.worker}: {printable(worker.damage)}")
         for door in worker.doors:
             print(f"worker {worker.worker}: {printable(door)}")
     print()

@@ -12,7 +12,7 @@ import sys
 from mta.access.users import Entry, UsersError, change, entry_of, read
 from mta.cli.options import add_config, add_json, add_parser, load_config
 from mta.cli.text import printable
-from mta.config.units import parse_user_name
+from mta.config.forms import parse_user_name
 from mta.control.exits import CANNOT_CREATE, CONFIG, DATA, NO_PERMISSION, OK, USAGE, OperatorError
 
 _DESCRIPTION = """\

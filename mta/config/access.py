@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from mta.config.forms import FilePath, HttpUrl
 from mta.config.option import option
-from mta.config.units import Duration, FilePath, HttpUrl, Rate, Size
+from mta.config.units import Duration, Rate, Size
 
 Mechanism: TypeAlias = Literal["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN", "LOGIN"]
 MECHANISMS: tuple[Mechanism, ...] = ("SCRAM-SHA-256", "PLAIN", "LOGIN")

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
 from mta.config.access import Access
+from mta.config.hosts import Network
 from mta.config.problems import OptionPath
 from mta.config.schema import Config, Listener
-from mta.config.units import Network, Size, format_size
+from mta.config.units import Size, format_size
 
 _T = TypeVar("_T")
 

@@ -19,30 +19,16 @@ from typing import Any, Final, Literal, Union, get_args, get_origin
 from mta.config import tree
 from mta.config.build_layer import read_layer
 from mta.config.describe import expected_text, one_of, options_of, section_of
+from mta.config.forms import Directory, FilePath, ProvidersFile, SenderPattern, UserName, parse_directory
+from mta.config.hosts import Domain, Endpoint, HostOrNetwork, HostPattern, Network, RouteKey
+from mta.config.kinds import KINDS
 from mta.config.problems import Fault, OptionPath, Problem, path_text, printable, quoted
 from mta.config.reply_book import ReplyRules
 from mta.config.reply_rules import read_rules
 from mta.config.schema import Config, Route
 from mta.config.shaping import DestinationRules, Layer
 from mta.config.tree import Node, Scalar, Sequence
-from mta.config.units import (
-    KINDS,
-    Directory,
-    Domain,
-    Duration,
-    Endpoint,
-    FilePath,
-    HostOrNetwork,
-    HostPattern,
-    Network,
-    ProvidersFile,
-    Rate,
-    RouteKey,
-    SenderPattern,
-    Size,
-    UserName,
-    parse_directory,
-)
+from mta.config.units import Duration, Rate, Size
 
 MAX_PROBLEMS = 500
 _LISTED_ONCE: Final = (Endpoint, Network, HostPattern, HostOrNetwork, Domain, Rate, SenderPattern)

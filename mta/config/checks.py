@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
+from mta.config.hosts import Domain
 from mta.config.option import option
-from mta.config.units import Domain, Size
+from mta.config.units import Size
 
 Missing: TypeAlias = Literal["add", "warn", "refuse"]
 Lenient: TypeAlias = Literal["accept", "warn", "refuse"]

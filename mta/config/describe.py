@@ -11,33 +11,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-from mta.config.reply_book import ReplyRules
-from mta.config.schema import Route
-from mta.config.shaping import UNSET, DefaultLayer, Layer, Shaping
-from mta.config.units import (
-    KINDS,
-    Directory,
+from mta.config.forms import Directory, FilePath, HeaderName, HttpUrl, Name, ProvidersFile, SenderPattern, UserName
+from mta.config.hosts import (
     Domain,
-    Duration,
     Endpoint,
-    FilePath,
-    HeaderName,
     HostName,
     HostOrNetwork,
     HostPattern,
-    HttpUrl,
     IPv4,
     IPv6,
-    Name,
     Network,
-    ProvidersFile,
     Proxy,
-    Rate,
     RouteKey,
-    SenderPattern,
-    Size,
-    UserName,
 )
+from mta.config.kinds import KINDS
+from mta.config.reply_book import ReplyRules
+from mta.config.schema import Route
+from mta.config.shaping import UNSET, DefaultLayer, Layer, Shaping
+from mta.config.units import Duration, Rate, Size
 
 
 @dataclass(frozen=True, slots=True)

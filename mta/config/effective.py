@@ -16,6 +16,9 @@ from mta.config.shaping import Layer
 # Mappings whose keys are the operator's.
 _BY_NAME = ("routes", "domains", "senders", "sources", "pools", "tenants", "providers", "users")
 
+# In these all that is set counts, also where it is what holds without it.
+_LAYERED = ("shaping", "providers")
+
 Places = Mapping[OptionPath, tuple[int, int]]
 
 
@@ -171,13 +174,30 @@ def changes(old: Config, new: Config) -> list[Change]:
 def _differences(old: Iterable[Setting], new: Iterable[Setting]) -> list[Change]:
     before, after = (
         {one.path: one for one in found if one.value or section_of(one.option.type) is None} for found in (old, new))
-    result = []
+    sections = _sections(before) & _sections(after)
+    result: dict[OptionPath, Change] = {}
     for path in [*after, *(path for path in before if path not in after)]:
         one, other = before.get(path), after.get(path)
         old_text, new_text = one.text if one else "", other.text if other else ""
-        if old_text != new_text:
-            result.append(Change(path, old_text, new_text, _needs_restart(path, one is None or other is None)))
-    return result
+        if old_text == new_text:
+            continue
+        only = other if one is None else one
+        if (one is None or other is None) and only is not None and path[0] not in _LAYERED:
+            # Of a section that comes or goes only what it says; of one that says nothing, that it does.
+            root = next((path[:length] for length in range(1, len(path)) if path[:length] not in sections
+                         and path[length - 1] not in _BY_NAME and not isinstance(path[length], int)), None)
+            if root is not None and only.value == only.option.default:
+                empty = ("", "{}") if one is None else ("{}", "")
+                result.setdefault(root, Change(root, *empty, _needs_restart(root, True)))
+                continue
+            if root is not None:
+                result[root] = Change(root, "", "", False)
+        result[path] = Change(path, old_text, new_text, _needs_restart(path, one is None or other is None))
+    return [one for one in result.values() if one.old or one.new]
+
+
+def _sections(found: Iterable[OptionPath]) -> set[OptionPath]:
+    return {path[:length] for path in found for length in range(1, len(path))}
 
 
 def _rule_changes(old: Sequence[ReplyRule], new: Sequence[ReplyRule]) -> Iterator[Change]:

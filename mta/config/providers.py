@@ -15,8 +15,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from mta.config.hosts import Network, format_network, pattern_suffix
 from mta.config.shaping import DestinationRules, Match, ShapingRules
-from mta.config.units import Network, format_network, pattern_suffix
 
 
 class Found(NamedTuple):

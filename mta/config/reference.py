@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
 from mta.config.describe import Option, options_of, own_options_of, section_of, type_text, without_none, written
+from mta.config.kinds import KINDS
 from mta.config.reply_book import ReplyRules
 from mta.config.schema import Config
-from mta.config.units import KINDS, Duration, Size
+from mta.config.units import Duration, Size
 
 _WIDTH = 118
 _AT_THE_TOP = [section_of(option.type) for option in options_of(Config).values()]
@@ -39,7 +40,8 @@ One YAML file, `/etc/mta/mta.yaml` unless `-c FILE` or `MTA_CONFIG` names anothe
   sizes are above zero unless said otherwise.
 - **Whole numbers**: `20000` or `20_000`. **Truth**: `true`, `yes`, `on` and `false`, `no`, `off`.
 - **Addresses**: `127.0.0.1:25`, `"[::1]:25"`. **Networks**: `10.0.0.0/8`, `2001:db8::/32`, or one address.
-- **Domains**: case does not matter, international names may be written as such (`bücher.example`).
+- **Domains**: case does not matter, international names may be written as such (`bücher.example`), an address literal
+  in any spelling (`"[IPv6:2001:db8::1]"`). In a pattern of hosts a label with a `*` in it is ASCII.
 - **Directories**: relative ones are taken from the directory of the configuration file, `~/` is the home directory.
 - **Lists** of one may be written without brackets. An option without a value (`smtp:`) is an empty section or list.
 - A name given twice, an unknown option, a value that fits nothing and options that contradict each other are errors.

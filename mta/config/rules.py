@@ -13,9 +13,10 @@ from typing import TypeAlias, TypeVar
 
 from mta.config import access_rules, shaping_rules
 from mta.config.checks import CheckChanges, changed, uri_fault
+from mta.config.hosts import Endpoint, Network
 from mta.config.problems import OptionPath, path_text
 from mta.config.schema import Config, Retry, SmtpIn
-from mta.config.units import Duration, Endpoint, Network, format_duration, format_size
+from mta.config.units import Duration, format_duration, format_size
 
 Finding: TypeAlias = tuple[OptionPath, str]
 _T = TypeVar("_T")

@@ -19,8 +19,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias
 
+from mta.config.forms import Name
+from mta.config.hosts import Domain, HostOrNetwork, HostPattern, Network
 from mta.config.option import option
-from mta.config.units import Domain, Duration, HostOrNetwork, HostPattern, Name, Network, Rate
+from mta.config.units import Duration, Rate
 
 Families: TypeAlias = Literal["both", "ipv4", "ipv6", "ipv4-first", "ipv6-first"]
 TlsPolicy: TypeAlias = Literal["opportunistic", "required", "off"]

@@ -11,11 +11,12 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import combinations
 from typing import Any, Final, NamedTuple
 
+from mta.config.hosts import format_network
 from mta.config.problems import OptionPath, path_text, quoted
 from mta.config.providers import definitions, own_names
 from mta.config.schema import Config
 from mta.config.shaping import UNSET, DestinationRules, Layer, Match, Shaping
-from mta.config.units import Rate, format_duration, format_network, format_rate
+from mta.config.units import Rate, format_duration, format_rate
 
 Finding = tuple[OptionPath, str]
 

@@ -9,17 +9,22 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import gevent
 import gevent.event
 
 from mta.control import protocol
+from mta.control.exits import OS_ERROR, USAGE
 from mta.control.explaining import Explaining
+from mta.control.explanation import Explanation
 from mta.control.paging import Paging
 from mta.control.protocol import RequestError
-from mta.delivery.explain import held_by, standing, why_not_now
+from mta.delivery.decisions import held_by
+from mta.delivery.explain import brief, foresee, rerouted, standing, why_not_now
+from mta.queue import idn
 from mta.queue.filter import Filter
 from mta.queue.ids import format_id, parse_id, shard_of
-from mta.queue.index import QueueTotals
 from mta.queue.orders import due_of
+from mta.queue.passes import QueueTotals
 from mta.queue.records import (
     EIGHT_BIT,
     NOTIFICATION,
@@ -38,6 +43,8 @@ if TYPE_CHECKING:
     from mta.control.worker import Worker
 
 HEADERS_SHOWN = 256_000
+ANSWER_S = 4.0  # less than the control process waits (`server.ASK_TIMEOUT_S`)
+_READING = ("queues", "queue", "message", "body", "touched", "explain", "page")  # the index, to answer
 _NOTIFY = ((NOTIFY_NEVER, "NEVER"), (NOTIFY_SUCCESS, "SUCCESS"), (NOTIFY_FAILURE, "FAILURE"), (NOTIFY_DELAY, "DELAY"))
 _FLAGS = ((EIGHT_BIT, "8BITMIME"), (SMTPUTF8, "SMTPUTF8"), (NOTIFICATION, "NOTIFICATION"))
 
@@ -50,6 +57,15 @@ class Answers:
 
     def answer(self, command: str, arguments: dict[str, Any]) -> object:
         """The result of one request. Runs in a greenlet of its own and may wait. Raises RequestError."""
+        damage = self._damage() if command in _READING else ""
+        # What lies on a damaged page of an index is never answered (`mta.queue.checkpointing`).
+        with gevent.Timeout(ANSWER_S if damage else None, RequestError(damage)):
+            found = self._answer(command, arguments)
+        if _is_nothing(found) and (damage := self._damage()):
+            raise RequestError(f"not found, but {damage}")
+        return found
+
+    def _answer(self, command: str, arguments: dict[str, Any]) -> object:
         try:
             match command:
                 case "status":
@@ -57,7 +73,7 @@ class Answers:
                 case "queues":
                     return self._queues(arguments)
                 case "queue":
-                    return self._queue(str(arguments["name"]), _rows(arguments))
+                    return self._queue(idn.queue_called(str(arguments["name"])), _rows(arguments))
                 case "message":
                     return self._message(str(arguments["id"]))
                 case "body":
@@ -75,8 +91,11 @@ class Answers:
                 case "sweeps":
                     return self._sweeps(int(arguments["serial"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise RequestError(f"{command}: wrong arguments: {error}") from None
+            raise RequestError(f"{command}: wrong arguments: {error}", USAGE) from None
         raise RequestError(f"unknown command {command!r:.60}")
+
+    def _damage(self) -> str:
+        return "; ".join(store.damage for store in self._worker.stores.values() if store.damage)
 
     def _status(self) -> protocol.WorkerStatus:
         worker = self._worker
@@ -95,6 +114,7 @@ class Answers:
             sessions=sum(listener.sessions for listener in worker.listeners),
             connections=len(worker.engine.connections),
             intake=worker.store.room() or worker.occupancy.content.trouble() or "",
+            damage=self._damage(),
             accepted_messages=counters.accepted_messages, accepted_recipients=counters.accepted_recipients,
             delivered=counters.delivered, deferred=counters.deferred, bounced=counters.bounced,
             expired=counters.expired, deleted=counters.deleted, check_refusals=worker.intake.checker.refused,
@@ -119,10 +139,10 @@ class Answers:
         limit = _rows(arguments)
         order = arguments.get("order", "deliveries")
         if order not in protocol.QUEUE_ORDERS:
-            raise RequestError(f"queues: order must be one of {', '.join(protocol.QUEUE_ORDERS)}")
+            raise RequestError(f"queues: order must be one of {', '.join(protocol.QUEUE_ORDERS)}", USAGE)
         names = arguments.get("names")
         patterns = [glob.escape(str(name)) for name in names] if names is not None else [
-            str(arguments.get("pattern", ""))]
+            as_pattern(str(arguments.get("pattern", "")))]
         rows: list[protocol.QueueRow] = []
         result = protocol.QueueList()
         for shard, store in self._worker.stores.items():
@@ -130,6 +150,7 @@ class Answers:
                 found: list[QueueInfo]
                 totals: QueueTotals
                 found, totals = _ask_pair(store.list_queues, pattern, limit)
+                foresee(self._worker.engine, [info.name for info in found], in_list=True)
                 rows += [self._row(shard, info) for info in found]
                 result.queues += totals.queues
                 result.deliveries += totals.deliveries
@@ -144,7 +165,8 @@ class Answers:
         stands = standing(self._worker.engine, shard, info.name, info.next_due_us)
         last = info.last
         return protocol.QueueRow(
-            info.name, domain_of(info.name), info.deliveries, info.recipients, max(due_of(info.next_due_us), 0),
+            info.name, domain_of(info.name), info.deliveries, info.recipients,
+            max(due_of(info.next_due_us), stands.until_us, 0),
             in_flight=stands.in_flight, connections=stands.connections, state=stands.state, reason=stands.reason,
             last_reply=last.reply if last is not None else "", last_reply_us=last.time_us if last is not None else 0)
 
@@ -183,14 +205,14 @@ class Answers:
 
     def _body(self, text: str, offset: int, length: int) -> bytes | None:
         if not 1 <= length <= protocol.BODY_CHUNK or offset < 0:
-            raise RequestError(f"body: length must be 1 to {protocol.BODY_CHUNK}")
+            raise RequestError(f"body: length must be 1 to {protocol.BODY_CHUNK}", USAGE)
         found = self._find(text)
         if found is None:
             return None
         try:
             return self._worker.read_body(found[0], found[1])[offset : offset + length]
         except (BodyDamaged, BodyUnreadable) as damage:
-            raise RequestError(str(damage)) from None
+            raise RequestError(str(damage), OS_ERROR) from None
 
     # -- orders --------------------------------------------------------------------------------------------------
 
@@ -217,7 +239,7 @@ class Answers:
         if controls.orders.serial < serial:  # a sweep that is not known here yet is not over: we are starting, say
             raise RequestError("does not know all orders yet")
         return protocol.SweepList([
-            protocol.SweepRow(number, shard, one.deliveries, one.recipients, one.finished)
+            protocol.SweepRow(number, shard, one.deliveries, one.recipients, one.finished, one.unreadable)
             for (shard, number), one in controls.sweeps.progress.items()])
 
     def _delivery(self, one: Delivery) -> protocol.DeliveryRow:
@@ -238,7 +260,22 @@ class Answers:
             message.size, message.arrival_us, due_of(one.due_us), one.attempts,
             in_flight, one.maybe_duplicate,
             [protocol.AttemptRow(attempt.time_us, attempt.remote, attempt.reply) for attempt in one.history],
-            expires_us, held_by(held) if held is not None else reason)
+            expires_us, held_by(held) if held is not None else reason,
+            brief(engine, rerouted(engine, one.queue)))
+
+
+def _is_nothing(found: object) -> bool:
+    """Whether an answer says that something is not there."""
+    if isinstance(found, protocol.DeliveryList):
+        return found.row is None
+    return found is None or (isinstance(found, Explanation) and not found.rows)
+
+
+def as_pattern(text: str) -> str:
+    """A part of a name as a shell pattern; one that is a pattern already as it is, but for an address literal."""
+    if idn.literal(text):
+        return f"*{glob.escape(idn.literal(text))}*"
+    return text if not text or any(mark in text for mark in "*?[") else f"*{text}*"
 
 
 def _rows(arguments: dict[str, Any]) -> int:

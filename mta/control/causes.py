@@ -14,6 +14,7 @@ from typing import Final
 
 from mta.control.protocol import Missing
 from mta.delivery.reason import Reason
+from mta.queue.scheduler import domain_of
 
 MOST: Final = 5000
 OTHERS: Final = "other causes of this kind, not told apart"
@@ -77,6 +78,9 @@ class Causes:
         row.until_us = _first(row.until_us, reason.until_us)
         if not row.example:
             row.example, row.example_queue, row.remedy = example, queue, reason.remedy
+            if reason.kind == "retry" and reason.numbers:  # one message is what the reason itself names
+                row.remedy = (f"`mta retry --domain {domain_of(queue)}` tries it now; `retry` in shaping sets the "
+                              "schedule")
 
     def add(self, rows: Iterable[CauseRow]) -> None:
         """What the next page says."""

@@ -24,6 +24,15 @@ class FrameError(Exception):
     """The peer does not speak this protocol, or the frame is longer than allowed. The connection is of no more use."""
 
 
+def why(error: Exception) -> str:
+    """Why nothing came over a channel, for people."""
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return "nobody listens on its socket"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error)
+
+
 class StreamSocket(Protocol):
     """What a channel needs of a socket: the standard one and gevent's both have it."""
 

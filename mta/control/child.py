@@ -43,7 +43,7 @@ class Child:
 
     def __init__(self, setup: ChildSetup) -> None:
         self.setup = setup
-        self.config: Config = None  # type: ignore[assignment]  # attach() sets it before anyone sees us
+        self.config: Config  # attach() sets it before anyone sees us
         self.stop_requested = gevent.event.Event()
         self.deadline = math.inf
         self.orphaned = False
@@ -72,13 +72,12 @@ class Child:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         rest: list[Any] = []
-        while child.config is None:
+        while not (rest and rest[0][0] == "config"):
             data = child._line.recv(262_144)
             if not data:
                 raise SystemExit(exits.OK)  # the supervisor is gone before we began
             rest += child._reader.feed(data)
-            if rest and rest[0][0] == "config":
-                child.config = pickle.loads(rest.pop(0)[1])
+        child.config = pickle.loads(rest.pop(0)[1])
         log.set_up(child.setup.name, child.config.log)
         for message in rest:
             child._handle(message)

@@ -11,11 +11,12 @@ from typing import Any, Final, TypeVar
 
 from mta.control import protocol
 from mta.control.causes import Page
-from mta.control.channel import REPLY_LIMIT, Channel, FrameError
+from mta.control.channel import REPLY_LIMIT, Channel, FrameError, why
 from mta.control.exits import NO_PERMISSION, SOFTWARE, TEMPORARY, UNAVAILABLE, OperatorError
 from mta.control.explanation import Explanation
 from mta.control.protocol import (
     DeliveryList,
+    LiftAnswer,
     MessageDetail,
     OrderAnswer,
     OrderList,
@@ -112,9 +113,13 @@ class ControlClient:
         """End orders."""
         return self._typed(OrderAnswer, "end", {"numbers": numbers})
 
-    def orders(self) -> OrderList:
-        """All orders in force."""
-        return self._typed(OrderList, "orders", {})
+    def lift(self, targets: list[str], what: str) -> LiftAnswer:
+        """End what rules on replies decided about these targets: `suspension`s or `limit`s. All workers act at once."""
+        return self._typed(LiftAnswer, "lift", {"targets": targets, "what": what})
+
+    def orders(self, ruled: bool = False) -> OrderList:
+        """All orders in force, and what rules on replies suspend or limit now if that is asked for."""
+        return self._typed(OrderList, "orders", {"ruled": True} if ruled else {})
 
     def _typed(self, kind: type[T], command: str, arguments: dict[str, Any]) -> T:
         return self._convert(kind, self._ask(command, arguments))
@@ -132,12 +137,13 @@ class ControlClient:
         except TimeoutError as error:
             raise OperatorError(UNAVAILABLE, f"the MTA does not answer within {TIMEOUT_S:.0f} s") from error
         except (OSError, EOFError, FrameError) as error:
-            raise OperatorError(UNAVAILABLE, f"the MTA broke the connection off: {error}") from error
+            raise OperatorError(UNAVAILABLE, f"the MTA broke the connection off: {why(error)}") from error
         match reply:
             case ["ok", result]:
                 return result
-            case ["error", str(text)]:
-                raise OperatorError(UNAVAILABLE, text)
+        refusal = RequestError.of_reply(reply)
+        if refusal is not None:
+            raise OperatorError(refusal.exit_code, str(refusal))
         raise OperatorError(SOFTWARE, "the answer is not understood; is the MTA of another version?")
 
 

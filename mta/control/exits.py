@@ -10,7 +10,7 @@ from typing import Final
 
 OK: Final = 0
 DAMAGED: Final = 1  # `mta spool verify` found something
-USAGE: Final = 64  # the command line is wrong
+USAGE: Final = 64  # the command line is wrong, or what it asks for makes no sense
 DATA: Final = 65  # the input is wrong: a message that is refused for good, a spool of a newer version
 NO_INPUT: Final = 66  # a file named on the command line cannot be read
 NO_USER: Final = 67  # the user to run as does not exist

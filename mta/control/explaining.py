@@ -10,7 +10,7 @@ import gevent.event
 
 from mta.control.explanation import SHOWN, Explained, Explanation
 from mta.control.protocol import MAX_ROWS, AttemptRow
-from mta.delivery import explain, rule_progress
+from mta.delivery import explain, pathreasons, rule_progress
 from mta.delivery.path import Path
 from mta.delivery.reason import Reason
 from mta.queue.ids import format_id, parse_id, shard_of
@@ -69,6 +69,7 @@ class Explaining:
         if store is None:
             return []
         found: tuple[Message | None, list[Delivery]] = _ask(store.find_message, number)
+        explain.foresee(self._engine, [one.queue for one in found[1][:SHOWN]])
         return [self._delivery(one) for one in found[1]]
 
     def _delivery(self, one: Delivery) -> Explained:
@@ -78,7 +79,9 @@ class Explaining:
         rows, deliveries = [], []
         for shard, store in self._worker.stores.items():
             found: list[QueueInfo] = _ask(store.list_queues, pattern, MAX_ROWS)[0]
-            for info in [one for one in found if is_meant(one.name)][:SHOWN]:
+            meant = [one for one in found if is_meant(one.name)][:SHOWN]
+            explain.foresee(self._engine, [one.name for one in meant])
+            for info in meant:
                 rows.append(self._queue(shard, info))
                 if with_deliveries:
                     first: list[Delivery] = _ask(store.list_deliveries, info.name, DELIVERIES)[0]
@@ -89,6 +92,7 @@ class Explaining:
         state, reasons = explain.of_queue(self._engine, shard, info.name, info.next_due_us)
         stands = explain.standing(self._engine, shard, info.name, info.next_due_us)
         last = info.last
+        reasons = [*reasons, *explain.rerouted(self._engine, info.name)]
         return Explained(
             "queue", info.name, state, reasons, deliveries=info.deliveries, in_flight=stands.in_flight,
             connections=stands.connections, next_due_us=max(due_of(info.next_due_us), 0),
@@ -100,7 +104,7 @@ class Explaining:
         return [self._path(path) for path in list(self._engine.paths.values()) if is_meant(path)]
 
     def _path(self, path: Path) -> Explained:
-        reasons = explain.of_path(self._engine, path)
+        reasons = pathreasons.of_path(self._engine, path)
         in_flight = sum(len(connection.jobs) for connection in path.connections)
         if path.suspended_until_us > self._engine.clock_us():
             state = "suspended"
@@ -120,9 +124,11 @@ class Explaining:
                 row.rules = counted.get(row.name, row.rules)
 
     def _forgotten(self, name: str) -> list[Explained]:
-        """A path that is not in memory any more, when rules count for it."""
-        rules = rule_progress.of_path_name(self._engine, name)
-        return [Explained("path", name, "idle", rules=rules)] if rules else []
+        """A path that is not in memory any more, or not again since a start, when rules count for it or something was
+        decided about it."""
+        rules, reasons = rule_progress.of_path_name(self._engine, name), explain.of_name(self._engine, name)
+        state = "suspended" if any(one.kind == "suspension" for one in reasons) else "idle"
+        return [Explained("path", name, state, reasons, rules=rules)] if rules or reasons else []
 
     def _held(self, name: str) -> Explained:
         kind, _, rest = name.partition(":")
@@ -154,6 +160,7 @@ def delivery_row(engine: Engine, one: Delivery, state: str, reasons: list[Reason
     """A delivery that stands so, for the answer."""
     message = one.message
     expires_us = message.arrival_us + int(engine.settler.expires_s(one.domain) * 1_000_000)
+    reasons = [*reasons, *explain.rerouted(engine, one.queue)]
     return Explained(
         "delivery", one.queue, state, reasons, f"{format_id(message.id)}/{one.index}",
         [recipient.address for recipient in one.recipients], 1, int(state == "active"),

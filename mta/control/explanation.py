@@ -13,10 +13,12 @@ from typing import Final
 from mta.control.protocol import AttemptRow, Missing
 from mta.delivery import rule_progress
 from mta.delivery.reason import Reason, merge
+from mta.queue import idn
 from mta.queue.ids import parse_id
 
 KINDS: Final = ("message", "queue", "domain", "path", "provider", "source", "tenant")
 SHOWN: Final = 50
+_WITH_DOMAINS: Final = {"domain": idn.in_a_labels, "path": idn.path_called, "queue": idn.queue_called}
 LIVELIEST: Final = ("active", "ready", "suspended", "paused", "waiting", "idle", "gone")
 
 
@@ -54,17 +56,19 @@ def subject_of(text: str) -> tuple[str, str]:
     """Kind and name of what a person wrote: `tenant=acme`, or a message, queue, path or domain by its form."""
     kind, equals, name = text.partition("=")
     if equals and kind in KINDS:
-        return kind, name.lower() if kind in ("message", "domain", "provider") else name
+        if kind in _WITH_DOMAINS:
+            return kind, _WITH_DOMAINS[kind](name)
+        return kind, name.lower() if kind in ("message", "provider") else name
     try:
         parse_id(text)
         return "message", text.lower()
     except ValueError:
         pass
     if ">" in text or text.startswith("?"):
-        return "path", text
+        return "path", idn.path_called(text)
     if any(mark in text for mark in "@/^"):
-        return "queue", text
-    return "name", text.lower()
+        return "queue", idn.queue_called(text)
+    return "name", idn.in_a_labels(text)
 
 
 def merged(answers: Iterable[Explanation], missing: list[Missing], limit: int = SHOWN) -> Explanation:

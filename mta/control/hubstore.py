@@ -1,10 +1,11 @@
 """A store in a gevent process: its threads wake the hub, and what is submitted is written when it is worth it.
 
-Each group that goes to the disk has a price, in syncs and in turns of the threads. Messages that are just being sent
-to us (`coming`) are worth a short wait, as one group can take them all; where there is none, a message that somebody
-waits for goes out as soon as no socket has anything to read. So a client that is alone waits for its sync and nothing
-else, and twenty that send at once are one group. The wait is `HURRY_S` at most, and who does not come in that time is
-not waited for again: a slow upload costs the others one such wait, not one for each of their messages.
+Each group that goes to the disk has a price, in syncs and in turns of the threads. Messages that are just being sent to
+us (`coming`) are worth a short wait, as one group can take them all; where there is none, a message that somebody waits
+for goes out as soon as no socket has anything to read, and at once when there is no other client. So one that is alone
+waits for its sync and nothing else, and twenty that send at once are one group. The wait is `HURRY_S` at most, and who
+does not come in that time is not waited for again: a slow upload costs the others one such wait, not one for each of
+their messages.
 
 Outcomes of deliveries, which nobody waits for, go with the next such group, or by themselves after `PATIENCE_S`. What
 is lost by a crash in that time is done again and announced as `maybe_duplicate`.
@@ -63,6 +64,8 @@ class HubStore(Store):
         if done is None:
             if not self._gathers:
                 self._schedule()
+        elif self.coming.clients == 1 and not self.coming.count:
+            self._flush()  # nobody can begin another one: the only client waits for this
         elif not self._hurries:
             self._schedule()
         elif not self.coming.count:

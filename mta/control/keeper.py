@@ -18,6 +18,7 @@ import lmdb
 from mta.delivery import learnt
 from mta.delivery.limits import Limits
 from mta.loop.threads import in_thread
+from mta.loop.turns import give_way
 
 EVERY_S: Final = 30.0
 
@@ -48,7 +49,7 @@ class Keeper:
         """Write the file if it would be another one."""
         try:
             now_us = time.time_ns() // 1000
-            found = learnt.gather(self._limits, now_us, lambda: gevent.sleep(0))
+            found = learnt.gather(self._limits, now_us, give_way)
             if found != self._kept:
                 in_thread(learnt.write, self._spool, found.encode(now_us))
                 self._kept = found

@@ -17,8 +17,8 @@ import stat
 from collections.abc import Sequence
 from typing import Final
 
+from mta.config.hosts import Endpoint
 from mta.config.schema import Config, Listener
-from mta.config.units import Endpoint
 from mta.control.exits import CONFIG, NO_PERMISSION, UNAVAILABLE, StartError
 from mta.control.privileges import Identity
 

@@ -18,9 +18,12 @@ import gevent
 from gevent.event import Event
 from gevent.lock import RLock
 
+from mta.config.providers import definitions
+from mta.config.schema import Config
+from mta.control.exits import CANNOT_CREATE, OS_ERROR, USAGE
 from mta.control.protocol import Missing, Obeyed, RequestError, SweepRow
 from mta.queue.fileops import FileOps
-from mta.queue.orders import Order, OrderError, Orders
+from mta.queue.orders import Order, OrderError, Orders, same_mail
 
 LOOKS_S: Final = (0.2, 3.0)  # how often workers are asked for their sweeps, and told what they do not know
 ITSELF: Final = "mta"  # who ends what is over
@@ -74,7 +77,7 @@ class OrderKeeper:
         try:
             return read_orders(self._spool)
         except (OSError, ValueError) as error:
-            raise RequestError(f"{orders_file(self._spool)}: {error}") from error
+            raise RequestError(f"{orders_file(self._spool)}: {error}", OS_ERROR) from error
 
     def give(self, order: Order) -> tuple[Order, list[Obeyed], list[Missing]]:
         """A new order. When this returns it is durable, and all workers but those that are missing obey it.
@@ -89,7 +92,7 @@ class OrderKeeper:
                         orders = orders.end(one, "ended", order.by, order.at_us)
                 orders, given = orders.give(order)
             except OrderError as error:
-                raise RequestError(str(error)) from None
+                raise RequestError(str(error), USAGE) from None
             return given, *self._change(orders)
 
     def end(self, numbers: list[int], by: str) -> tuple[list[Order], list[Obeyed], list[Missing]]:
@@ -101,10 +104,16 @@ class OrderKeeper:
                 try:
                     orders = orders.end(one, "ended", by, self._clock_us())
                 except OrderError as error:
-                    raise RequestError(str(error)) from None
+                    raise RequestError(str(error), USAGE) from None
             return ended, *(self._change(orders) if ended else ([], []))
 
-    def _change(self, orders: Orders) -> tuple[list[Obeyed], list[Missing]]:
+    def lifted(self, decided: list[Order], by: str, act: Callable[[], None]) -> None:
+        """An operator ends what rules on replies decided: `act` does so, once it is written down. Raises RequestError.
+        """
+        with self._lock:
+            self._change(self.orders.lifted(decided, by, self._clock_us()), act)
+
+    def _change(self, orders: Orders, act: Callable[[], None] = lambda: None) -> tuple[list[Obeyed], list[Missing]]:
         path = orders_file(self._spool)
         try:
             if not path.parent.is_dir():
@@ -112,9 +121,11 @@ class OrderKeeper:
                 self._files.fsync_directory(path.parent.parent)
             self._files.create(path, orders.encode())
         except OSError as error:
-            raise RequestError(f"{path} cannot be written: {error.strerror}; nothing was ordered") from error
+            raise RequestError(
+                f"{path} cannot be written: {error.strerror}; nothing was ordered", CANNOT_CREATE) from error
         self._untold = True
         self._awake.set()
+        act()
         return self._tell(orders.serial)
 
     def _tell(self, serial: int) -> tuple[list[Obeyed], list[Missing]]:
@@ -157,7 +168,7 @@ class OrderKeeper:
                 for one in sweeps if not missing else []:
                     states = [row for row in rows if row.order == one.number]
                     if states and all(row.finished for row in states):
-                        orders = orders.end(one, "done", ITSELF, now_us)
+                        orders = orders.end(one, "done", ITSELF, now_us, sum(row.unreadable for row in states))
             for one in before.orders:
                 if not one.in_force(now_us):
                     orders = orders.end(one, "ended", ITSELF, now_us)
@@ -168,12 +179,23 @@ class OrderKeeper:
             return self._untold or any(one.is_sweep for one in orders.orders)
 
 
+def lacking(config: Config, order: Order) -> str:
+    """What `order` names that the configuration does not have, so that a slip of the pen stops no mail, and nobody
+    believes that something is suspended that is not; empty: nothing."""
+    kind, _, name = order.target.partition(":")
+    if order.kind == "reroute":
+        kind, name, known = "pool", order.pool, {*config.pools, *config.sources}
+    elif kind == "source" and ">" not in name:
+        known = set(config.sources)
+    elif kind == "provider":
+        known = set(definitions(config.shaping))
+    else:
+        return ""
+    return "" if name in known else f"there is no {kind} {name} in the configuration"
+
+
 def _replaces(new: Order, old: Order) -> bool:
     """Whether `old` has no meaning beside `new`."""
     if new.kind != old.kind or new.is_sweep:
         return False
-    return new.target == old.target if new.target else _plain(new.filter) == _plain(old.filter)
-
-
-def _plain(expression: str) -> str:
-    return " ".join(expression.split()).lower()
+    return new.target == old.target and same_mail(new.filter, old.filter)

@@ -79,11 +79,14 @@ class Paging:
             after = max(int.from_bytes(after, "big") - 1, 0).to_bytes(len(after), "big")
         last: bytes | None = after
         while last is not None:
-            queues, last = ask(store.sweep_queues, after, NAMES)
+            queues, last, _ = ask(store.sweep_queues, after, NAMES)
             known = engine.controls.sweeps.providers([info.name for _, info in queues]) if by_provider else {}
+            asked = []
             for key, info in queues:
                 facts = queue_facts(info.name, known.get(info.name))
-                verdict = expression.of_queue(facts) if expression is not None else True
+                asked.append((key, info, facts, expression.of_queue(facts) if expression is not None else True))
+            explain.foresee(engine, [info.name for _, info, _, verdict in asked if verdict is not False], in_list=True)
+            for key, info, facts, verdict in asked:
                 if verdict is not False:
                     left = self._queue(shard, key, info, start, causes, facts, expression if verdict is None else None)
                     if left is not None:
@@ -93,6 +96,7 @@ class Paging:
                 self._rest()
                 if self._is_full():
                     return (after, b"") if last is not None or key != queues[-1][0] else None
+            after = last if last is not None else after
         return None
 
     def _queue(self, shard: int, key: bytes, info: QueueInfo, start: bytes, causes: bool, facts: QueueFacts,
@@ -127,7 +131,7 @@ class Paging:
 
     def _asks_each(self, facts: QueueFacts) -> bool:
         book = self._engine.controls.book
-        return book is not None and bool(book.ruling(facts, self._now_us).each)
+        return book is not None and any(one.order.kind != "reroute" for one in book.ruling(facts, self._now_us).each)
 
     def _count_whole(self, look: explain.Look, info: QueueInfo) -> None:
         """All of a queue that nothing of may go."""

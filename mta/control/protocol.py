@@ -1,7 +1,8 @@
 """What is asked over the control sockets, and what is answered.
 
-A request is the frame `[command, {argument: value}]`, a reply `["ok", result]` or `["error", text]`. A connection
-may carry any number of them, one at a time. Each worker answers on `RUN/worker-N.sock` for its own shards; the
+A request is the frame `[command, {argument: value}]`, a reply `["ok", result]` or `["error", text]`, which
+may have the exit code as its third part (`mta.control.exits`; UNAVAILABLE without). A connection may carry any number
+of them, one at a time. Each worker answers on `RUN/worker-N.sock` for its own shards; the
 control process answers on `RUN/control.sock` for all of them, merged:
 
 | command   | arguments                             | result of a worker     | result of control      |
@@ -16,7 +17,7 @@ control process answers on `RUN/control.sock` for all of them, merged:
 | `touched` | `filter`                              | `TouchList`            | `TouchList`            |
 | `order`   | `kind`, `filter`, ... as in `Order`   |                        | `OrderAnswer`          |
 | `end`     | `numbers`                             |                        | `OrderAnswer`          |
-| `orders`  |                                       |                        | `OrderList`            |
+| `orders`  | `ruled`                               |                        | `OrderList`            |
 | `obey`    | `serial`                              | `Obeyed`               |                        |
 | `sweeps`  | `serial`                              | `SweepList`            |                        |
 
@@ -40,6 +41,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
+from mta.control import exits
 from mta.queue.orders import KINDS, Order
 
 MAX_ROWS: Final = 10_000  # of a listing, so that a reply stays within channel.REPLY_LIMIT
@@ -54,7 +56,27 @@ T = TypeVar("T")
 
 
 class RequestError(Exception):
-    """A request cannot be answered; `str()` is the text of the `["error", text]` reply."""
+    """A request cannot be answered; `str()` says why, and `exit_code` who has to do what: USAGE when it makes no sense.
+    """
+
+    def __init__(self, text: str, exit_code: int = exits.UNAVAILABLE) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+    @property
+    def reply(self) -> list[str | int]:
+        """The reply that says so."""
+        return ["error", str(self)] if self.exit_code == exits.UNAVAILABLE else ["error", str(self), self.exit_code]
+
+    @classmethod
+    def of_reply(cls, reply: object) -> RequestError | None:
+        """What a reply says; None when it is none of an error."""
+        match reply:
+            case ["error", str(text)]:
+                return cls(text)
+            case ["error", str(text), int(exit_code)]:
+                return cls(text, exit_code)
+        return None
 
 
 def control_socket(run: str) -> str:
@@ -143,6 +165,7 @@ class WorkerStatus:
     loop_lag_max_ms: float = 0.0  # and at its worst
     sources: list[SourceRow] = field(default_factory=list)
     doors: list[str] = field(default_factory=list)  # what keeps a listener or a spool directory from taking mail
+    damage: str = ""  # what is damaged in its shards, and what to do; "" when nothing was found to be
 
 
 # Fields of WorkerStatus that make sense as a sum over the workers.
@@ -235,6 +258,7 @@ class DeliveryRow:
     history: list[AttemptRow] = field(default_factory=list)  # the last few, oldest first
     expires_us: int = 0
     reason: str = ""  # why it is not being delivered although it is due
+    way: str = ""  # which order has it go by another pool
 
 
 @dataclass(slots=True)
@@ -297,6 +321,7 @@ class SweepRow:
     deliveries: int  # done
     recipients: int
     finished: bool
+    unreadable: int = 0  # records of the index that could not be read
 
 
 @dataclass(slots=True)
@@ -335,6 +360,7 @@ class OrderRow:
     recipients: int = 0
     shards_done: int = 0  # of a sweep
     shards: int = 0
+    unreadable: int = 0  # records of the index that a sweep passed over, as they could not be read
 
 
 @dataclass(slots=True)
@@ -347,10 +373,20 @@ class OrderAnswer:
 
 
 @dataclass(slots=True)
+class LiftAnswer:
+    """What rules on replies had decided and an operator ended, in words."""
+
+    ended: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class OrderList:
-    """All orders in force."""
+    """All orders in force; with `ruled` in the request also what rules on replies suspend or limit now, as if it were
+    ordered: by `rule NAME`, without a number, the reply is the reason; MAX_ROWS of it at most, what ends last first."""
 
     orders: list[OrderRow] = field(default_factory=list)
+    ruled: list[OrderRow] = field(default_factory=list)
+    ruled_more: int = 0  # that are not listed
     missing: list[Missing] = field(default_factory=list)
 
 

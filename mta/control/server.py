@@ -13,6 +13,7 @@ import gevent.monkey
 if __name__ == "__main__":
     gevent.monkey.patch_all()
 
+import logging
 import pwd
 import re
 import sys
@@ -24,17 +25,18 @@ import gevent
 import gevent.socket
 
 from mta import __version__
-from mta.control import protocol
+from mta.control import protocol, ruled
 from mta.control.causes import Page
-from mta.control.channel import REPLY_LIMIT, Channel, FrameError
+from mta.control.channel import REPLY_LIMIT, Channel, FrameError, why
 from mta.control.child import Child, run_child
-from mta.control.exits import CANNOT_CREATE, StartError
+from mta.control.exits import CANNOT_CREATE, USAGE, StartError
 from mta.control.explanation import Explanation, merged
 from mta.control.keeper import Keeper
-from mta.control.orders import OrderKeeper
+from mta.control.orders import OrderKeeper, lacking
 from mta.control.protocol import (
     DeliveryList,
     Family,
+    LiftAnswer,
     Member,
     MessageDetail,
     Missing,
@@ -55,8 +57,10 @@ from mta.control.service import RequestService
 from mta.delivery.limits import Limits
 from mta.queue.filter import Filter, FilterError
 from mta.queue.ids import parse_id, shard_of
+from mta.queue.orders import Order
 
 ASK_TIMEOUT_S: Final = 5.0
+log = logging.getLogger(__name__)
 _PLACE: Final = re.compile(r"(?:(\d{1,5})/((?:\d+:[0-9a-f]*:[0-9a-f]*)?))?")  # worker, and where it goes on
 SOCKET_MODE: Final = 0o660  # the group of the MTA's user are its operators
 
@@ -68,12 +72,16 @@ class NoAnswerError(Exception):
 
 
 class ControlServer:
-    """The answers of the control process. `family` and `hostname` tell how things are when a request comes."""
+    """The answers of the control process. `family` and `hostname` tell how things are when a request comes, `lacks`
+    what an order names that the configuration does not have."""
 
-    def __init__(self, run: str, family: Callable[[], Family], hostname: Callable[[], str], spool: str = "") -> None:
+    def __init__(self, run: str, family: Callable[[], Family], hostname: Callable[[], str], spool: str = "",
+                 lacks: Callable[[Order], str] = lambda order: "") -> None:
         self._run = run
         self._family = family
         self._hostname = hostname
+        self._lacks = lacks
+        self.limits: Limits | None = None  # the table that all workers share
         self.keeper = OrderKeeper(spool, self)
 
     def answer(self, command: str, arguments: dict[str, Any]) -> object:
@@ -100,8 +108,10 @@ class ControlServer:
                 return self._order(arguments)
             case "end":
                 return self._end(arguments)
+            case "lift":
+                return self._lift(arguments)
             case "orders":
-                return self._orders()
+                return self._orders(bool(arguments.get("ruled")))
         raise RequestError(f"no such request: {command!r:.40}")
 
     def _status(self) -> Status:
@@ -113,7 +123,7 @@ class ControlServer:
         limit = _limit(arguments)
         order = arguments.get("order", "deliveries")
         if order not in protocol.QUEUE_ORDERS:
-            raise RequestError(f"no such order: {order!r:.40}")
+            raise RequestError(f"no such order: {order!r:.40}", USAGE)
         wanted = {"pattern": str(arguments.get("pattern", "")), "limit": limit, "order": order}
         answers, missing = self._ask_all("queues", wanted, QueueList)
         # A queue may be among the first of one worker and not of another: its rows there are fetched by name, so that
@@ -138,7 +148,7 @@ class ControlServer:
         limit = _limit(arguments)
         name = arguments.get("name")
         if not isinstance(name, str):
-            raise RequestError("which queue? `name` is missing")
+            raise RequestError("which queue? `name` is missing", USAGE)
         answers, missing = self._ask_all("queue", {"name": name, "limit": limit}, DeliveryList)
         rows = protocol.merged(answer.row for answer in answers if answer.row is not None)
         deliveries = sorted(
@@ -162,7 +172,7 @@ class ControlServer:
             _check_filter(expression)
         place = _PLACE.fullmatch(after)
         if place is None:
-            raise RequestError("no such place")
+            raise RequestError("no such place", USAGE)
         number = int(place[1] or -1)
         members = sorted((one for one in self._family().members if one.role == "worker" and one.number >= number),
                          key=lambda one: one.number)
@@ -200,7 +210,10 @@ class ControlServer:
         try:
             order = protocol.order_of(arguments, user_name(int(arguments["uid"])), time.time_ns() // 1000)
         except (KeyError, TypeError, ValueError) as error:
-            raise RequestError(f"order: {error}") from error
+            raise RequestError(f"order: {error}", USAGE) from error
+        lacks = self._lacks(order)
+        if lacks:
+            raise RequestError(f"{order.kind}: {lacks}; nothing was ordered", USAGE)
         given, obeyed, missing = self.keeper.give(order)
         return OrderAnswer([protocol.order_row(given)], sum(one.in_flight for one in obeyed), missing)
 
@@ -209,9 +222,21 @@ class ControlServer:
         ended, _, missing = self.keeper.end(numbers, user_name(int(arguments["uid"])))
         return OrderAnswer([protocol.order_row(one) for one in ended], 0, missing)
 
-    def _orders(self) -> OrderList:
+    def _lift(self, arguments: dict[str, Any]) -> LiftAnswer:
+        """End what rules decided about some targets."""
+        by, now_us = user_name(int(arguments["uid"])), time.time_ns() // 1000
+        if self.limits is None:
+            raise RequestError("lift: there is no table of limits")
+        targets = [str(one) for one in arguments.get("targets", [])]
+        answer = LiftAnswer()
+        for one in ruled.lift(self.limits, self.keeper, targets, str(arguments.get("what")), by, now_us):
+            answer.ended.append(ruled.in_words(one))
+            log.info("%s has ended the %s", by, answer.ended[-1])
+        return answer
+
+    def _orders(self, with_ruled: bool) -> OrderList:
         orders = self.keeper.orders
-        has_sweeps = any(one.is_sweep for one in orders.orders)
+        has_sweeps = any(one.is_sweep or one.kind == "reroute" for one in orders.orders)
         rows, missing = self.ask_sweeps(orders.serial) if has_sweeps else ([], [])
         found = []
         for one in orders.orders:
@@ -222,8 +247,10 @@ class ControlServer:
                     row.recipients += sweep.recipients
                     row.shards_done += sweep.finished
                     row.shards += 1
+                    row.unreadable += sweep.unreadable
             found.append(row)
-        return OrderList(found, missing)
+        decided = ruled.listed(self.limits, time.time_ns() // 1000) if with_ruled and self.limits is not None else []
+        return OrderList(found, decided[:protocol.MAX_ROWS], max(len(decided) - protocol.MAX_ROWS, 0), missing)
 
     def tell_orders(self, serial: int) -> tuple[list[Obeyed], list[Missing]]:
         """Have all workers obey the orders as of `serial`."""
@@ -239,7 +266,7 @@ class ControlServer:
         try:
             shard = shard_of(parse_id(str(arguments.get("id", ""))))
         except ValueError as error:
-            raise RequestError(str(error)) from error
+            raise RequestError(str(error), USAGE) from error
         for member in self._family().members:
             if member.role == "worker" and shard in member.shards:
                 try:
@@ -284,13 +311,15 @@ class ControlServer:
                     channel.send([command, arguments])
                     reply = channel.receive()
             except (OSError, EOFError, FrameError) as error:
-                starting = ": it is starting" if member.state == "starting" else ""
-                raise NoAnswerError(f"does not answer ({error}){starting}") from error
+                if member.state == "starting":
+                    raise NoAnswerError("is starting: it does not answer yet") from error
+                raise NoAnswerError(f"does not answer: {why(error)}") from error
             match reply:
                 case ["ok", result]:
                     return result
-                case ["error", str(text)]:
-                    raise RequestError(text)
+            refusal = RequestError.of_reply(reply)
+            if refusal is not None:
+                raise refusal
             raise NoAnswerError("gives an answer that is not understood")
         raise NoAnswerError(f"does not answer within {ASK_TIMEOUT_S:.0f} s")
 
@@ -299,13 +328,13 @@ def _check_filter(expression: str) -> None:
     try:
         Filter.parse(expression)
     except FilterError as error:
-        raise RequestError(f"filter: {error}") from error
+        raise RequestError(f"filter: {error}", USAGE) from error
 
 
 def _limit(arguments: dict[str, Any]) -> int:
     limit = arguments.get("limit", 100)
     if not isinstance(limit, int) or not 1 <= limit <= protocol.MAX_ROWS:
-        raise RequestError(f"`limit` is 1 to {protocol.MAX_ROWS}")
+        raise RequestError(f"`limit` is 1 to {protocol.MAX_ROWS}", USAGE)
     return limit
 
 
@@ -323,12 +352,14 @@ def _once(missing: list[Missing]) -> list[Missing]:
 
 def main(child: Child) -> None:
     """The life of the control process."""
-    server = ControlServer(child.config.run, lambda: child.family, lambda: child.config.hostname, child.config.spool)
+    server = ControlServer(child.config.run, lambda: child.family, lambda: child.config.hostname, child.config.spool,
+                           lambda order: lacking(child.config, order))
     service = RequestService(protocol.control_socket(child.config.run), server.answer, SOCKET_MODE)
     try:
         limits = Limits(child.config.run, None)
     except OSError as error:
         raise StartError(CANNOT_CREATE, str(error)) from None
+    server.limits = limits
     service.start()
     keeper = Keeper(child.config.spool, limits)
     keeper.start()

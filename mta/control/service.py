@@ -121,7 +121,7 @@ class RequestService:
         try:
             return ["ok", to_wire(self._handler(command, {**arguments, "uid": peer}))]
         except RequestError as error:
-            return ["error", str(error)]
+            return error.reply
         except Exception as error:
             _log.exception("bug: request %.40r", command)
             return ["error", f"bug, see the log: {type(error).__name__}"]

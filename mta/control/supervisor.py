@@ -245,6 +245,7 @@ class Supervisor:
         if self._phase is not Phase.STARTING or any(member.state != "ready" for member in self._members):
             return
         self._phase = Phase.RUNNING
+        self._tell_family(time.monotonic())  # first: who reads that we are ready asks the control process at once
         where = ", ".join(f"smtp {listen.endpoint(sock)}" for _, sock in self._resources.listeners) or "no listeners"
         log.announce(f"ready: {where}")
         self._notifier.ready(self._summary())
@@ -450,7 +451,7 @@ def restart_delay(quick_ends: int, timing: Timing) -> float:
 def _log_changes(when: str, found: list[Change]) -> None:
     for change in found[:LOGGED_CHANGES]:
         option = path_text(change.path)
-        _log.info("reload: %s: %s: %s -> %s", when, option, change.old or "(none)", change.new or "(none)")
+        _log.info("reload: %s: %s: %s -> %s", when, option, change.old or "nothing", change.new or "nothing")
     if len(found) > LOGGED_CHANGES:
         _log.info("reload: %s: %d more options", when, len(found) - LOGGED_CHANGES)
 

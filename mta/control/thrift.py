@@ -11,10 +11,12 @@ import ctypes
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import gevent
 from gevent.hub import get_hub
+
+from mta.loop.ticker import Ticker
 
 LOOK_S: Final = 10.0
 QUIET: Final = 0.25
@@ -25,31 +27,20 @@ WORKED_S: Final = 0.5
 log = logging.getLogger(__name__)
 
 
-class Thrift:
+class Thrift(Ticker):
     """Looks once in a while whether memory should be given back; one per process."""
 
     def __init__(self, cpu_s: Callable[[], float] = time.process_time) -> None:
         """`cpu_s` tells the processor time used so far."""
+        super().__init__(LOOK_S)
         self._cpu_s = cpu_s
         self._last_s = self._done_s = cpu_s()
-        self._timer: Any = None
 
-    def start(self) -> None:
-        """Begin to look."""
-        self._timer = get_hub().loop.timer(LOOK_S, LOOK_S)
-        self._timer.start(self._look)
-
-    def stop(self) -> None:
-        """Look no more."""
-        if self._timer is not None:
-            self._timer.stop()
-            self._timer.close()
-            self._timer = None
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Called by the timer."""
         if self.is_due():
             # Not at once: the pool may be full, and a timer's callback cannot wait for it.
-            gevent.spawn(get_hub().threadpool.spawn, give_back)
+            gevent.spawn(_have_it_given_back)
 
     def is_due(self) -> bool:
         """Whether the worker was quiet since the last look, and has worked before."""
@@ -59,6 +50,13 @@ class Thrift:
             return False
         self._done_s = now_s
         return True
+
+
+def _have_it_given_back() -> None:
+    try:
+        get_hub().threadpool.spawn(give_back)
+    except (MemoryError, RuntimeError) as error:  # no thread can be started: there is no memory for its stack
+        log.debug("memory is not given back: %s", error)
 
 
 def trimmer() -> Callable[[int], int] | None:

@@ -52,14 +52,20 @@ from mta.inject.occupancy import Occupancy  # noqa: E402
 from mta.inject.pickup_service import PickupService  # noqa: E402
 from mta.inject.usage import Usage  # noqa: E402
 from mta.loop.threads import in_thread  # noqa: E402
+from mta.queue.checkpointing import CHECKPOINT_ENTRIES  # noqa: E402
 from mta.queue.ids import IdSource, shard_of  # noqa: E402
 from mta.queue.orders import Orders  # noqa: E402
 from mta.queue.records import Message  # noqa: E402
+from mta.queue.shortage import Spell  # noqa: E402
 from mta.queue.store import BodyUnreadable, Store, StoreError, StoreLocked, StoreVersion, Transaction  # noqa: E402
 from mta.smtp.reply import Reply  # noqa: E402
 
 # py-lmdb gives the GIL back and forth at every put; with Python's 5 ms a busy hub would make each of them wait so long.
 SWITCH_INTERVAL_S = 0.0005
+
+# Deliveries of one message that go to the scheduler in memory, which takes some 15 ms. Those of larger ones come by the
+# checkpoint that so many bring about at once.
+AT_ONCE = CHECKPOINT_ENTRIES
 
 NUDGE_CARE_S = 1.0
 
@@ -91,9 +97,11 @@ class Worker:
         router = Router(config, self.resolver)
         self.settler.provider_of = router.provider_of
         self.engine = Engine(config, dict(self.stores), router, self.limits, self.settler, self.read_body, clock_us)
-        self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit, self.engine.pacing.admit)
+        self.intake = Intake(config, self.ids[self.number].next, clock_us, self.commit, self.engine.pacing.admit,
+                             self.engine.controls.direct)
         self.balance = Balance(config.run, self.number, child.setup.workers)
         self.occupancy = Occupancy(self.store.coming, self.balance)
+        self._shut = Spell(log, "new mail is refused", "new mail is taken")
         self.incidents = Incidents(lambda event: self.store.submit(Transaction(events=[event])), clock_us)
         self.listeners = self._listeners()
         self.watch = Watch(self.logins.refresh, self.incidents.look, *(listener.refresh for listener in self.listeners))
@@ -135,7 +143,8 @@ class Worker:
 
     def _pickup(self, directory: str, shard: int) -> PickupService:
         """New files go into our own shard; for a shard that is only emptied, what was begun is finished."""
-        intake = self.intake if shard == self.number else Intake(self.config, self.ids[shard].next, clock_us)
+        intake = self.intake if shard == self.number else Intake(
+            self.config, self.ids[shard].next, clock_us, direct=self.engine.controls.direct)
         return PickupService(directory, shard, self.config, intake, self.stores[shard],
                              lambda accepted: self._from_files(shard, accepted), takes_new=shard == self.number)
 
@@ -144,7 +153,12 @@ class Worker:
     def intake_closed(self) -> Reply | None:
         """Why no new mail is taken, as the answer to MAIL; None when it is."""
         reason = self.store.room()
-        return Reply(452, "4.3.1", (f"Insufficient system storage: {reason}",)) if reason else None
+        if reason:
+            self._shut.failed(reason, time.monotonic())
+            return Reply(452, "4.3.1", (f"Insufficient system storage: {reason}",))
+        if self._shut.lasts:
+            self._shut.worked(time.monotonic())
+        return None
 
     def commit(self, accepted: Accepted, done: Any) -> None:
         """Intake: make a message durable, then give it to the scheduler. Hot path."""
@@ -180,7 +194,7 @@ class Worker:
                 self.engine.deadlines.accepted(shard, one.message)
             for delivery in one.deliveries:
                 counters.accepted_recipients += len(delivery.recipients)
-                if not held:  # else it is found by the report of the next checkpoint
+                if not held and delivery.index < AT_ONCE:  # else it is found by the report of the next checkpoint
                     scheduler.add(shard, delivery)
 
     def original(self, message: Message) -> bytes:

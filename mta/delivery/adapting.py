@@ -54,6 +54,8 @@ class Adapting:
     def taken(self, path: Path, begun_s: float, now_s: float) -> None:
         """The receiver took a message that was begun at `begun_s`. Hot path (bench S1, S2)."""
         path.taken += 1
+        if path.taken == 1:
+            path.taken_since_s = begun_s
         if path.learns:
             path.begun_s = begun_s
             if path.blocked:
@@ -77,16 +79,22 @@ class Adapting:
         self._learn(path, refused_s=begun_s if is_rate else None, burdened=not is_rate)
         return is_rate
 
-    def to_refusal(self, path: Path, kind: str, begun_s: float) -> bool:
+    def to_refusal(self, path: Path, kind: str, begun_s: float, *, alone: bool) -> bool:
         """The receiver, which serves no other connection of ours, refused one that was begun at `begun_s`, with a reply
-        of that class. Whether the path gives it less because of that, so that nothing else need be done to it."""
+        of that class. Whether the path gives it less because of that, so that nothing else need be done to it.
+
+        `alone`: no other worker is opening one. Then each refusal counts: with a receiver that takes so many in a
+        minute it is asked half as often for that. Else those that come together are one reason to wait, or a worker
+        would wait for a minute while others are served."""
         if not path.shaping.adaptive.enabled or kind not in FOR_LESS_AT_ONCE:
             return False
         if kind == "rate":  # of messages, as a rule; the next connection is the probe
             self._learn(path, refused_s=begun_s)
         else:
             self._learn(path, burdened=True)
-            path.hold(self._engine.monotonic())
+            now_s = self._engine.monotonic()
+            if alone or path.hold_until_s <= now_s:  # else it waits already: by this refusal, or one that came with it
+                path.hold(now_s)
         return True
 
     def changed(self, path: Path) -> None:
@@ -133,7 +141,7 @@ class Adapting:
     def _learn(self, path: Path, refused_s: float | None = None, burdened: bool = False) -> None:
         now_s = self._engine.monotonic()
         messages, since_s = path.taken, path.taken_since_s
-        path.taken, path.taken_since_s = 0, now_s
+        path.taken = 0
 
         def change(state: PathState) -> PathState:
             found = self._decoded(state)

@@ -85,10 +85,12 @@ class Adaptive:
         if pace.is_blocked:
             asked = f"asked again in {max(pace.probe_at - now, 0):.0f} s"
             return f"the receiver has refused more messages for {now - pace.blocked_at:.0f} s; {asked}"
-        if pace.held and pace.leaps:
-            return f"{per_time(pace.rate)} is tried, as the receiver took {per_time(pace.held)} for a while"
+        if pace.held and (pace.leaps or pace.rate > pace.ceiling):
+            took = per_time(pace.held, pace.rate)
+            return f"{per_time(pace.rate, pace.held)} is tried, as the receiver took {took} for a while"
         if pace.rate:
-            return f"held to {per_time(pace.rate)} since the receiver refused {per_time(pace.ceiling)}"
+            refused = per_time(pace.ceiling, pace.rate)
+            return f"held to {per_time(pace.rate, pace.ceiling)} since the receiver refused {refused}"
         return ""
 
     def encode(self, now: float) -> bytes:

@@ -10,18 +10,19 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mta.delivery.connection import Connection
+from mta.delivery.holders import TOTAL, Holders
 from mta.delivery.openings import AT_ONCE, AT_ONCE_TO_FAILING, Line, Room
 from mta.delivery.path import Path
+from mta.delivery.pathstate import SITE
 from mta.queue.shortage import Spell
 
 if TYPE_CHECKING:
     from mta.delivery.engine import Engine
     from mta.delivery.lane import Lane
 
-TOTAL: Final = "*"  # name of the limit on outgoing connections in all; no site has it
 STALL_S = 1.0  # a delivery that waited this long behind busy connections gets one of its own
 TURN_S = 1.0  # what a connection may do before it gives way to another worker
 SHORTAGE_S = 1.0  # after a socket was refused by this machine, until more connections are tried
@@ -38,6 +39,7 @@ class Connecting:
         self._engine = engine
         self._waiting: dict[str, OrderedDict[Path, None]] = {}  # paths that wait for a lease, by the name of the limit
         self._resting: OrderedDict[Connection, None] = OrderedDict()  # connections without work, the longest first
+        self._holders: Holders[Connection] = Holders()
         self._contended: set[str] = set()  # limits over more than a path of which others want connections
         self.opening: Line[Path] = Line(AT_ONCE)
         self.probing: Line[Path] = Line(AT_ONCE_TO_FAILING)
@@ -49,9 +51,11 @@ class Connecting:
     def kick(self, lane: Lane) -> None:
         """There is work in `lane`: wake a connection that rests, or open one. Hot path."""
         for path in lane.paths:
+            if path.not_before_s and not lane.turns.best:
+                self._engine.pacing.hasten(path)
             if path.idle and not (path.not_before_s and path.not_before_s > self._engine.monotonic()):
                 connection = path.idle.pop()
-                del self._resting[connection]
+                self._works(connection)
                 self.lend(connection, lane)
                 connection.wake()
                 return
@@ -123,7 +127,8 @@ class Connecting:
             return False
         if path.connection_rates and not engine.pacing.may_open(path):
             return False
-        lacking = engine.limits.acquire(path.leases)
+        leases = engine.breakers.leases(path) if path.probing else path.leases
+        lacking = engine.limits.acquire(leases)
         if lacking is not None:
             if path.connection_rates:
                 engine.limits.hand_back(path.connection_rates)
@@ -136,7 +141,13 @@ class Connecting:
                     waiting.move_to_end(path, last=False)
             return False
         self.stop_waiting(path)
+        if path.probing and engine.breakers.is_forestalled(path):
+            engine.limits.release([name for name, _ in leases])
+            if path.connection_rates:
+                engine.limits.hand_back(path.connection_rates)
+            return False
         connection = engine.connect(engine, path, lane)
+        connection.leases = [name for name, _ in leases]
         path.connections.add(connection)
         lane.connections.add(connection)
         path.opening += 1
@@ -144,6 +155,7 @@ class Connecting:
         line.begin()
         connection.line = line
         engine.connections.add(connection)
+        self._holders.opened(connection)
         engine.hub.spawn(connection.run)
         return True
 
@@ -151,7 +163,7 @@ class Connecting:
         """Something waits for `path` alone: see that a connection takes it. False when none can."""
         if path.idle:
             connection = path.idle.pop()
-            del self._resting[connection]
+            self._works(connection)
             connection.wake()
             return True
         return bool(path.connections) or (self._may_open(path) and self._open(lane, path))
@@ -176,6 +188,18 @@ class Connecting:
         while (successor := line.next()) is not None:
             self.kick_path(successor)
 
+    def count_in(self, name: str, limit: int, connections: Iterable[Connection]) -> None:
+        """A limit over more than a path is new, or another one: these count in it, also above it. Then those too many
+        end after a message, each within TURN_S, and none is opened until there are as few."""
+        others = [one for one in connections if name not in one.leases]
+        if others and self._engine.limits.adopt(name, limit, len(others)):
+            for one in others:
+                one.leases.append(name)
+                self._holders.joined(one, name, one in self._resting)
+        if self._holders.holds(name):
+            self._contended.add(name)
+            self._end_rest(name, limit, self._holders.resting(name))
+
     def lend(self, connection: Connection, lane: Lane) -> None:
         """Have `connection` pull from `lane` from now on."""
         if connection.lane is not lane:
@@ -189,6 +213,7 @@ class Connecting:
         path.connections.discard(connection)
         connection.lane.connections.discard(connection)
         engine.connections.discard(connection)
+        self._holders.closed(connection)
         engine.limits.release(connection.leases)
         self.room.end()
         if not connection.established:
@@ -226,13 +251,15 @@ class Connecting:
 
     def nudged(self, names: Iterable[str]) -> None:
         """Leases of these limits became free, or another worker wants some of ours; or states have changed."""
-        self._engine.holds.changed(self._engine.limits.changed())
+        self._engine.holds.changed(self._engine.breakers.changed(self._engine.limits.changed()))
         self._engine.reactions.asked(self._engine.limits.asked())
         for name in names:
             if name.startswith("tenant:"):  # there may be one for each message: no look at all connections
                 self._engine.pacing.nudged(name)
                 continue
             self._serve_waiting(name)
+            if name.startswith(SITE):  # nobody makes room for a probe
+                continue
             path = self._engine.paths.get(name)
             if path is not None:
                 path.contended = True
@@ -240,12 +267,11 @@ class Connecting:
             elif name == TOTAL:
                 self._contended.add(name)
                 self._end_rest(TOTAL, self._engine.config.delivery.connections, self._resting)
-            elif resting := [connection for connection in self._resting if name in connection.leases]:
+            elif self._holders.holds(name):
                 self._contended.add(name)
-                self._end_rest(name, dict(resting[0].path.leases).get(name), resting)
-            elif name not in self._contended and any(
-                    name in connection.leases for connection in self._engine.connections):
-                self._contended.add(name)
+                resting = self._holders.resting(name)
+                if resting:
+                    self._end_rest(name, dict(next(iter(resting)).path.leases).get(name), resting)
 
     def _serve_waiting(self, name: str) -> None:
         """Leases of `name` may be free: the paths that wait for one try again in turn, until one is refused."""
@@ -293,7 +319,8 @@ class Connecting:
                 return False
             connection.turn_s = now_s
         contended = self._contended
-        asked = [lease for lease in path.leases if lease[0] in contended or (path.contended and lease[0] == path.lease)]
+        asked = [(name, limit) for name, limit in path.leases if name in connection.leases
+                 and (name in contended or (path.contended and name == path.lease))]
         if asked and self._engine.limits.gives_way(asked, resting) is not None:
             connection.stopping = True
             return True
@@ -319,14 +346,19 @@ class Connecting:
         connection.idle = True
         path.idle.append(connection)
         self._resting[connection] = None
+        self._holders.rests(connection)
         return True
 
     def rested(self, connection: Connection) -> None:
         """The rest is over: work, the peer, time, or somebody else who needs the lease."""
         connection.idle = False
         if connection in self._resting:  # else it was taken out to be given work
-            del self._resting[connection]
+            self._works(connection)
             connection.path.idle.remove(connection)
+
+    def _works(self, connection: Connection) -> None:
+        del self._resting[connection]
+        self._holders.works(connection)
 
     def _end_rest(self, name: str, limit: int | None, resting: Collection[Connection]) -> None:
         """Close as many connections at rest as others have need for their leases, the longest at rest first."""
@@ -367,7 +399,7 @@ class Connecting:
         in_all = shaping.recipients_per_connection
         return (connection.messages >= shaping.messages_per_connection
                 or (in_all is not None and connection.recipients >= in_all)
-                or 0 < mail_max <= connection.messages
+                or (mail_max and mail_max <= connection.messages)
                 # One message it takes in any case: a host may need longer than that for its greeting, each time.
                 or (connection.messages > 0
                     and self._engine.monotonic() - connection.opened_s >= shaping.connection_age))

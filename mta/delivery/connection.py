@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mta.config.shaping import Shaping
 from mta.delivery.approach import QUIT_S, Approach, LateError
 from mta.delivery.wire import ShortageError, TlsError, WireError
+from mta.queue.errors import StoreError
 from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, REQUIRE_TLS, SMTPUTF8, Delivery, Wishes
 from mta.queue.scheduler import Queue
 from mta.smtp.client import ClientEvent, Finished, Transaction
@@ -53,7 +54,8 @@ class Connection(Approach):
     def __init__(self, engine: Engine, path: Path, lane: Lane) -> None:
         super().__init__(engine, path)
         self.lane = lane
-        self.leases = [name for name, _ in path.leases]
+        self.leases: list[str] = []  # what it holds
+        self.shared: tuple[str, ...] = ()  # of those over more than its path, as `Holders` has it
         self.turn_s = self.opened_s  # when its turn among the workers began
         self.opening_s = 0.0  # how long it took until the session was open
         self.messages = 0  # transactions begun
@@ -123,7 +125,7 @@ class Connection(Approach):
                 data = wire.read()
                 if isinstance(data, bytes):
                     self._handle(client.receive(data) if data else client.eof())
-                    if client.phase == "closed":
+                    if client.closed:
                         return
         except WireError as error:
             if isinstance(error, TlsError) and self.path.shaping.tls == "opportunistic":
@@ -179,13 +181,18 @@ class Connection(Approach):
         self._write()
 
     def _write(self) -> None:
-        """Send what the machine has to say; before the end of a message leaves, the mark that it may have arrived."""
+        """Send what the machine has to say. The end of a message leaves after the mark that it may have arrived."""
         output = self.client.output()
         if output:
             for job in self.jobs:
                 if job.transaction.dot_sent and not job.marked:
+                    try:
+                        self.engine.dispatch.mark_in_flight(job)
+                    except StoreError as error:
+                        self.client.unsent(sum(map(len, output)))
+                        self.abandon()
+                        raise WireError(str(error)) from None
                     job.marked = True
-                    self.engine.dispatch.mark_in_flight(job)
             self._send(output, self.path.shaping.timeouts.block)
 
     def _rest(self) -> bool:
@@ -248,6 +255,7 @@ class Connection(Approach):
 def transaction_for(delivery: Delivery, at_most: int) -> Transaction:
     """The next transaction of `delivery`: those of its recipients that this attempt has not tried, up to `at_most`."""
     message = delivery.message
+    flags = message.flags
     recipients = delivery.recipients
     untried = len(recipients) - delivery.tried
     if untried > at_most or delivery.tried:
@@ -256,14 +264,14 @@ def transaction_for(delivery: Delivery, at_most: int) -> Transaction:
         sender=message.sender,
         recipients=recipients,
         content=message.content or b"",
-        eight_bit=bool(message.flags & EIGHT_BIT),
-        smtputf8=bool(message.flags & SMTPUTF8),
+        eight_bit=(flags & EIGHT_BIT) != 0,
+        smtputf8=(flags & SMTPUTF8) != 0,
         ret=message.ret,
         envid=message.envid,
         priority=None if message.wishes is None else message.wishes.priority,
-        binary=bool(message.flags & BINARY),
-        require_tls=bool(message.flags & REQUIRE_TLS),
-        dotless=bool(message.flags & DOTLESS),
+        binary=(flags & BINARY) != 0,
+        require_tls=(flags & REQUIRE_TLS) != 0,
+        dotless=(flags & DOTLESS) != 0,
     )
 
 

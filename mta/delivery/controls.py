@@ -4,6 +4,7 @@ The engine asks in few places, and pays one comparison where there are no orders
 
     offer, bring    may this queue be tried, and by which pool (`admits`)? One that is held leaves memory until released
     next_job        the same when the orders have changed since; of queues where it depends on the delivery, `stops`
+    direct          what is accepted or deferred is written into the queue that reroutes of single deliveries want it in
 
 A queue keeps the decision with the book of orders that it was made by. A new book is in force the moment that it is in
 place; what is in memory is then looked through in pieces, to let go what is held and to wake what was released.
@@ -26,8 +27,8 @@ from mta.queue import events
 from mta.queue import scheduler as names
 from mta.queue.filter import QueueFacts
 from mta.queue.ids import SHARD_BITS
-from mta.queue.orders import ENDS, HELD_US, ON_TARGETS, Book, Change, Meant, Order, Orders, facts_of, queue_facts
-from mta.queue.records import Delivery
+from mta.queue.orders import ENDS, HELD_US, Book, Change, Meant, Order, Orders, facts_of, queue_facts
+from mta.queue.records import Delivery, detour
 from mta.queue.scheduler import Queue
 from mta.queue.store import Transaction
 
@@ -100,21 +101,43 @@ class Controls:
             facts = facts or queue_facts(queue.name, self._provider(queue.domain))
             if not one.filter.matches(facts, facts_of(delivery, order.at_us if is_end else now_us)):
                 continue
-            work = partial(self.sweeps.carry_out, order, delivery) if is_end else partial(_hold, delivery)
+            does = is_end or order.kind == "reroute"
+            work = partial(self.sweeps.carry_out, order, delivery) if does else partial(_hold, delivery)
             self._engine.dispatch.conclude(queue, delivery, work)
             return True
         return False
 
+    def direct(self, deliveries: Iterable[Delivery]) -> bool:
+        """Put deliveries that are about to be written, and are in no window, into the queues that reroutes want them
+        in. Whether one has got another queue. A bug here costs none its acceptance or outcome: they stay where they
+        are, and `stops` looks again. Hot path."""
+        book = self.book
+        if book is None or not book.has_detours:
+            return False
+        now_us, moved = self._engine.clock_us(), False
+        try:
+            for one in deliveries:
+                order = book.detour(self._facts(one.queue), one, now_us)
+                if order is not None:
+                    one.queue = detour(one.queue, order.number)
+                    moved = True
+        except Exception:
+            log.exception("bug: deliveries that may be rerouted")
+        return moved
+
     def pool_of(self, name: str) -> str:
         """The pool that a queue goes by."""
-        if self.book is not None:
-            pool = self.book.ruling(self._facts(name), self._engine.clock_us()).pool
-            if pool is not None:
-                return pool
-        return names.pool_of(name)
+        order = self.rerouted(name)
+        return names.pool_of(name) if order is None else order.pool
+
+    def rerouted(self, name: str) -> Order | None:
+        """The order by whose pool a queue goes."""
+        if self.book is None:
+            return None
+        return self.book.ruling(self._facts(name), self._engine.clock_us()).reroute
 
     def held(self, name: str, delivery: Delivery | None = None) -> Order | None:
-        """The pause that holds a queue, or one delivery of it."""
+        """The order that holds a queue, or one delivery of it."""
         if self.book is None:
             return None
         facts, now_us = self._facts(name), self._engine.clock_us()
@@ -156,7 +179,7 @@ class Controls:
 
     def _take(self, orders: Orders, restart: bool) -> None:
         old, new = self.orders, Book(orders)
-        sweeps = [one for one in new.meant.values() if one.order.is_sweep]
+        sweeps = [one for one in new.meant.values() if one.is_swept]
         waits: list[AsyncResult] = []
         self.sweeps.keep({one.order.number for one in sweeps})
         for one in sweeps:
@@ -249,7 +272,7 @@ class Controls:
         paths: set[str] = set()  # by name: a lane that has nothing to do is forgotten, and a path does not know it then
         for count, name in enumerate(engine.scheduler.parked(), 1):
             if found.filter.of_queue(self._facts(name)) is not False:
-                lane = engine.ways.lane_of(names.domain_of(name), self.pool_of(name))
+                lane = engine.ways.likely_lane_of(names.domain_of(name), self.pool_of(name))
                 if lane is not None:
                     paths.update(path.name for path in lane.paths)
             if count % AT_ONCE == 0:
@@ -292,7 +315,7 @@ def _changed(before: Book, after: Book | None, facts: QueueFacts, now_us: int) -
 def _targets(orders: Iterable[Order]) -> dict[str, tuple[Order, ...]]:
     found: dict[str, tuple[Order, ...]] = {}
     for one in orders:
-        if one.kind in ON_TARGETS:
+        if one.target:
             found[one.target] = (*found.get(one.target, ()), one)
     return found
 

@@ -55,8 +55,9 @@ class Dispatch:
             self._take_turns(connection)
         lane, scheduler, pacing = connection.lane, engine.scheduler, engine.pacing
         turns, claims, controls = lane.turns, path.claims, engine.controls
-        if (path.message_rates or path.blocked) and (turns.count or claims) and not pacing.may_send(path):
-            return None
+        if (path.message_rates or path.blocked) and (not (turns.count or claims) or not pacing.may_send(
+                path, not turns.best or bool(claims and not claims[0][0].priority))):
+            return None  # without mail nothing is asked for, and nothing may be handed back
         while True:
             right: Right | None = None
             if claims and self._goes_first(connection, claims[0][0]):
@@ -240,7 +241,7 @@ class Dispatch:
             self._not_begun(path, job)
             return False
         engine, queue, controls = self._engine, job.queue, self._engine.controls
-        in_time = engine.pacing.await_sending(path, job.right, job.started_s)
+        in_time = engine.pacing.await_sending(path, job.right, job.started_s, not queue.priority)
         if (not in_time or engine.stopping or connection.stopping or engine.choked()
                 or path.suspended_until_us > engine.clock_us() or (path.blocked and not was_blocked)
                 or engine.pacing.lacks(queue.tenant, job.right)
@@ -261,7 +262,7 @@ class Dispatch:
 
     def _not_begun(self, path: Path, job: Job) -> None:
         if path.message_rates:
-            self._engine.pacing.send_back(path)
+            self._engine.pacing.send_back(path, job.started_s)
         self._not_taken(job.right)
 
     def _read(self, job: Job) -> bool:
@@ -289,7 +290,8 @@ class Dispatch:
         self._engine.scheduler.put_back(job.queue, job.delivery)
 
     def mark_in_flight(self, job: Job) -> None:
-        """The end of the content is about to be sent: from here on a crash may leave a duplicate."""
+        """The end of the content is about to be sent: from here on a crash may leave a duplicate. Raises StoreError
+        when there is no room to note that."""
         self._engine.stores[job.queue.shard].mark_inflight(job.delivery)
 
     # -- in ------------------------------------------------------------------------------------------------------
@@ -321,6 +323,8 @@ class Dispatch:
         if job.right is not None:
             self._engine.pacing.ended(job.right)
         connection.completed += 1
+        if path.failures:
+            self._engine.breakers.works(path)
         path.succeeded(now_s)
         if took_s >= SLOW_S or not path.prompt:
             _look_how_prompt(connection, took_s)
@@ -336,6 +340,8 @@ class Dispatch:
                         self._engine.reactions.judge_of(path))
         if not transaction.lost and outcome.host_failure is None:
             connection.completed += 1
+            if path.failures:
+                self._engine.breakers.works(path)
             path.succeeded(now_s)
         else:
             path.outcomes += 1
@@ -362,6 +368,8 @@ class Dispatch:
                 if queue.tenant and verdict.removes:
                     self._engine.pacing.left(queue.tenant)
                 shard, notices = queue.shard, verdict.notices
+                if (verdict.updates or notices) and self._engine.controls.book is not None:
+                    self._direct(shard, verdict)
                 stores[shard].submit(
                     verdict.commit(), (lambda error: self._schedule(shard, notices, error)) if notices else None)
             elif marked:
@@ -375,6 +383,13 @@ class Dispatch:
         else:
             scheduler.done(queue, delivery)
         return True
+
+    def _direct(self, shard: int, verdict: Verdict) -> None:
+        """Orders may want what leaves memory in another queue than it was in, where a sweep may have been already."""
+        controls = self._engine.controls
+        controls.direct(verdict.notices)
+        if not verdict.again and controls.direct(verdict.updates):
+            controls.sweeps.unsettle(shard, min(one.message.id for one in verdict.updates))
 
     def _put_off(self, queue: Queue, delivery: Delivery) -> None:
         """Leave a delivery that a bug keeps from being settled alone for a while, then read it again."""

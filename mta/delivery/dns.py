@@ -25,8 +25,8 @@ from gevent import socket as gevent_socket
 from gevent.event import AsyncResult
 from gevent.hub import get_hub
 
+from mta.config.hosts import Endpoint
 from mta.config.schema import Dns
-from mta.config.units import Endpoint
 from mta.delivery.dns_answer import Answer
 from mta.delivery.dns_cache import Cache
 from mta.delivery.dns_lookup import Ask, Lookup, Servers

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mta.config.hosts import Endpoint
 from mta.config.schema import Dns
-from mta.config.units import Endpoint, format_duration
+from mta.config.units import format_duration
 from mta.delivery import dns_wire
 from mta.delivery.dns_answer import MOST_ALIASES, Answer, believe_s, describe_aliases, judge
 from mta.delivery.dns_wire import MessageError, RecordType

@@ -15,6 +15,7 @@ This module joins the rooms of the house and is the scheduler's I/O:
 | `pacing` (`Pacing`)           | rates of paths and tenants, what tenants may have                          |
 | `holds` (`Holds`)             | suspensions and lower limits by rules and operators, over all workers      |
 | `keeper` (`PathKeeper`)       | when a path stands still                                                   |
+| `breakers` (`Breakers`)       | what all workers know of failing sites, and which of them probes           |
 | `reactions` (`Reactions`)     | what refusals mean by the rules on replies, and what the rules do then     |
 | `controls` (`Controls`)       | what an operator holds back, ends, or sends another way                    |
 """
@@ -28,11 +29,13 @@ from functools import partial
 from mta.config.schema import Config
 from mta.delivery.adapting import Adapting
 from mta.delivery.ageing import Ageing
+from mta.delivery.breaker import Breakers
 from mta.delivery.connecting import Connecting
 from mta.delivery.connection import Connection
 from mta.delivery.controls import LONG_US, Controls
 from mta.delivery.deadlines import Deadlines
 from mta.delivery.dispatch import Dispatch
+from mta.delivery.foresight import Foresight
 from mta.delivery.holds import Holds, names_of
 from mta.delivery.hub import Event, GeventHub, Hub
 from mta.delivery.lane import Lane
@@ -49,6 +52,7 @@ from mta.delivery.targets import Reachability
 from mta.delivery.tls import HostMemory
 from mta.delivery.ways import Ways
 from mta.delivery.wire import Sweeper
+from mta.queue.checkpoint import Touched
 from mta.queue.ids import SHARD_BITS
 from mta.queue.orders import HELD_US
 from mta.queue.records import Delivery, Message
@@ -56,6 +60,7 @@ from mta.queue.scheduler import FOREVER_US, Queue, Scheduler, domain_of, tenant_
 from mta.queue.store import Store
 
 BRING_BATCH = 500
+REPORT = 2000  # queues of a checkpoint's report that are looked at in one turn
 LOOK_S = 1.0  # how often it is asked whether the clock was set
 LOOKS_FOR_LATE_S = (0.0, 5.0, 60.0)  # after it was set back; the later ones find what was not on disk yet
 
@@ -93,11 +98,13 @@ class Engine:
         self.stopping = False
         self.sources = Sources(config)
         self.ways = Ways(self)
+        self.foresight = Foresight(self)
         self.connecting = Connecting(self)
         self.dispatch = Dispatch(self)
         self.pacing = Pacing(self)
         self.adapting = Adapting(self)
         self.holds = Holds(self)
+        self.breakers = Breakers(self)
         self.keeper = PathKeeper(self)
         self.protection = Protection(self)
         self.reactions = Reactions(self)
@@ -123,6 +130,7 @@ class Engine:
         self.reactions.configure()
         self.protection.configure(config)
         self.ways.configure()
+        self.foresight.configure()
         self.pacing.configure()
         for source in self.sources.all.values():
             source.look()
@@ -132,7 +140,7 @@ class Engine:
     def start(self) -> None:
         """Begin: find what is due in the stores, and keep time."""
         for shard, store in self.stores.items():
-            store.on_checkpoint = partial(self.scheduler.checkpoint, shard)
+            store.on_checkpoint = partial(self._checkpointed, shard)
             if store.last_id >> SHARD_BITS > self.clock_us():  # it was set back while nobody watched
                 self._bring_forward(shard)
         self.settler.watch.on_step = self._clock_was_set
@@ -181,6 +189,13 @@ class Engine:
         if found and self._latest_due_us() < found[-1][0] < HELD_US:
             self._bring_forward(shard)
         self.scheduler.scanned(shard, found, last)
+
+    def _checkpointed(self, shard: int, touched: Touched) -> None:
+        """The store's report, a part in each turn: one message may have brought as many queues as it had recipients.
+        The rest may come behind the next report: what is no longer true wakes a queue for nothing."""
+        self.scheduler.checkpoint(shard, touched[:REPORT])
+        if len(touched) > REPORT:
+            self.hub.later(0.0, self._checkpointed, shard, touched[REPORT:])
 
     def alarm(self) -> None:
         """Scheduler: something is due sooner than was known."""

@@ -1,11 +1,13 @@
-"""Why mail does not move: of a queue, a delivery, a path. Every state has a reason.
+"""Why mail does not move: of a queue, a delivery, a tenant. Every state has a reason.
 
     standing(engine, shard, name, due_us)   for `mta queue`: state and reason in one line
     of_queue(engine, shard, name, due_us)   state, and all reasons as records
     of_delivery(engine, delivery)           the same of one delivery, its retry included
-    of_path(engine, path)                   what keeps mail from going over it now
+    of_name(engine, name)                   what is decided about a source, provider, domain or tenant
 
-It only looks, at what the engine knows in memory and at the table of limits; nothing is read from disk for it.
+It only looks, at what the engine knows in memory and at the table of limits; nothing is read from disk for it. Where
+mail would go whose lane is not in memory is looked up before, if it is to be told (`foresee`). Paths are in
+`mta.delivery.pathreasons`; how what was decided is told, in `mta.delivery.decisions`.
 """
 
 from __future__ import annotations
@@ -13,22 +15,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from mta.delivery.connecting import TOTAL
-from mta.delivery.holds import names_of
-from mta.delivery.pace import per_time
+from mta.delivery.decisions import decided, end_of, lifted_by, ordered, state_of, suspension, value_of
+from mta.delivery.holds import most_of
+from mta.delivery.pathreasons import in_turn, of_path, standstill, stopped_paths
 from mta.delivery.reason import Reason
-from mta.queue import events
 from mta.queue.ids import format_id, shard_of
-from mta.queue.orders import HELD_US, Order, due_of
+from mta.queue.orders import HELD_US, due_of
 from mta.queue.records import Delivery
-from mta.queue.scheduler import Queue, domain_of, tenant_of
+from mta.queue.scheduler import domain_of, tenant_of
 
 if TYPE_CHECKING:
     from mta.delivery.engine import Engine
     from mta.delivery.lane import Lane
-    from mta.delivery.path import Path
-    from mta.delivery.pathstate import Hold
-    from mta.delivery.rates import Bucket
 
 
 class Standing(NamedTuple):
@@ -38,6 +36,7 @@ class Standing(NamedTuple):
     reason: str  # why nothing moves, in words; empty when it moves
     in_flight: int  # deliveries handed to a connection
     connections: int  # of its lane
+    until_us: int = 0  # until when it is suspended or paused; 0: not known, or not at all
 
 
 def standing(engine: Engine, shard: int, name: str, next_due_us: int) -> Standing:
@@ -45,14 +44,32 @@ def standing(engine: Engine, shard: int, name: str, next_due_us: int) -> Standin
     state, reasons = of_queue(engine, shard, name, next_due_us)
     queue = engine.scheduler.queues.get((shard, name))
     lane = engine.ways.lane_of(domain_of(name), engine.controls.pool_of(name))
-    return Standing(state, "" if state == "active" else brief(engine, reasons),
+    return Standing(state, brief(engine, [*(reasons if state != "active" else ()), *rerouted(engine, name)]),
                     len(queue.in_flight) if queue is not None else 0,
-                    len(lane.connections) if lane is not None else 0)
+                    len(lane.connections) if lane is not None else 0,
+                    min((one.until_us for one in reasons), default=0) if state in ("suspended", "paused") else 0)
+
+
+def foresee(engine: Engine, queues: Iterable[str], in_list: bool = False) -> None:
+    """Find out where mail of these queues would go, so that what stands still for it can be told. Waits for DNS, a
+    moment only when they are part of a list."""
+    look = engine.foresight.look_in_list if in_list else engine.foresight.look
+    look((domain_of(name), engine.controls.pool_of(name)) for name in queues)
 
 
 def why_not_now(engine: Engine, shard: int, name: str) -> str:
     """Why a delivery of the queue `name` that is due is not being delivered, in one line."""
     return brief(engine, of_due(engine, shard, name)[1])
+
+
+def rerouted(engine: Engine, name: str) -> list[Reason]:
+    """That the queue `name` goes by another pool than its label says, which holds up nothing."""
+    order = engine.controls.rerouted(name)
+    if order is None:
+        return []
+    why = f": {order.reason}" if order.reason else ""
+    return [Reason("reroute", f"it goes by pool {order.pool} by order {order.number} of {order.by}{why}", order.at_us,
+                   order.until_us, f"`mta orders cancel {order.number}` has it go by its own pool again")]
 
 
 def brief(engine: Engine, reasons: list[Reason]) -> str:
@@ -97,7 +114,7 @@ class Look:
             return "active", [in_flight(len(self._queue.in_flight))]
         order = self._engine.controls.held(self._name, delivery)
         if order is not None:
-            return "paused", [_ordered(order)]
+            return state_of(order), [ordered(order)]
         now_us = self._engine.clock_us()
         if due_of(delivery.due_us) > now_us:
             state, reasons = self.whole()
@@ -125,7 +142,7 @@ def of_due(engine: Engine, shard: int, name: str) -> tuple[str, list[Reason]]:
         return "ready", [general]
     paths = lane.paths if lane is not None else []
     others = [one for path in paths for one in of_path(engine, path, lane) if one.kind != "turn"]
-    return "ready", others or [_in_turn(lane, engine.scheduler.queues.get((shard, name)))]
+    return "ready", others or [in_turn(lane, engine.scheduler.queues.get((shard, name)))]
 
 
 def _held(delivery: Delivery) -> Reason:
@@ -156,13 +173,6 @@ def _ways(avoid: tuple[str, ...]) -> str:
     return ", ".join(one.replace(":", " ", 1) for one in avoid)
 
 
-def held_by(order: Order) -> str:
-    """Which order holds mail, in words."""
-    until = f" until {events.timestamp(order.until_us)[:19]}Z" if order.until_us else ""
-    why = f": {order.reason}" if order.reason else ""
-    return f"{'frozen' if order.kind == 'freeze' else 'paused'} by order {order.number} of {order.by}{until}{why}"
-
-
 def of_queue(engine: Engine, shard: int, name: str, next_due_us: int) -> tuple[str, list[Reason]]:
     """How the queue `name` stands in `shard`, whose first delivery is due at `next_due_us`, and why."""
     now_us, domain, tenant = engine.clock_us(), domain_of(name), tenant_of(name)
@@ -171,10 +181,10 @@ def of_queue(engine: Engine, shard: int, name: str, next_due_us: int) -> tuple[s
     lane = engine.ways.lane_of(domain, engine.controls.pool_of(name))
     held = engine.controls.held(name)
     if held is not None:
-        return "paused", [_ordered(held)]
+        return state_of(held), [ordered(held)]
     if next_due_us >= HELD_US:
         return "paused", [Reason("order", "all that is left of it is held by orders (`mta orders`)",
-                                 remedy="`mta resume`")]
+                                 remedy="`mta orders cancel NUMBER` ends one")]
     if engine.stopping:
         return ("active", [in_flight(flying)]) if flying else (
             "ready", [Reason("shutdown", "the MTA is stopping", remedy="it goes on when the MTA is started again")])
@@ -182,18 +192,21 @@ def of_queue(engine: Engine, shard: int, name: str, next_due_us: int) -> tuple[s
         return "ready", [_routing(engine, domain)]
     found = engine.holds.suspension((f"domain:{domain}", f"tenant:{tenant}"))
     if found is not None:
-        return "suspended", [_suspension(engine, *found)]
-    if lane is not None and lane.suspended(now_us):
-        return "suspended", [_standstill(engine, path) for path, weight in zip(lane.paths, lane.weights, strict=True)
-                             if weight]
+        return "suspended", [suspension(engine, *found)]
+    pool = engine.controls.pool_of(name)
+    likely = engine.ways.likely_lane_of(domain, pool) or engine.foresight.lane_of(domain, pool)
+    if likely is not None and (stopped := stopped_paths(engine, likely)):
+        return "suspended", [standstill(engine, path, domain) for path in stopped]
     if flying:
         return "active", [in_flight(flying)]
     if next_due_us > now_us:
         return "waiting", [Reason("retry", "for its retry time", 0, next_due_us,
-                                  "`mta retry` tries it now; `retry` in shaping sets the schedule")]
+                                  f"`mta retry --queue '{name}'` tries it now; `retry` in shaping sets the schedule")]
     ours = _ours(engine, shard, lane)
     if ours is not None or lane is None:
-        return "ready", [ours or Reason("loading", "it is being read from disk")]
+        damage = engine.stores[shard].damage  # what lies there is never read
+        return "ready", [ours or (Reason("disk", damage) if damage else
+                                  Reason("loading", "it is being read from disk"))]
     limited = of_tenant(engine, tenant)
     if limited is not None:
         return "ready", [limited]
@@ -201,14 +214,9 @@ def of_queue(engine: Engine, shard: int, name: str, next_due_us: int) -> tuple[s
     if len(lane.paths) > 1:
         for one, path in zip(reasons, lane.paths, strict=True):
             one.text = f"{path.source.name}: {one.text}"
+        if any(one.kind == "opening" for one in reasons):  # what could go by another source waits for this one
+            reasons = [one for one in reasons if one.kind != "turn"]
     return "ready", reasons
-
-
-def of_path(engine: Engine, path: Path, lane: Lane | None = None, queue: Queue | None = None) -> list[Reason]:
-    """What keeps mail that is due from going over `path`."""
-    if path.suspended_until_us > engine.clock_us():
-        return [_standstill(engine, path)]
-    return [_rate(engine, path) or _connection(engine, path) or _limit(engine, path) or _in_turn(lane, queue)]
 
 
 def of_name(engine: Engine, name: str) -> list[Reason]:
@@ -216,17 +224,17 @@ def of_name(engine: Engine, name: str) -> list[Reason]:
     reasons = []
     found = engine.holds.suspension((name,))
     if found is not None:
-        reasons.append(_suspension(engine, *found))
+        reasons.append(suspension(engine, *found))
     connections, rate = engine.holds.lowest("connections", (name,)), engine.holds.lowest("rate", (name,))
-    for held, what in ((connections, "connections"), (rate, "messages a second")):
+    for held in (connections, rate):
         if held is not None:
             hold = held[1]
-            reasons.append(Reason("limit", f"{name} is held to {hold.value:g} {what}: {hold.reason} "
-                                  f"(by {_author(engine, name, hold)})", hold.since_us, hold.until_us,
-                                  _lift(name, hold)))
+            reasons.append(Reason("limit", f"{name} is held to {value_of(hold)}: {decided(engine, name, hold)}",
+                                  hold.since_us, end_of(hold), lifted_by(name, hold)))
     held_by = engine.limits.holders(name)
     if held_by:
-        reasons.append(Reason("limit", f"{sum(held_by.values())} leases of {name} are in use: " + ", ".join(
+        count = sum(held_by.values())
+        reasons.append(Reason("limit", f"{count} lease{'s are' if count > 1 else ' is'} in use of {name}: " + ", ".join(
             f"{count} by worker {worker}" for worker, count in held_by.items())))
     return reasons
 
@@ -245,11 +253,11 @@ def of_tenant(engine: Engine, name: str) -> Reason | None:
     if limited is None:
         return None
     lowered = engine.holds.lowest("rate" if limited.kind == "tenant-rate" else "connections", (target,))
-    if lowered is not None and (limited.kind == "tenant-rate" or max(int(lowered[1].value), 1) == most):
+    if lowered is not None and (limited.kind == "tenant-rate" or most_of(lowered[1]) == most):
         hold = lowered[1]
-        limited.text += f"; {target} is limited: {hold.reason} (by {_author(engine, target, hold)})"
+        limited.text += f"; {target} is limited: {decided(engine, target, hold)}"
         limited.since_us = limited.since_us or hold.since_us
-        limited.remedy = _lift(target, hold)
+        limited.remedy = lifted_by(target, hold)
     return limited
 
 
@@ -261,12 +269,6 @@ def in_flight(count: int) -> Reason:
     return Reason("in-flight", f"being delivered: {count} under way", numbers={"in_flight": count})
 
 
-def _ordered(order: Order) -> Reason:
-    what = f"`mta resume '{order.filter}'`" if order.filter else "`mta resume`"
-    return Reason("order", held_by(order), order.at_us, order.until_us, f"{what} ends the order",
-                  {"order": order.number})
-
-
 def _routing(engine: Engine, domain: str) -> Reason:
     shortage = engine.router.shortage
     more = f"; no socket to ask DNS: {shortage}" if shortage else ""
@@ -276,187 +278,19 @@ def _routing(engine: Engine, domain: str) -> Reason:
     return Reason("routing", f"{text}{more}", since_us, remedy=f"`mta dns {domain}` shows what DNS says")
 
 
-def _suspension(engine: Engine, name: str, hold: Hold) -> Reason:
-    """A decision of a rule or an operator."""
-    return Reason("suspension", f"{name} is suspended: {hold.reason} (by {_author(engine, name, hold)})", hold.since_us,
-                  hold.until_us, _lift(name, hold))
-
-
-def _author(engine: Engine, name: str, hold: Hold) -> str:
-    if hold.by == "operator":
-        for order in engine.controls.orders.orders:
-            if order.target == name and order.kind in ("suspend", "limit"):
-                return f"order {order.number} of {order.by}"
-    return hold.by
-
-
-def _lift(name: str, hold: Hold) -> str:
-    if hold.by.startswith("rule "):
-        return f"`mta rules show {hold.by[5:]}` shows the rule"
-    kind, colon, rest = name.partition(":")
-    target = f"{kind}={rest}" if colon and ">" not in name else f"'{name}'"
-    return f"`mta unsuspend {target}`" if hold.what == "all" else f"`mta limit {target} off`"
-
-
-def _standstill(engine: Engine, path: Path) -> Reason:
-    """`path` stands still: its site failed, its source is gone, there is no way at all, or somebody decided so."""
-    until_us, since_us, why = path.suspended_until_us, path.since_us, path.reason
-    numbers: dict[str, float] = {"failures": path.failures} if path.failures else {}
-    if path.name.startswith("?/"):
-        return Reason("pool", f"no pool: {why}", since_us, until_us, "`pools` in the configuration, or `mta reroute`",
-                      numbers)
-    if path.route is None:
-        domain = path.name.removeprefix("?")
-        return Reason("dns", f"no route: {why}", since_us, until_us, f"`mta dns {domain}` shows what DNS says", numbers)
-    if path.suspended_by == "source":
-        return Reason("source", f"{path.name} is suspended: {why}", since_us, until_us,
-                      f"give the machine the address back, or change `sources.{path.source.name}`")
-    if path.suspended_by == "site":
-        return Reason("site", f"{path.name} is suspended: {why}", since_us, until_us,
-                      "it is tried again by itself; `mta retry --now` tries it at once", numbers)
-    found = engine.holds.suspension(names_of(path))
-    if found is None:
-        return Reason("suspension", f"{path.name} is suspended: {why}", since_us, until_us)
-    return _suspension(engine, *found)
-
-
 def _ours(engine: Engine, shard: int, lane: Lane | None) -> Reason | None:
     """What this machine lacks."""
-    trouble = engine.stores[shard].trouble()
-    if trouble is not None:
-        return Reason("disk", trouble, remedy="make room on the spool's disk")
+    for store in (engine.stores[shard], *engine.stores.values()):
+        trouble = store.trouble()
+        if trouble is not None:
+            return Reason("disk", trouble, remedy="" if trouble == store.damage else
+                          "make room on the spool's disk, or see what slows it down")
     if engine.limits.trouble:
         return Reason("table", f"the table of limits cannot be written: {engine.limits.trouble}",
                       remedy="make room in the runtime directory (`run`)")
-    if engine.choked():  # by another shard
-        return Reason("disk", "the spool's disk does not keep up, outcomes cannot be written down",
-                      remedy="a faster disk, or less other use of it")
     if lane is None and engine.scheduler.starved:
         return Reason("memory", "waits for room in memory", remedy="`memory.deliveries`",
                       numbers={"deliveries": engine.scheduler.deliveries})
     return None
 
 
-
-
-def _rate(engine: Engine, path: Path) -> Reason | None:
-    now_s, now_us = engine.monotonic(), engine.clock_us()
-    adapted = engine.adapting.why(path) if path.blocked or path.paced else ""
-
-    def at_us(time_s: float) -> int:
-        return now_us + int((time_s - now_s) * 1e6)
-
-    if path.blocked:
-        return Reason("adaptation", f"{path.name}: {adapted}", 0, at_us(path.not_before_s),
-                      "it finds out by itself when the receiver takes more; `adaptive` in shaping")
-    if path.not_before_s > now_s:
-        wait_s = path.not_before_s - now_s
-        after = f"; {adapted}" if adapted else ""
-        text = (f"rate of {path.name} ({_rates(path.message_rates)}) is used up, the next message goes in "
-                f"{wait_s:.1f} s{after}")
-        slowest = max(path.message_rates, key=lambda one: one.spacing, default=None)
-        held = engine.holds.lowest("rate", names_of(path))
-        if held is not None and slowest is not None and slowest.name == f"{held[0]} held":
-            name, hold = held
-            return Reason("rate", f"{text}; {name} is held to {hold.value:g}/s: {hold.reason} "
-                          f"(by {_author(engine, name, hold)})", hold.since_us, at_us(path.not_before_s),
-                          _lift(name, hold))
-        if slowest in path.paced:
-            return Reason("adaptation", text, 0, at_us(path.not_before_s), "`adaptive` in shaping")
-        return Reason("rate", text, 0, at_us(path.not_before_s), "`message_rate` in shaping (`mta shaping show`)")
-    if path.open_not_before_s > now_s:
-        return Reason("connection-rate", f"rate of new connections to {path.name} ({_rates(path.connection_rates)}) is "
-                      "used up", 0, at_us(path.open_not_before_s), "`connection_rate` in shaping (`mta shaping show`)")
-    return None
-
-
-def _rates(buckets: Iterable[Bucket]) -> str:
-    return ", ".join(_rate_in_words(one) for one in buckets)
-
-
-def _rate_in_words(bucket: Bucket) -> str:
-    """As it is configured; of what a hold or adaptation says the number."""
-    text = bucket.name.rpartition(" ")[2]
-    return per_time(bucket.count / bucket.period_s) if text in ("held", "pace") else text
-
-
-def _connection(engine: Engine, path: Path) -> Reason | None:
-    """What about the opening of connections makes it wait."""
-    connecting = engine.connecting
-    if path in connecting.room:
-        if connecting.room.shortage:
-            return Reason("sockets", "this machine has no socket for one more connection: "
-                          f"{connecting.room.shortage}", remedy="LimitNOFILE, net.ipv4.ip_local_port_range")
-        most = connecting.room.most
-        return Reason("descriptors", f"the descriptors of a worker allow {most} connections, and there are as many",
-                      remedy="LimitNOFILE, more `workers`", numbers={"connections": most})
-    if path in connecting.opening or path in connecting.probing:
-        return Reason("openings", "many connections are being opened, its turn comes")
-    if path.opening:
-        probe = f" as a probe, after: {path.reason}" if path.probing else ""
-        return Reason("opening", f"a connection is being opened{probe}", path.since_us if path.probing else 0,
-                      remedy="`timeouts.connect` in shaping", numbers={"opening": path.opening})
-    wait_s = path.hold_until_s - engine.monotonic()
-    if wait_s > 0:
-        return Reason("refusals", f"no further connection for a while: {path.reason}", 0,
-                      engine.clock_us() + int(wait_s * 1e6), "the site refuses more connections than it has",
-                      {"connections": len(path.connections)})
-    return None
-
-
-def _limit(engine: Engine, path: Path) -> Reason | None:
-    """Which limit of connections is reached."""
-    limit = path.waiting_for
-    if not limit:
-        if len(path.connections) < path.most:
-            return None
-        limit = path.lease
-    held = engine.limits.holders(limit)
-    numbers: dict[str, float] = {f"held_by_worker_{worker}": count for worker, count in held.items()}
-    if limit == TOTAL:
-        most = engine.config.delivery.connections
-        return Reason("total", f"limit of {most} connections in all is reached", remedy="`delivery.connections`",
-                      numbers={"limit": most, **numbers})
-    if limit != path.lease:
-        most = dict(path.leases).get(limit, 0)
-        lower = engine.holds.lowest("connections", (limit,))
-        if lower is not None and limit not in path.totals:
-            hold = lower[1]
-            return Reason("limit", f"limit of {most} connections in all to {limit} is reached, over all workers: "
-                          f"{hold.reason} (by {_author(engine, limit, hold)})", hold.since_us, hold.until_us,
-                          _lift(limit, hold), {"limit": most, **numbers})
-        return Reason("limit", f"limit of {most} connections in all to {limit} is reached, over all workers",
-                      remedy="`total_connections` in shaping (`mta shaping show`)", numbers={"limit": most, **numbers})
-    learned = engine.limits.learned(path.lease)
-    if path.waiting_for and learned:
-        said = f": {path.reason}" if path.reason else ""
-        return Reason("learned-limit", f"limit of {learned} connections to {path.name} is reached, the site takes no "
-                      f"more{said}", remedy="it is tried again by itself whether the site takes more",
-                      numbers={"limit": learned, **numbers})
-    over = ", over all workers" if path.waiting_for else ""
-    numbers["limit"] = path.most
-    text = f"limit of {path.most} connections to {path.name} is reached{over}"
-    configured = path.shaping.connections
-    lowered = engine.holds.lowest("connections", names_of(path))
-    if lowered is not None and path.most < path.allowed:
-        name, hold = lowered
-        return Reason("limit", f"{text}; lowered by {_author(engine, name, hold)}: {hold.reason}", hold.since_us,
-                      hold.until_us, _lift(name, hold), numbers)
-    if path.most == path.allowed < configured:
-        return Reason("limit", f"{text} ({configured} are configured; more as it takes mail)",
-                      remedy="it grows by itself; `adaptive.connections_first` in shaping", numbers=numbers)
-    return Reason("limit", text, remedy="`connections` in shaping (`mta shaping show`)", numbers=numbers)
-
-
-def _in_turn(lane: Lane | None, queue: Queue | None) -> Reason:
-    """Nothing forbids it: connections pull one after the other."""
-    if lane is None:
-        return Reason("turn", "others of its queue go first")
-    queues, backlog = lane.turns.count, lane.backlog(10_000)
-    before = list(lane.turns.active())
-    numbers: dict[str, float] = {"queues": queues, "deliveries": backlog, "connections": len(lane.connections)}
-    if queue is not None and queue in before:
-        numbers["queues_before"] = before.index(queue)
-    return Reason("turn", f"its turn comes: {len(lane.connections)} connections of {lane.name} serve "
-                  f"{backlog} deliveries of {queues} queues", remedy="`connections` in shaping, `tenants.NAME.weight`",
-                  numbers=numbers)

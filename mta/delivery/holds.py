@@ -4,9 +4,11 @@ A *hold* (`mta.delivery.pathstate`) is on a name: that of a path, or `source:NAM
 `tenant:NAME`. It lies in the table of limits; a change nudges all workers, who act at once. A suspended path is passed
 over by its lanes; the queues of a suspended domain or tenant leave memory, and cost nothing until it ends. A domain
 with a limit gets connections of its own, as one with an entry in `shaping.domains` has; a tenant's limits are kept by
-`Pacing`.
+`Pacing`. Connections of a domain, and of a source, are counted over all their paths, by a lease of that name; of a
+provider, or of a path, for each path by itself. A rate is one for all that the name is of.
 
-Pauses of failing sites and of lost sources are not among these: each worker finds out by itself (`PathKeeper`).
+Pauses of failing sites are not among these (`mta.delivery.breaker`), nor those of lost sources: each worker finds out
+by itself (`PathKeeper`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from mta.delivery.hub import Timer
 from mta.delivery.path import Path
-from mta.delivery.pathstate import Hold, PathState, What
+from mta.delivery.pathstate import SITE, Hold, PathState, What
 from mta.delivery.rates import Bucket
 from mta.queue.scheduler import Queue, domain_of, tenant_of
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 KINDS: Final = ("source", "provider", "domain", "tenant")
 OF_QUEUES: Final = ("domain:", "tenant:")  # what no path tells, but the queue
+TOGETHER: Final = ("source:", "domain:")
 AGAIN_S: Final = 86_400.0  # timers are not longer
 
 log = logging.getLogger(__name__)
@@ -38,12 +41,14 @@ class Holds:
         self._engine = engine
         self._held: dict[str, PathState] = {}  # by name, those with a hold that is not over
         self.on_queues = 0  # how many of them are of domains or tenants
+        self.on_paths = False  # whether a path, source or provider is suspended
         self._limited: set[str] = set()  # domains with a limit
         self._timers: dict[str, Timer] = {}  # by name, until the first of its holds is over
 
     def start(self) -> None:
         """Take over what was decided before this worker started."""
-        self.changed([name for name, state in self._engine.limits.states() if state.holds])
+        self.changed([name for name, state in self._engine.limits.states()
+                      if state.holds and not name.startswith(SITE)])
 
     # -- deciding ------------------------------------------------------------------------------------------------
 
@@ -94,7 +99,11 @@ class Holds:
             else:
                 self._held.pop(name, None)
         self.on_queues = sum(name.startswith(OF_QUEUES) for name in self._held)
+        self.on_paths = any(hold.what == "all" for name, state in self._held.items() if not name.startswith(OF_QUEUES)
+                            for hold in state.holds)
         moved = self._note_limited(changed)
+        for name in changed:
+            self._count_in(name)
         stopped, freed = [], False
         for path in list(engine.paths.values()):
             if not changed.isdisjoint(names_of(path)):
@@ -139,6 +148,14 @@ class Holds:
         self._limited ^= found
         return found
 
+    def _count_in(self, name: str) -> None:
+        """The connections of a source or domain that is limited count from now on, before another one is opened."""
+        found = self.lowest("connections", (name,)) if counts_all(name) else None
+        if found is not None:
+            engine = self._engine
+            engine.connecting.count_in(name, most_of(found[1]), [
+                one for one in engine.connections if name in names_of(one.path)])
+
     def _ended(self, name: str, version: int) -> None:
         del self._timers[name]
         if name in self._held and self._engine.limits.state(name).version == version:
@@ -170,10 +187,10 @@ class Holds:
             if suspension is not None and suspension.until_us > until_us:
                 until_us, why = suspension.until_us, suspension
             connections = state.lowest("connections", now_us)
-            if connections is not None and is_domain:
-                totals[name] = max(int(connections.value), 1)
+            if connections is not None and counts_all(name):
+                totals[name] = most_of(connections)
             elif connections is not None:
-                most = min(most, max(int(connections.value), 1))
+                most = min(most, most_of(connections))
             rate = state.lowest("rate", now_us)
             if rate is not None and rate.value > 0:
                 rates.append(Bucket(f"{name} held", rate.value, 1.0))
@@ -239,6 +256,16 @@ class Holds:
             return now_us if of_it and not self._until(domain_of(name), tenant_of(name)) else until_us
 
         engine.scheduler.repark(new_time)
+
+
+def counts_all(name: str) -> bool:
+    """Whether the connections of all paths that `name` is of are counted together, by a lease of that name."""
+    return name.startswith(TOGETHER) and ">" not in name
+
+
+def most_of(hold: Hold) -> int:
+    """How many connections a limit leaves."""
+    return max(int(hold.value), 1)
 
 
 def names_of(path: Path) -> tuple[str, ...]:

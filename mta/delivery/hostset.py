@@ -7,7 +7,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 
-from mta.config.units import HostOrNetwork
+from mta.config.hosts import HostOrNetwork
 
 
 class HostSet:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import gevent
 import gevent.event
 
+from mta.loop.turns import SHORTEST_S
+
 
 class Timer(Protocol):
     """Something that will happen."""
@@ -79,8 +81,8 @@ class GeventHub:
         return timer
 
     def sleep(self, seconds: float) -> None:
-        """See `Hub`."""
-        gevent.sleep(seconds)
+        """See `Hub`. Always by a timer (`mta.loop.turns`)."""
+        gevent.sleep(max(seconds, SHORTEST_S))
 
     def event(self) -> Event:
         """See `Hub`."""

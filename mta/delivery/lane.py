@@ -81,12 +81,13 @@ class Lane:
 
         One is opened for the first delivery; more as long as deliveries wait in larger number than there are
         connections, so that a fast site is served by few and a slow one by many. `forced` is for a delivery that has
-        waited behind busy connections for a while.
+        waited behind busy connections for a while. Those that are still being opened are not busy: a host that greets
+        late gets no more of them than deliveries wait.
         """
         if not self.turns.count:
             return False
-        have = len(self.connections)
-        return have == 0 or forced or self.backlog(have + 1) > have
+        have = sum(path.opening for path in self.paths) if forced else len(self.connections)
+        return have == 0 or self.backlog(have + 1) > have
 
     def suspended(self, now_us: int) -> int:
         """Until when nothing can go, because all its paths stand still; 0 when something can."""

@@ -32,7 +32,7 @@ from mta.delivery import limit_table
 from mta.delivery.adaptive import FORGET_S
 from mta.delivery.counters import Counter
 from mta.delivery.limits import BATCH, Limits
-from mta.delivery.pathstate import PathState
+from mta.delivery.pathstate import SITE, PathState
 from mta.delivery.rates import Record
 from mta.delivery.shared_states import clocks_us
 from mta.delivery.tally import Tally, decode_outcomes
@@ -42,6 +42,7 @@ MAGIC: Final = b"mta learnt 1\n"
 SLOW_S: Final = 0.5  # buckets that are at rest sooner are so before anything is sent after a restart
 TALLIES: Final = 20_000  # of rules, and paths of which outcomes were told
 OPERATOR: Final = "operator"
+FAILED_US: Final = 3_600_000_000  # so long after its pause a failing site is forgotten, but by who has mail for it
 _CRC: Final = struct.Struct("<I")
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,10 @@ def gather(limits: Limits, now_us: int, pause: Callable[[], None] = lambda: None
         over = []
         for key, record in piece:
             name, packed = msgpack.unpackb(record)
+            if name.startswith(SITE):
+                if all(hold.until_us + FAILED_US < now_us for hold in PathState.decode(packed, clocks).holds):
+                    over.append((key, record))
+                continue
             kept = _of_worth(PathState.decode(packed, clocks), now_us)
             if not kept.is_bare(now_us):
                 learnt.states.append((name, kept.encode(0)))

@@ -7,7 +7,9 @@ The rules, in the order of their weight:
   that waits longest. It is *granted*: counted as held from that moment, so nobody can come in between.
 * While somebody waits, a lease is not taken past them.
 * A worker gives way (`should_yield`) when all leases are held and another one that waits has none, or has at least
-  two fewer: moving one then makes the shares more even. A lease that only rests goes to whoever can use it.
+  two fewer: moving one then makes the shares more even. A lease that only rests goes to whoever can use it. Where more
+  are held than the limit, as it is new or lower than before, what rests goes, and who has more than its part of the
+  limit gives way: all do so at once, and are not left with less than that.
 
 Together: workers that want many converge to equal shares, one that wants few gets them, and a limit smaller than the
 number of workers goes round.
@@ -61,7 +63,8 @@ class Leases:
     taken: int = 0  # what the receiver takes, learned when it refused one more; 0: it has not
     firm_until: float = 0.0  # before, nothing is tried beyond that; then one
     firm_s: float = 0.0  # how long that is
-    served_at: float = 0.0  # when the receiver last took a connection
+    served_at: float = 0.0  # when the receiver last took a connection; 0: it has not, which on a machine that was just
+    # started is not long ago
 
     @classmethod
     def decode(cls, record: bytes, now: float = 0.0) -> Leases:
@@ -144,19 +147,27 @@ class Leases:
         return granted
 
     def should_yield(self, worker: int, resting: bool) -> bool:
-        """Whether `worker` should give one lease back, because another worker needs it more.
+        """Whether `worker` should give one lease back: there are more than the limit, or another worker needs it more.
 
         One that rests, connected but not in use, is due to anybody who waits, also to this worker's other paths.
         """
         mine = self.shares.get(worker)
         if mine is None or not mine.held or self.held < self.room:
             return False
+        if self.held > self.limit:
+            return resting or mine.held > self._part(worker)
         if resting:
             return any(share.want for share in self.shares.values())
         return any(
             share.want and (not share.held or share.held <= mine.held - 2)
             for other, share in self.shares.items() if other != worker
         )
+
+    def _part(self, worker: int) -> int:
+        """What is left for `worker`, which holds some, when those who hold any share the limit."""
+        holders = sorted([worker for worker, share in self.shares.items() if share.held])
+        each, more = divmod(self.limit, len(holders))
+        return each + (holders.index(worker) < more)
 
     def served(self) -> None:
         """The receiver took a connection. Call `grant` afterwards."""
@@ -171,7 +182,8 @@ class Leases:
         `serves_us`: it serves other connections of this worker.
         """
         elsewhere = self.held > self.of(worker).held
-        if not serves_us and not (elsewhere and self.now - self.served_at <= SERVED_S):
+        serves_others = elsewhere and self.served_at > 0 and self.now - self.served_at <= SERVED_S
+        if not serves_us and not serves_others:
             return Refusal.UNCLEAR if elsewhere and self.now - begun < QUICK_S else Refusal.ALONE
         others = max(self.held - 1, 1)
         if self.taken and begun < self.firm_until - self.firm_s:  # tried together with one that was refused before

@@ -1,4 +1,4 @@
-"""The bytes of the table of limits: its LMDB environment, the records in it, and the FIFOs that wake workers.
+"""The bytes of the table of limits: its LMDB environment, and the records in it.
 
 Records by the first byte of their key, behind which stands a name or the number of a worker in two bytes:
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -296,20 +295,6 @@ def nudged_workers(txn: Any) -> list[int]:
             nudged.append(worker)
             found = cursor.set_range(_NUDGE + struct.pack("!H", worker + 1)) if worker < 0xFFFF else False
     return nudged
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
-
-
-def open_bell(path: str) -> int:
-    """The FIFO that wakes this worker. Open for writing too, so that it never comes to an end."""
-    try:
-        if not stat.S_ISFIFO(os.lstat(path).st_mode):
-            os.unlink(path)
-            os.mkfifo(path, 0o600)
-    except FileNotFoundError:
-        os.mkfifo(path, 0o600)
-    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _allocate(path: Path, size: int) -> bool:

@@ -8,9 +8,7 @@ what has to live longer).
 **Leases**: how many at once. `acquire` takes one of each of any number of limits, all or none; `release` gives the same
 names back. A worker that is refused is entered in the same transaction as wanting (`mta.delivery.leases` has the
 rules), and is nudged when a lease has been granted to it. Those who hold more than their part are nudged, too, so that
-a connection at rest makes room. A granted lease that the worker does not take within `GRANT_S` goes on to the next in
-line, unless the worker waits for a further limit of the same set: those are taken in one order by everybody, the
-smaller limit first, among equals by name, so nobody waits in a circle, and who has come so far does not begin anew.
+a connection at rest makes room (`mta.delivery.shared_leases`).
 
 **Rates**: how many in a time (`mta.delivery.rates`). `reserve` says when:
 
@@ -35,41 +33,32 @@ between the two, `clear_worker` or the next heartbeat makes up for it.
 from __future__ import annotations
 
 import errno
-import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import lmdb
 
 from mta.delivery import limit_table
+from mta.delivery.bells import Bells
 from mta.delivery.counters import DAY_S
-from mta.delivery.leases import FIRM_FIRST_S, Leases, Refusal
+from mta.delivery.leases import Refusal
 from mta.delivery.pathstate import PathState
 from mta.delivery.rates import Bucket
 from mta.delivery.shared_counters import SharedCounters
+from mta.delivery.shared_leases import SharedLeases
 from mta.delivery.shared_numbers import SharedNumbers
 from mta.delivery.shared_rates import SharedRates
 from mta.delivery.shared_states import SharedStates, all_states
 from mta.delivery.shared_tallies import SharedTallies
 from mta.delivery.tally import Tally
 
-GRANT_S: Final = 1.0
 FOREVER: Final = float("inf")
+ENTRIES_MOST: Final = 200_000  # some 100 MB, of the 256 that the table may have
 BATCH: Final = 500  # limits looked at in one transaction when all are: others wait for its end
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
-
-class _Wait(NamedTuple):
-    """Refused for want of a lease."""
-
-    limit: int
-    until: float  # then it is worth another look, though nothing was heard; monotonic seconds
 
 
 def limited(leases: Iterable[tuple[str, int | None]]) -> tuple[str, ...]:
@@ -85,22 +74,14 @@ class Limits:
 
         What an earlier worker of this number held is given back. Raises OSError.
         """
-        self._run = run
         self._worker = -1 if worker is None else worker
-        self._bell = -1
-        self._bells: dict[int, int] = {}  # FIFOs of workers, open for writing
-        self._waiting: dict[str, _Wait] = {}  # wanted and not granted yet
-        self._learned: dict[str, int] = {}  # of limits that we hold or want: `Leases.taken` where there is one
-        self._granted: dict[str, tuple[int, float]] = {}  # not taken yet: how many, since when
-        self._kept: dict[str, str] = {}  # of those, the ones that we keep while we wait for another limit of their set
-        self._yielding: dict[str, int] = {}  # leases that we said we would give back
-        self._owed: list[str] = []  # given back when the table could not be written
-        self._again: set[str] = set()  # refused because the table could not be written
+        self._bells = Bells(run)
         directory = Path(run, "limits")
         try:
             self._env = limit_table.open_table(directory)
+            self._leases = SharedLeases(self._env, self._worker, self._bells.ring)
             if worker is not None:
-                self._bell = limit_table.open_bell(self._bell_path(worker))
+                self._bells.open(worker)
                 self.clear_worker(worker)
                 with self._env.begin(write=True) as txn:
                     limit_table.enter(txn, worker)
@@ -121,19 +102,20 @@ class Limits:
         return limit_table.trouble()
 
     @property
+    def has_room(self) -> bool:
+        """Whether there is room for what is good to know and no more. A table that is full gives no leases."""
+        return bool(self._env.stat()["entries"] < ENTRIES_MOST)
+
+    @property
     def table(self) -> Any:
         """The environment, for `mta.delivery.learnt`: one may be open only once in a process."""
         return self._env
 
     def close(self) -> None:
         """Give everything back and close the table."""
-        if self._bell != -1:
+        if self._bells.fileno() != -1:
             self.clear_worker(self._worker)
-            os.close(self._bell)
-            self._bell = -1
-        for fd in self._bells.values():
-            os.close(fd)
-        self._bells.clear()
+        self._bells.close()
         self._env.close()
 
     # -- leases --------------------------------------------------------------------------------------------------
@@ -144,160 +126,40 @@ class Limits:
         A limit of None is none, and costs nothing; 0 lets nobody through. When refused the worker waits for the limit
         that is named: it will be nudged, and until then is refused without a look.
         """
-        waiting = self._waiting
-        wanted = []
-        for name, limit in leases:
-            if limit is not None:
-                wanted.append((limit, name))
-                wait = waiting.get(name)
-                if wait is not None and wait.limit == limit and time.monotonic() < wait.until:
-                    return name
-        if not wanted:
-            return None
-        wanted.sort()
-        try:
-            with self._env.begin(write=True) as txn:
-                full, nudged = self._acquire(txn, wanted)
-        except lmdb.Error as error:
-            limit_table.cope(self._env, error)
-            self._again.add(wanted[0][1])
-            return wanted[0][1]
-        if full is None:
-            for _, name in wanted:
-                waiting.pop(name, None)
-                if name in self._granted:
-                    self._take_granted(name)
-        else:
-            # A receiver's own limit may rise without a word: then it is looked at again, now and then.
-            until = max(full.firm_until, full.now + FIRM_FIRST_S) if full.taken else FOREVER
-            waiting[full.name] = _Wait(full.limit, until)
-            for _, name in wanted:
-                if name == full.name:
-                    break
-                if name in self._granted:
-                    self._kept[name] = full.name
-        self._ring(nudged)
-        return full.name if full is not None else None
-
-    def _acquire(self, txn: Any, leases: Sequence[tuple[int, str]]) -> tuple[Leases | None, set[int]]:
-        """The smallest limit first. Returns the limit that is full, if any, and the workers to wake."""
-        me = self._worker
-        nudged: set[int] = set()
-        taken: list[Leases] = []
-        for limit, name in leases:
-            if name in self._granted:
-                continue
-            state = limit_table.load(txn, name, limit)
-            state.limit = limit
-            waited = state.of(me).want
-            took, granted = state.take(me, state.now)
-            if state.taken:
-                self._learned[name] = state.taken
-            else:
-                self._learned.pop(name, None)
-            for worker in granted:
-                self._grant_nudge(txn, worker, name, nudged)
-            if not took:
-                if not waited:
-                    self._tell_holders(txn, state, nudged)
-                limit_table.save(txn, state)
-                for other in taken:  # what others were granted stays
-                    other.give_back(me)
-                    limit_table.save(txn, other)
-                return state, nudged
-            taken.append(state)
-        for state in taken:
-            limit_table.save(txn, state)
-        return None, nudged
+        return self._leases.acquire(leases)
 
     def served(self, name: str) -> None:
         """The receiver behind the limit `name` took a connection for which we hold a lease."""
-        nudged: set[int] = set()
-        try:
-            with self._env.begin(write=True) as txn:
-                state = limit_table.load(txn, name, 0)
-                state.served()
-                self._give_back(txn, state, 0, nudged)
-        except lmdb.Error as error:
-            limit_table.cope(self._env, error)
-        self._ring(nudged)
+        self._leases.served(name)
 
     def refused(self, name: str, begun: float, serves_us: bool) -> Refusal:
         """The receiver behind the limit `name` refused a connection that we began to open at `begun` (monotonic), and
         whose lease is still ours. If it serves others, ours (`serves_us`) or another worker's, then their number is the
         limit for a while, for all workers."""
-        try:
-            with self._env.begin(write=True) as txn:
-                state = limit_table.load(txn, name, 0)
-                refusal = state.refused(self._worker, begun, serves_us)
-                limit_table.save(txn, state)
-        except lmdb.Error as error:
-            limit_table.cope(self._env, error)
-            return Refusal.WITHIN if serves_us else Refusal.ALONE
-        return refusal
+        return self._leases.refused(name, begun, serves_us)
 
     def learned(self, name: str) -> int:
         """How many connections the receiver behind the limit `name` took when we last asked for a lease; 0: any."""
-        return self._learned.get(name, 0)
+        return self._leases.learned(name)
 
     def holders(self, name: str) -> dict[int, int]:
         """How many leases of the limit `name` each worker holds; for people."""
-        try:
-            with self._env.begin(write=True) as txn:  # not a reader: a killed one would keep old pages for ever
-                shares = limit_table.load(txn, name, 0).shares
-        except lmdb.Error as error:
-            limit_table.cope(self._env, error)
-            return {}
-        return {worker: share.held for worker, share in sorted(shares.items()) if share.held}
+        return self._leases.holders(name)
 
     def release(self, names: Sequence[str]) -> None:
         """Give one lease of each back: of those that were limited (`limited`). Those who wait are nudged."""
-        if not names and not self._owed:
-            return
-        nudged: set[int] = set()
-        for name in names:
-            yielding = self._yielding.pop(name, 0)
-            if yielding > 1:
-                self._yielding[name] = yielding - 1
-        try:
-            with self._env.begin(write=True) as txn:
-                for name in (*names, *self._owed):
-                    self._give_back(txn, limit_table.load(txn, name, 0), 1, nudged)
-            self._owed.clear()
-        except lmdb.Error as error:
-            limit_table.cope(self._env, error)
-            self._owed.extend(names)
-        self._ring(nudged)
+        self._leases.release(names)
 
     def waits(self, name: str) -> bool:
         """Whether we were refused a lease of `name`, and have neither been granted one nor given up since."""
-        return name in self._waiting
+        return self._leases.waits(name)
 
     def want(self, name: str, count: int) -> None:
         """This worker could use `count` more leases of `name`; 0: it does not wait any more.
 
         `acquire` says it by itself when it is refused, with a count of 1.
         """
-        if name not in self._waiting and name not in self._granted:
-            return
-        nudged: set[int] = set()
-        granted = 0
-        if not count:
-            granted = self._drop_granted(name)
-            self._waiting.pop(name, None)
-            for kept in [kept for kept, waited in self._kept.items() if waited == name]:
-                self._owed.extend([kept] * self._drop_granted(kept))
-        try:
-            with self._env.begin(write=True) as txn:
-                state = limit_table.load(txn, name, 0)
-                if granted or state.of(self._worker).want != count:
-                    state.want(self._worker, count, time.monotonic())
-                    self._give_back(txn, state, granted, nudged)
-        except lmdb.Error as error:
-            limit_table.cope(self._env, error)
-            self._owed.extend([name] * granted)
-        self._ring(nudged)
-        self.release(())
+        self._leases.want(name, count)
 
     def should_yield(self, name: str, limit: int, resting: bool = False) -> bool:
         """Whether this worker should give a lease of `name` back for another one; `resting`: one it does not use.
@@ -311,39 +173,16 @@ class Limits:
 
         For the set of a connection, in one look. Give all of the set back then.
         """
-        try:
-            with self._env.begin(write=True) as txn:  # not a reader: a killed one would keep old pages for ever
-                states = [limit_table.load(txn, name, limit) for name, limit in leases if limit is not None]
-        except lmdb.Error as error:
-            limit_table.cope(self._env, error)
-            return None
-        for state in states:
-            yielding = self._yielding.get(state.name, 0)
-            for _ in range(yielding):
-                state.give_back(self._worker)
-                state.grant()
-            if state.should_yield(self._worker, resting):
-                self._yielding[state.name] = yielding + 1
-                return state.name
-        return None
+        return self._leases.gives_way(leases, resting)
 
     def adopt(self, name: str, limit: int, count: int) -> bool:
         """Hold `count` leases of `name` for what is in use already, as its limit is new. They may be more than the
         limit: then nobody gets one until they have gone down to it. Whether the table took it."""
-        try:
-            with self._env.begin(write=True) as txn:
-                state = limit_table.load(txn, name, limit)
-                state.limit = limit
-                state.of(self._worker).held += count
-                limit_table.save(txn, state)
-        except lmdb.Error as error:
-            limit_table.cope(self._env, error)
-            return False
-        return True
+        return self._leases.adopt(name, limit, count)
 
     # -- rates and counters --------------------------------------------------------------------------------------
 
-    def reserve(self, buckets: Sequence[Bucket], count: int = 1) -> float:
+    def reserve(self, buckets: Sequence[Bucket], count: int = 1, urgent: bool = False) -> float:
         """When `count` messages may go by all these rates. Hot path (`bench/limits.py`).
 
         0.0: now, they are taken; send them, or `hand_back`. Else a time (monotonic seconds): nothing is taken, but a
@@ -351,27 +190,31 @@ class Limits:
         nothing, much later the place is lost. It may be put off once more, by another one of the buckets.
 
         The place belongs to this worker and these names: whoever calls first when it is due gets what it is for, so let
-        one caller per path wait. A bucket with another rate than before (a reload, adaptation) is in force at once:
-        what waits is moved to the new rate. Then call again for all that wait.
-        """
-        return self._rates.reserve(buckets, count)
+        one caller per path wait. `urgent`: before all that are not, which keep a tenth. Who waits and comes upon urgent
+        mail may ask again for that, and keeps the place that it has.
 
-    def use_late(self, buckets: Sequence[Bucket]) -> bool:
-        """What `reserve` gave is used only now: the next ones are reckoned from now on. False: others have gone since,
-        and this would come on top of them. Then `hand_back`, and begin anew."""
-        return self._rates.use_late(buckets)
+        A bucket with another rate than before (a reload, adaptation) is in force at once: what waits is moved to the
+        new rate. Then call again for all that wait.
+        """
+        return self._rates.reserve(buckets, count, urgent)
+
+    def use_late(self, buckets: Sequence[Bucket], since: float) -> bool:
+        """What `reserve` gave at `since` (monotonic seconds) is used only now: the next ones are reckoned from now on.
+        False: others have gone since, ours among them, and this would come on top of them. Then begin anew."""
+        return self._rates.use_late(buckets, since)
 
     def charge(self, buckets: Sequence[Bucket]) -> None:
         """A message has just gone that none of these rates was asked for, as they were not known yet: the next one goes
         no sooner than if they had been. Whoever else saw it go may say so, too."""
         self._rates.charge(buckets)
 
-    def hand_back(self, buckets: Sequence[Bucket], count: int = 1) -> None:
+    def hand_back(self, buckets: Sequence[Bucket], count: int = 1, since: float = FOREVER) -> None:
         """What `reserve` gave is not used after all: the `count` messages that were taken, or the place in line.
 
-        It is given to others if nobody has taken or come after; else it is lost, as the others have their times.
+        It is given to others if nobody has taken or come after; else it is lost, as the others have their times. Where
+        we may have asked again ourselves meanwhile, `since` says when that was which is not used (monotonic seconds).
         """
-        self._rates.hand_back(buckets, count)
+        self._rates.hand_back(buckets, count, since)
 
     def count(self, name: str, number: int, limit: int | None, period_s: int = DAY_S) -> bool:
         """Count `number` more under `name`; False, and nothing counted, when that would be more than `limit`.
@@ -411,7 +254,7 @@ class Limits:
         too finely what adaptation allows, and do not update for each message but for what was seen in a second or so.
         """
         state, nudged = self._states.update(name, change)
-        self._ring(nudged)
+        self._bells.ring(nudged)
         return state
 
     def changed(self) -> list[str]:
@@ -447,7 +290,7 @@ class Limits:
     def ask(self, path: str) -> bool:
         """Nudge the other workers to tell how many outcomes they had on `path`. Whether there are others."""
         others = self._tallies.ask(path)
-        self._ring(others)
+        self._bells.ring(others)
         return bool(others)
 
     def asked(self) -> list[str]:
@@ -458,7 +301,7 @@ class Limits:
 
     def fileno(self) -> int:
         """Readable when there are nudges."""
-        return self._bell
+        return self._bells.fileno()
 
     def recv_nudges(self) -> list[str]:
         """The limits to look at: a lease was granted to us (`acquire` takes it), or others want some of ours.
@@ -466,13 +309,7 @@ class Limits:
         Call it when `fileno` is readable, and on every heartbeat: it also sees to what went wrong in between. The names
         whose state was changed come from `changed`, afterwards.
         """
-        try:
-            while os.read(self._bell, 4096):
-                pass
-        except BlockingIOError:
-            pass
-        names = self._again
-        self._again = set()
+        self._bells.hush()
         now = time.monotonic()
         try:
             with self._env.begin(write=True) as txn:
@@ -482,75 +319,15 @@ class Limits:
                     if nudge.changed:
                         self._states.nudged(txn, nudge.name)
             for nudge in nudges:  # not before they are gone from the table: a lease is granted once
-                name = nudge.name
                 if nudge.asked:
-                    self._tallies.nudged(name)
+                    self._tallies.nudged(nudge.name)
                 if nudge.granted or nudge.wanted:
-                    names.add(name)
-                if nudge.granted:
-                    self._waiting.pop(name, None)
-                    self._granted[name] = (self._granted.get(name, (0, 0.0))[0] + nudge.granted, now)
+                    self._leases.nudged(nudge.name, nudge.granted, now)
             limit_table.works()
             self._counters.catch_up()
         except lmdb.Error as error:
             limit_table.cope(self._env, error)
-        late = [name for name, (_, since) in self._granted.items()
-                if now - since > GRANT_S and self._kept.get(name) not in self._waiting]
-        for name in late:
-            self._owed.extend([name] * self._drop_granted(name))
-        if self._owed:
-            self.release(())
-        return list(names)
-
-    def _take_granted(self, name: str) -> None:
-        count, since = self._granted.pop(name)
-        if count > 1:
-            self._granted[name] = (count - 1, since)
-        else:
-            self._kept.pop(name, None)
-
-    def _drop_granted(self, name: str) -> int:
-        self._kept.pop(name, None)
-        return self._granted.pop(name, (0, 0.0))[0]
-
-    def _give_back(self, txn: Any, state: Leases, count: int, nudged: set[int]) -> None:
-        state.give_back(self._worker, count)
-        mine = state.of(self._worker)
-        if not mine.held and not mine.want:
-            self._learned.pop(state.name, None)
-        for worker in state.grant():
-            self._grant_nudge(txn, worker, state.name, nudged)
-        limit_table.save(txn, state)
-
-    def _tell_holders(self, txn: Any, state: Leases, nudged: set[int]) -> None:
-        for worker, share in state.shares.items():
-            if share.held:  # us, too: one of our own connections may rest
-                limit_table.add_nudge(txn, worker, state.name, wanted=True)
-                nudged.add(worker)
-
-    @staticmethod
-    def _grant_nudge(txn: Any, worker: int, name: str, nudged: set[int]) -> None:
-        limit_table.add_nudge(txn, worker, name, granted=1)
-        nudged.add(worker)
-
-    def _ring(self, workers: Iterable[int]) -> None:
-        """Wake workers. One that is full of rings is awake; one that is not there will look when it starts."""
-        for worker in workers:
-            try:
-                fd = self._bells.get(worker)
-                if fd is None:
-                    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
-                    fd = self._bells[worker] = os.open(self._bell_path(worker), flags)
-                os.write(fd, b"!")
-            except BlockingIOError:
-                pass
-            except OSError:
-                stale = self._bells.pop(worker, None)
-                if stale is not None:
-                    os.close(stale)
-
-    def _bell_path(self, worker: int) -> str:
-        return str(Path(self._run, f"worker-{worker}.nudge"))
+        return self._leases.take_nudged(now)
 
     # -- all limits ----------------------------------------------------------------------------------------------
 
@@ -560,21 +337,11 @@ class Limits:
         limit_table.persist(self._env, lambda: self._clear_worker(worker))
 
     def _clear_worker(self, worker: int) -> None:
-        position: bytes | None = limit_table.FIRST_LIMIT
-        while position is not None:
-            nudged: set[int] = set()
-            with self._env.begin(write=True) as txn:
-                states, position = limit_table.some_limits(txn, position, BATCH)
-                for state in states:
-                    if state.shares.pop(worker, None) is not None:
-                        for other in state.grant():
-                            self._grant_nudge(txn, other, state.name, nudged)
-                        limit_table.save(txn, state)
-            self._ring(nudged)
+        self._leases.clear(worker, BATCH)
         SharedCounters(self._env, worker).clear(BATCH)
         with self._env.begin(write=True) as txn:
             limit_table.leave(txn, worker)
             for nudge in limit_table.nudges_of(txn, worker):
                 txn.delete(nudge.key)
             left = limit_table.nudged_workers(txn)
-        self._ring(left)
+        self._bells.ring(left)

@@ -1,9 +1,9 @@
 """When messages and connections may go: rates over all workers, of paths and of tenants, and what tenants may have.
 
-What may not go yet has a place in line (`Limits.reserve`), and one timer for each path or tenant says when that is due.
-Until then its mail costs nothing: a paced path has its connections at rest, or closed when the wait is longer than
-they would rest; a tenant that may not send is passed over by all lanes, which stand in its line (`Limited`) and are
-called in turn. Nothing polls.
+What may not go yet has a place in line (`Limits.reserve`), and one timer for each set of rates says when that is due;
+the paths that share them stand in a line (`RateLines`). Until then their mail costs nothing: a paced path has its
+connections at rest, or closed when the wait is longer than they would rest; a tenant that may not send is passed over
+by all lanes, which stand in its line (`Limited`). Both are called in turn. Nothing polls.
 
 Of a tenant with a bound on its queue that is counted in deliveries, each worker its own part. A worker counts at its
 start, before its doors open (`begin`); a dead one's part stays in the table meanwhile. A bound that comes by a reload
@@ -14,6 +14,7 @@ for.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,7 @@ from mta.delivery.counters import STOCK
 from mta.delivery.hub import Event
 from mta.delivery.limited import CALLED_MOST, Limited
 from mta.delivery.path import Path
+from mta.delivery.rate_lines import RateLines
 from mta.delivery.rates import Bucket
 from mta.delivery.reason import Reason
 from mta.queue.scheduler import Queue
@@ -50,10 +52,11 @@ def buckets(name: str, rates: Sequence[Rate]) -> tuple[Bucket, ...]:
 class Right:
     """What one message of a limited tenant has taken."""
 
-    __slots__ = ("leased", "rated", "tenant")
+    __slots__ = ("leased", "rated", "taken_s", "tenant")
 
-    def __init__(self, tenant: str, leased: bool, rated: bool) -> None:
+    def __init__(self, tenant: str, leased: bool, rated: bool, taken_s: float = 0.0) -> None:
         self.tenant = tenant
+        self.taken_s = taken_s
         self.leased = leased  # it counts as in flight
         self.rated = rated
 
@@ -74,6 +77,7 @@ class Pacing:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._lines = RateLines(engine)
         self.tenants: dict[str, Limited] = {}  # those that have a limit on what leaves
         self._counts: set[str] = set()  # those whose queue is counted
         self._counting: dict[str, _Count] = {}  # of those, the ones that are being counted
@@ -132,12 +136,18 @@ class Pacing:
 
     # -- paths ---------------------------------------------------------------------------------------------------
 
-    def may_send(self, path: Path) -> bool:
-        """Take the right to one message over a path that has a rate; if there is none now, wait for it."""
-        if path.not_before_s > self._engine.monotonic():
+    def may_send(self, path: Path, urgent: bool = False) -> bool:
+        """Take the right to one message over a path that has a rate; if there is none now, wait for it. `urgent`: that
+        is transactional, and goes before the others that wait for a rate."""
+        urgent = urgent and not path.blocked
+        if path.not_before_s > self._engine.monotonic() and (path.overtakes or not urgent):
             return False
-        limits, rates = self._engine.limits, path.message_rates
-        at_s = limits.reserve(rates)
+        limits, rates, line = self._engine.limits, path.message_rates, None
+        if not path.blocked:
+            line, urgent = self._lines.of(path, urgent)
+            if line is not None and self._lines.stands(line, path):
+                return False
+        at_s = limits.reserve(rates, urgent=urgent)
         if not at_s and path.blocked:  # the probe last: who is given it has to send it, and nobody else may
             granted = self._engine.adapting.may_probe(path)
             if granted and path.blocked:
@@ -145,11 +155,22 @@ class Pacing:
             limits.hand_back(rates)
             if not granted:
                 return False
-            at_s = limits.reserve(path.message_rates)  # it was free meanwhile, at a rate
+            at_s = limits.reserve(path.message_rates, urgent=urgent)  # it was free meanwhile, at a rate
         if not at_s:  # a time that has just come is still a place, for which nothing was taken
+            if line is not None:
+                self._lines.went(line, path)
             return True
-        self.wait(path, at_s)
+        if path.blocked:
+            path.overtakes = False
+            self.wait(path, at_s)
+        else:
+            self._lines.wait(path, urgent, at_s)
         return False
+
+    def hasten(self, path: Path) -> None:
+        """Transactional mail came for `path`. If it waits for its turn with other mail it is to ask anew."""
+        if path.not_before_s > self._engine.monotonic() and not path.overtakes and not path.blocked:
+            path.not_before_s = 0.0
 
     def wait(self, path: Path, until_s: float) -> None:
         """No message goes over `path` before that; then it is looked at again."""
@@ -157,25 +178,25 @@ class Pacing:
             path.not_before_s = until_s
             self._call(path, until_s)
 
-    def send_back(self, path: Path) -> None:
-        """What `may_send` took was not used."""
-        self._engine.limits.hand_back(path.message_rates)
+    def send_back(self, path: Path, since_s: float = math.inf) -> None:
+        """What `may_send` took, just now or at `since_s`, was not used."""
+        self._engine.limits.hand_back(path.message_rates, since=since_s)
 
-    def await_sending(self, path: Path, right: Right | None, taken_s: float) -> bool:
+    def await_sending(self, path: Path, right: Right | None, taken_s: float, urgent: bool = False) -> bool:
         """A message is about to go by the rights taken at `taken_s`, which waited for the disk. Late ones count from
         now on; where others have gone meanwhile they are taken once more, and waited for, as the content is here now.
         False: that would be long, so they are lost."""
         limited = self.tenants.get(right.tenant) if right is not None and right.rated else None
         for rates in (path.message_rates, limited.buckets if limited is not None else ()):
             if rates and self._engine.monotonic() - taken_s > min([bucket.fresh for bucket in rates]) and not (
-                    self._engine.limits.use_late(rates) or self._retake(rates)):
+                    self._engine.limits.use_late(rates, taken_s) or self._retake(rates, urgent)):
                 return False
         return True
 
-    def _retake(self, rates: Sequence[Bucket]) -> bool:
+    def _retake(self, rates: Sequence[Bucket], urgent: bool) -> bool:
         engine = self._engine
         until_s = engine.monotonic() + OPENING_S
-        while at_s := engine.limits.reserve(rates):
+        while at_s := engine.limits.reserve(rates, urgent=urgent):
             if at_s > until_s or engine.stopping:
                 return False
             engine.hub.sleep(max(at_s - engine.monotonic(), 0.0) + EARLY_S)
@@ -245,7 +266,7 @@ class Pacing:
         tenant.sent(lane, queue.priority)
         if tenant.held:
             self._call_lanes(tenant)
-        return Right(name, concurrency is not None, bool(tenant.buckets))
+        return Right(name, concurrency is not None, bool(tenant.buckets), self._engine.monotonic())
 
     def came(self, queue: Queue, lane: Lane) -> None:
         """Mail of a limited tenant came to `lane`. Hot path."""
@@ -262,7 +283,7 @@ class Pacing:
         """What `take` took was not used."""
         tenant = self.tenants.get(right.tenant)  # None: it was freed meanwhile
         if right.rated and tenant is not None and tenant.buckets:
-            self._engine.limits.hand_back(tenant.buckets)
+            self._engine.limits.hand_back(tenant.buckets, since=right.taken_s)
         right.rated = False
         self.ended(right)
 

@@ -33,13 +33,12 @@ GOOD_FOR_S = 60.0  # a completed transaction vouches for the site this long
 class Path:
     """One (source, site), or the connections of its own that a domain with an entry in `shaping.domains` has."""
 
-    __slots__ = ("allowed", "begun_s", "beside", "blocked", "claims", "connection_rates", "connections", "contended",
-                 "domain", "doubted", "failures", "good_until_s", "hold_s", "hold_until_s", "idle", "is_held", "lanes",
-                 "learns", "lease", "leases", "message_rates", "most", "name", "not_before_s", "open_not_before_s",
-                 "opening", "outcomes", "own_rates", "paced", "prompt", "protect_until_s",
-                 "provider", "reason", "route", "shaping",
-                 "since_us", "source", "suspended_by", "suspended_until_us", "taken", "taken_since_s", "tell_s",
-                 "totals", "waiting_for")
+    __slots__ = ("allowed", "begun_s", "beside", "blocked", "claims", "connection_rates", "connections",
+                 "contended", "domain", "doubted", "failures", "good_until_s", "hold_s", "hold_until_s", "idle",
+                 "is_held", "lanes", "learns", "lease", "leases", "message_rates", "most", "name", "not_before_s",
+                 "open_not_before_s", "opening", "outcomes", "overtakes", "own_rates", "paced", "prompt",
+                 "protect_until_s", "provider", "reason", "route", "shaping", "since_us", "source",
+                 "suspended_by", "suspended_until_us", "taken", "taken_since_s", "tell_s", "totals", "waiting_for")
 
     def __init__(self, name: str, source: Source, shaping: Shaping) -> None:
         self.name = name
@@ -70,6 +69,7 @@ class Path:
         self.message_rates: Sequence[Bucket] = ()  # a message takes one of each; those of holds included
         self.connection_rates: Sequence[Bucket] = ()  # and a connection
         self.not_before_s = 0.0  # no message goes before this, for the rates; monotonic
+        self.overtakes = False  # that is a place for urgent mail
         self.open_not_before_s = 0.0  # and no connection is opened
         self.prompt = True  # its messages are answered soon: the next one may be on the connection before
         self.contended = False  # another worker wants connections of this limit
@@ -106,15 +106,17 @@ class Path:
     def may_open(self, now_s: float) -> bool:
         """Whether one more connection is not forbidden by this path's own state. Suspension is asked for apart."""
         have = len(self.connections)
+        if have and (have >= self.most or self.failures):
+            return False  # first, as a busy lane asks for every message
         if self.idle or now_s < self.hold_until_s or now_s < self.not_before_s or now_s < self.open_not_before_s:
             return False
         if self.doubted and self.opening:
             return False  # or there would always be another one to wait for, and the site never be given a rest
         if self.blocked and have:
             return False  # one is enough to ask
-        if self.message_rates and self.opening >= max(min(one.count / one.period_s for one in self.message_rates), 1):
-            return False  # as many as would have something to send by the time they are open
-        return not have or (not self.failures and have < self.most)
+        if self.message_rates:  # as many as would have something to send by the time they are open
+            return self.opening < max(min(one.count / one.period_s for one in self.message_rates), 1)
+        return True
 
     def unheld(self) -> None:
         """The limits that there are without any hold."""
@@ -177,10 +179,10 @@ class Path:
         """The site took a connection."""
         self.hold_s = 0.0
 
-    def failed(self, until_us: int, now_us: int = 0) -> None:
-        """The site is at fault: nothing goes over it before `until_us`, and then one connection as a probe."""
-        since_us = self.since_us if self.failures and self.suspended_by == "site" else now_us
-        self.failures += 1
+    def failed(self, until_us: int, failures: int = 1, since_us: int = 0) -> None:
+        """The site is at fault, so many times in a row by now: nothing goes over it before `until_us`, and then one
+        connection as a probe."""
+        self.failures = failures
         self.suspend(until_us, self.reason, "site", since_us)
 
     def suspend(self, until_us: int, reason: str, by: str, since_us: int = 0) -> None:

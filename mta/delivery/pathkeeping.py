@@ -22,7 +22,7 @@ from mta.queue.store import Transaction
 from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
-    from mta.config.units import Proxy
+    from mta.config.hosts import Proxy
     from mta.delivery.engine import Engine
     from mta.delivery.lane import Lane
     from mta.delivery.sources import Source
@@ -59,7 +59,7 @@ class PathKeeper:
         When that reply asks for less, no fault of the site's is found: adaptation sees to it that it gets less.
         """
         engine = self._engine
-        if path.suspended_until_us > engine.clock_us():
+        if path.suspended_until_us > engine.clock_us() or engine.breakers.obeys(path):
             return  # one outage, however many connections it ends
         now_s = engine.monotonic()
         if refused is None:
@@ -67,27 +67,25 @@ class PathKeeper:
         else:
             refusal = engine.limits.refused(path.lease, refused.opened_s, path.established > 0)
             stand_still = path.refused(reason, now_s, refusal)
-            if refusal in (Refusal.ALONE, Refusal.UNCLEAR) and engine.adapting.to_refusal(path, kind, refused.opened_s):
+            if refusal in (Refusal.ALONE, Refusal.UNCLEAR) and engine.adapting.to_refusal(
+                    path, kind, refused.opened_s, alone=refusal is Refusal.ALONE):
                 stand_still = False
         if stand_still:
             self.pause(path)
 
     def pause(self, path: Path, at_least_s: float = 0.0) -> None:
-        """Suspend a path that fails, for longer with each failure; a probe then goes first."""
-        engine, retry = self._engine, path.shaping.retry
-        wait_s = max(float(min(retry.site_first * 2 ** min(path.failures, 30), retry.site_cap)), at_least_s)
+        """Suspend a path that fails, for longer with each failure; a probe then goes first. Told by the worker that
+        found it out, once."""
+        engine = self._engine
         engine.settler.watch.look()
         now_us = engine.clock_us()
-        path.failed(now_us + int(wait_s * 1_000_000), now_us)
-        # Once is news; while it stays so the events tell.
-        level = logging.INFO if path.failures == 1 else logging.DEBUG
-        log.log(level, "%s: suspended for %.0f s: %s", path.name, wait_s, path.reason)
-        self._suspended(path)
-
-    def _suspended(self, path: Path) -> None:
-        """`path` stands still from now on."""
-        self._commit(events.suspended(
-            path.name, text=path.reason, until_us=path.suspended_until_us, time_us=self._engine.clock_us()))
+        if engine.breakers.failed(path, at_least_s):
+            # Once is news; while it stays so the events tell.
+            level = logging.INFO if path.failures == 1 else logging.DEBUG
+            wait_s = (path.suspended_until_us - now_us) / 1e6
+            log.log(level, "%s: suspended for %.0f s: %s", path.name, wait_s, path.reason)
+            self._commit(events.suspended(
+                path.name, text=path.reason, until_us=path.suspended_until_us, time_us=now_us))
         self.clear(path)
 
     def _commit(self, event: bytes) -> None:
@@ -126,10 +124,13 @@ class PathKeeper:
 
     def hold_for_source(self, path: Path) -> None:
         """`path` stands still with its source. No failure of its site's."""
-        now_us = self._engine.clock_us()
-        since_us = path.since_us if path.suspended_by == "source" else now_us
-        path.suspend(now_us + int(LOST_S * 1_000_000), path.source.lost, "source", since_us)
+        since_us = path.since_us if path.suspended_by == "source" else self._engine.clock_us()
+        path.suspend(self.lost_until_us(), path.source.lost, "source", since_us)
         self.clear(path)
+
+    def lost_until_us(self) -> int:
+        """Until when the paths of a source that is lost stand still, unless it is back before."""
+        return self._engine.clock_us() + int(LOST_S * 1_000_000)
 
     def _alarm(self, source: Source, text: str) -> None:
         log.error("source %s: %s", source.name, text)
@@ -183,11 +184,13 @@ class PathKeeper:
             self.free("source", lambda path: path.source is source)
 
     def free(self, by: str, which: Callable[[Path], bool]) -> None:
-        """Let the paths that stand still because of `by` go on at once, those of them that are meant. Looks at all."""
+        """Let the paths that stand still because of `by` go on at once, those of them that are meant, unless something
+        else holds them. Looks at all."""
         for path in list(self._engine.paths.values()):
             if path.suspended_by == by and which(path):
                 path.suspended_until_us = 0
                 path.suspended_by = ""
+                self._engine.holds.apply(path)
         self.wake(lambda lane: any(map(which, lane.paths)))
 
     def wake(self, which: Callable[[Lane], bool]) -> None:
@@ -203,7 +206,7 @@ class PathKeeper:
         engine = self._engine
         awake = set()
         for count, name in enumerate(names, 1):
-            lane = engine.ways.lane_of(domain_of(name), engine.controls.pool_of(name))
+            lane = engine.ways.likely_lane_of(domain_of(name), engine.controls.pool_of(name))
             if lane is not None and which(lane):
                 awake.add(name)
             if count % LOOKED_AT_ONCE == 0 and count < len(names):

@@ -10,15 +10,19 @@ monotonic clock differed when it was written: if the wall clock was set since th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final, Literal, cast, get_args
 
 import msgpack
 
+from mta.queue.orders import RULE
+
 SET_US: Final = 1_000_000  # a smaller difference is drift of the clocks
 What = Literal["all", "rate", "connections"]
 KINDS: Final[frozenset[str]] = frozenset(get_args(What))
 HOLDS_KEPT: Final = 16  # of one path; those that end first fall out
+SITE: Final = "site:"  # before the name of a path: of its site as such, which fails (`mta.delivery.breaker`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,11 @@ class Hold:
     reason: str  # for people: the reply, what the operator said
     since_us: int
     value: float = 0.0  # messages per second, or connections
+
+    @property
+    def by_rule(self) -> str:
+        """The rule on replies that decided it; empty when it was something else."""
+        return self.by.removeprefix(RULE) if self.by.startswith(RULE) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,11 @@ class PathState:
     def without(self, by: str, what: What | None = None) -> PathState:
         """Without the holds of an author, of one kind or all."""
         left = tuple(one for one in self.holds if one.by != by or what not in (None, one.what))
+        return self if left == self.holds else replace(self, holds=left)
+
+    def without_rules(self, whats: Collection[str]) -> PathState:
+        """Without the holds of these kinds that rules on replies decided."""
+        left = tuple(one for one in self.holds if one.what not in whats or not one.by_rule)
         return self if left == self.holds else replace(self, holds=left)
 
     def is_bare(self, now_us: int) -> bool:

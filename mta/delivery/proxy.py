@@ -14,7 +14,7 @@ import struct
 from collections.abc import Generator
 from typing import Final
 
-from mta.config.units import Proxy
+from mta.config.hosts import Proxy
 from mta.delivery.ourselves import AF_INET6
 
 Steps = Generator[tuple[bytes, int], bytes, None]

@@ -18,6 +18,7 @@ from mta.delivery.path import Path
 from mta.delivery.rule_counts import Fired, Place, RuleCounts
 from mta.delivery.rules import RuleBook, Ruling
 from mta.queue import events
+from mta.queue.orders import RULE
 from mta.queue.scheduler import Queue
 from mta.queue.store import Transaction
 from mta.smtp.reply import Reply
@@ -75,7 +76,7 @@ class Reactions:
         """Do what rules ask for."""
         holds = self._engine.holds
         for action, key, rule, reason in fired:
-            by = f"rule {rule.name}"
+            by = RULE + rule.name
             if action.kind == "alarm":
                 self._alarm(key, f"{rule.name} ({rule.place}): {reason}")
             elif self._is_fresh(key, by, action.kind, action.for_s):

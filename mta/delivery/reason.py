@@ -36,6 +36,7 @@ MEANING: Final = {
     "limit": "limit of connections",
     "learned-limit": "connections that the receiver takes",
     "turn": "others' turn: the receiver's speed",
+    "reroute": "another pool by an order, which holds up nothing",
 }
 KINDS: Final = tuple(MEANING)
 
@@ -56,8 +57,14 @@ class Reason:
         if self.kind not in STANDSTILL or self.until_us <= now_us:
             return self.text
         subject, _, why = self.text.partition(": ")
-        wait = f"for another {(self.until_us - now_us) // 1_000_000} s"
+        wait = f"for another {_rounded((self.until_us - now_us) // 1_000_000)}"
         return f"{subject} {wait}: {why}" if why else f"{subject} {wait}"
+
+
+def _rounded(seconds: int) -> str:
+    if seconds < 120:
+        return f"{seconds} s"
+    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
 
 
 STANDSTILL: Final = frozenset(("suspension", "dns", "pool", "source", "site"))

@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol, overload
 
 from mta.config import schema
+from mta.config.hosts import Endpoint, parse_domain
 from mta.config.providers import Providers
 from mta.config.shaping import Shaping
-from mta.config.units import Endpoint, parse_domain
 from mta.delivery.dns_answer import Answer
 from mta.delivery.dns_wire import MailHost, RecordType
 from mta.delivery.hostset import host_set
@@ -176,8 +176,8 @@ class Router:
         return Route(site, tuple(hosts), FOREVER, True, tuple(notes), provider, why, authentic=True)
 
     def _by_literal(self, literal: str) -> Route | RouteFailure:
-        """RFC 5321 4.1.3: `[192.0.2.1]`, `[IPv6:2001:db8::1]`."""
-        [host], provider, why = self._with_port(literal, [(literal[1:-1].removeprefix("IPv6:"), 0)])
+        """RFC 5321 4.1.3: `[192.0.2.1]`, `[ipv6:2001:db8::1]`."""
+        [host], provider, why = self._with_port(literal, [(literal[1:-1].removeprefix("ipv6:"), 0)])
         if self._ourselves.listens_at(host.name, host.port):
             return _loop(literal, host.name, FOREVER)
         shaping = self._shaping.effective("", provider, literal)

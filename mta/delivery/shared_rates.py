@@ -1,7 +1,8 @@
 """Rates over all workers: the levels of buckets in the table of limits, and what this worker has in hand of them.
 
-`mta.delivery.rates` is the arithmetic. In hand are places in line, so that asking too early costs no look at the table,
-and, where the rate is high and the worker has had to wait for it, some further messages that were taken together.
+`mta.delivery.rates` is the arithmetic. In hand are places in line, one more where urgent mail waits besides, so that
+asking too early costs no look at the table, and, where the rate is high and the worker has had to wait for it, some
+further messages that were taken together.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from typing import Any, Final
 import lmdb
 
 from mta.delivery import limit_table
-from mta.delivery.rates import Bucket, Level, is_at_rest, take
+from mta.delivery.rates import FORGIVEN_S, Bucket, Level, Place, is_at_rest, take
 
 AGAIN_S: Final = 1.0  # when the table could not be written
-FORGIVEN_S: Final = 1.0  # a place for which one comes later than this, or than the next one's time, is lost
 HANDS_KEPT: Final = 20_000
 SWEEP: Final = 4  # old levels looked at for each new one, so that their number stays in proportion to those in use
 UNUSED_S: Final = 60.0  # one that has been at rest so long is removed
@@ -28,15 +28,18 @@ log = logging.getLogger(__name__)
 class _Hand:
     """What this worker has in hand of one set of buckets."""
 
-    __slots__ = ("at", "batch", "buckets", "count", "good_until", "left", "line", "places", "spacings", "used")
+    __slots__ = ("amount", "asked", "batch", "buckets", "good_until", "last", "left", "place", "spacings", "taken",
+                 "urgent", "used")
 
     def __init__(self, buckets: Sequence[Bucket]) -> None:
         self.buckets = buckets
         self.spacings = [bucket.spacing for bucket in buckets]
-        self.places: set[str] = set()  # buckets in which we have a place
-        self.at = 0.0  # when it is due
-        self.count = 1  # for how many it is
-        self.line = 0.0  # the end of the line when we had joined it
+        self.place = Place()
+        self.urgent: Place | None = None  # one among the urgent ones besides, once such mail had to wait
+        self.last: Place | None = None  # the one that was given last; None: some were taken
+        self.asked = 0.0  # when some were taken, or a place was given, last
+        self.taken = 0.0  # when some were taken from the table
+        self.amount = 0  # so many
         self.left = 0  # taken and not used
         self.good_until = 0.0  # they are
         self.used: list[float] = []  # the levels after we last took some
@@ -45,6 +48,17 @@ class _Hand:
     def is_for(self, buckets: Sequence[Bucket]) -> bool:
         """Whether these are the same, with the same rates."""
         return self.buckets is buckets or self.spacings == [bucket.spacing for bucket in buckets]
+
+    def waits(self, now: float) -> bool:
+        """Whether it has a place that is not due yet."""
+        return self.place.at > now or (self.urgent is not None and self.urgent.at > now)
+
+    def place_for_urgent(self) -> Place:
+        """The one by which urgent mail asks. It leaves the other one alone, for which other mail has waited, perhaps
+        that of another path: else it would have that part of the rate, too."""
+        if self.urgent is None:
+            self.urgent = Place(urgent=True)
+        return self.urgent
 
 
 class SharedRates:
@@ -55,7 +69,7 @@ class SharedRates:
         self._hands: dict[tuple[str, ...], _Hand] = {}
         self._swept = b""
 
-    def reserve(self, buckets: Sequence[Bucket], count: int) -> float:
+    def reserve(self, buckets: Sequence[Bucket], count: int, urgent: bool = False) -> float:
         """See `Limits.reserve`. Hot path (`bench/limits.py`)."""
         if not buckets:
             return 0.0
@@ -66,64 +80,66 @@ class SharedRates:
             hand = self._new_hand(key, buckets, now)
         if hand.left >= count and now < hand.good_until:
             hand.left -= count
+            hand.asked = now
             return 0.0
-        if hand.at > now:
-            return hand.at
-        if hand.places and now - hand.at > max(FORGIVEN_S, *hand.spacings):
-            hand.places.clear()
-        waited = bool(hand.places)
-        amount = max(count, hand.count if waited else hand.batch)
+        place = hand.place_for_urgent() if urgent else hand.place
+        if place.at > now:
+            return place.at
+        if place.turns and now - place.at > max(FORGIVEN_S, *hand.spacings):
+            place.turns.clear()
+        waited = bool(place.turns)
+        amount = max(count, place.count if waited else hand.batch)
         try:
             with self._env.begin(write=True) as txn:
-                at = self._take(txn, hand, buckets, amount, now)
+                now = time.monotonic()  # others may have had the table for long: what is taken is taken now
+                taken = self._take(txn, hand, place, buckets, amount, now)
         except lmdb.Error as error:
             limit_table.cope(self._env, error)
             return now + AGAIN_S
-        if at > now:
-            hand.at, hand.count, hand.left = at, amount, 0
+        hand.asked = now
+        if not taken:
+            hand.left, hand.last = 0, place
             if not waited:
                 hand.batch = min(hand.batch * 2, *[bucket.batch for bucket in buckets])
-            return at
+            return place.at
         if not waited and hand.batch > 1:
             hand.batch //= 2
-        hand.left = amount - count
+        hand.left, hand.last = amount - count, None
+        hand.taken, hand.amount = now, amount
         if hand.left:
-            hand.good_until = now + min([bucket.keep for bucket in buckets])
+            hand.good_until = min([used - amount * bucket.spacing + bucket.keep
+                                   for used, bucket in zip(hand.used, buckets, strict=True)])
         return 0.0
 
-    def _take(self, txn: Any, hand: _Hand, buckets: Sequence[Bucket], amount: int, now: float) -> float:
+    def _take(self, txn: Any, hand: _Hand, place: Place, buckets: Sequence[Bucket], amount: int, now: float) -> bool:
         keys, levels, created = _levels(txn, buckets, now)
-        at, holding = take(buckets, levels, amount, hand.places, now)
-        if holding is None:
-            hand.used = [level.used for level in levels]
-            if hand.places:
-                hand.places.clear()
-            for key, bucket, level in zip(keys, buckets, levels, strict=True):
-                txn.put(key, level.encode(bucket))
-            if created:
-                self._sweep(txn, created * SWEEP, now)
-        else:
+        holding = take(buckets, levels, amount, place, now)
+        if holding is not None:
             number = buckets.index(holding)
-            hand.places.add(holding.name)
-            hand.line = levels[number].line
             txn.put(keys[number], levels[number].encode(holding))
-        return at
+            return False
+        hand.used = [level.used for level in levels]
+        for key, bucket, level in zip(keys, buckets, levels, strict=True):
+            txn.put(key, level.encode(bucket))
+        if created:
+            self._sweep(txn, created * SWEEP, now)
+        return True
 
-    def use_late(self, buckets: Sequence[Bucket]) -> bool:
+    def use_late(self, buckets: Sequence[Bucket], since: float) -> bool:
         """See `Limits.use_late`."""
         if not buckets:
             return True
         hand = self._hands.get(tuple([bucket.name for bucket in buckets]))
-        if hand is None or not hand.is_for(buckets) or len(hand.used) != len(buckets):
+        if hand is None or not hand.is_for(buckets) or len(hand.used) != len(buckets) or hand.taken > since:
             return False
-        now = time.monotonic()
         try:
             with self._env.begin(write=True) as txn:
+                now = time.monotonic()
                 keys, levels, _ = _levels(txn, buckets, now)
                 if [level.used for level in levels] != hand.used:
                     return False
                 for key, bucket, level in zip(keys, buckets, levels, strict=True):
-                    level.used = max(level.used, now + bucket.spacing)
+                    level.used = max(level.used, now + hand.amount * bucket.spacing)
                     txn.put(key, level.encode(bucket))
                 hand.used = [level.used for level in levels]
                 hand.left = 0
@@ -134,9 +150,9 @@ class SharedRates:
 
     def charge(self, buckets: Sequence[Bucket]) -> None:
         """See `Limits.charge`."""
-        now = time.monotonic()
         try:
             with self._env.begin(write=True) as txn:
+                now = time.monotonic()
                 keys, levels, created = _levels(txn, buckets, now)
                 for key, bucket, level in zip(keys, buckets, levels, strict=True):
                     level.used = max(level.used, now + bucket.spacing)
@@ -146,26 +162,34 @@ class SharedRates:
         except lmdb.Error as error:
             limit_table.cope(self._env, error)
 
-    def hand_back(self, buckets: Sequence[Bucket], count: int) -> None:
+    def hand_back(self, buckets: Sequence[Bucket], count: int, since: float) -> None:
         """See `Limits.hand_back`."""
-        hand = self._hands.pop(tuple([bucket.name for bucket in buckets]), None)
-        if hand is None or not buckets or not hand.is_for(buckets) or not (hand.places or hand.used):
+        key = tuple([bucket.name for bucket in buckets])
+        hand = self._hands.get(key)
+        if hand is None or not buckets or hand.asked > since:
+            return
+        del self._hands[key]
+        if not hand.is_for(buckets):
+            return
+        if hand.place.turns and hand.last is not hand.place:  # that was for other mail, and is kept
+            self._hands[key] = _Hand(buckets)
+            self._hands[key].place = hand.place
+        if hand.last is None and not hand.used:
             return
         now = time.monotonic()
         try:
             with self._env.begin(write=True) as txn:
                 for number, bucket in enumerate(buckets):
-                    key = limit_table.LEVEL + limit_table.key_of(bucket.name)
-                    record = txn.get(key)
+                    key_of_level = limit_table.LEVEL + limit_table.key_of(bucket.name)
+                    record = txn.get(key_of_level)
                     if record is None:
                         continue
                     level = Level.decode(record, bucket, now)
-                    if hand.places:
-                        if bucket.name in hand.places and level.line == hand.line:
-                            level.line -= hand.count * bucket.spacing
+                    if hand.last is not None:
+                        hand.last.leave(bucket, level)
                     elif level.used == hand.used[number]:
                         level.used -= (count + hand.left) * bucket.spacing
-                    txn.put(key, level.encode(bucket))
+                    txn.put(key_of_level, level.encode(bucket))
         except lmdb.Error as error:
             limit_table.cope(self._env, error)
 
@@ -173,15 +197,16 @@ class SharedRates:
         """A place that was had at other rates is moved as the line is (`Level.decode`): else each change would send all
         who wait to the end of a line in which nobody stands any more."""
         if len(self._hands) >= HANDS_KEPT:
-            self._hands = {name: hand for name, hand in self._hands.items() if hand.at > now}
+            self._hands = {name: hand for name, hand in self._hands.items() if hand.waits(now)}
         old, hand = self._hands.get(key), _Hand(buckets)
-        if old is not None and old.places:
-            hand.places, hand.count, hand.at = old.places, old.count, old.at
-            if old.at > now:
-                ratios = [new / before for new, before, bucket in zip(
-                    hand.spacings, old.spacings, buckets, strict=True) if bucket.name in old.places]
-                hand.at = now + (old.at - now) * min(ratios)  # too early is no harm
-                self._move(buckets, now)
+        if old is not None:
+            hand.place, hand.urgent, hand.last, hand.asked = old.place, old.urgent, old.last, old.asked
+            for place in (old.place, old.urgent):
+                if place is not None and place.turns and place.at > now:
+                    ratios = [new / before for new, before, bucket in zip(
+                        hand.spacings, old.spacings, buckets, strict=True) if bucket.name in place.turns]
+                    place.move(now + (place.at - now) * min(ratios))  # too early is no harm
+                    self._move(buckets, now)
         self._hands[key] = hand
         return hand
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from mta.config import schema
-from mta.config.units import Proxy
+from mta.config.hosts import Proxy
 from mta.delivery.ourselves import AF_INET, AF_INET6
 from mta.delivery.tls import opportunistic_context
 

@@ -1,11 +1,12 @@
-"""What an operator ordered done to all mail that matches: retry, expire, delete, and the release of what was held.
+"""What an operator ordered done to all mail that matches: retry, expire, delete, the release of what was held, and the
+move of single deliveries that are rerouted, which an order that stands begins with.
 
 One sweep at a time in each shard, in the order in which they were given, over the index in small pieces with a rest
 after each, a long one while the worker is busy, so that other mail goes on. What is done is committed piece by piece,
 together with how far the sweep has come: a mark in the store, from which it goes on after a restart. While it lasts,
 mail that matches and whose turn comes is ended before it is tried (`Controls.stops`); what was in flight is found by
-another pass. A sweep is about the messages that were accepted before the shard knew of it; the largest id of those is
-in the mark, too.
+another pass. Records of the index that cannot be read are passed over and counted. A sweep is about the messages that
+were accepted before the shard knew of it; the largest id of those is in the mark, too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mta.queue import sweeping
 from mta.queue.encoding import pack, unpack
 from mta.queue.filter import Filter, QueueFacts
 from mta.queue.orders import ENDS, HELD_US, Meant, Order, facts_of, queue_facts
-from mta.queue.records import Delivery
+from mta.queue.records import Delivery, detour
 from mta.queue.scheduler import Queue
 from mta.queue.store import StoreError, Transaction
 
@@ -61,6 +62,7 @@ class Progress:
     deliveries: int = 0  # done
     recipients: int = 0
     finished: bool = False
+    unreadable: int = 0  # records of the index that this pass could not read, or the last one
 
     def pack(self) -> bytes:
         """For the mark."""
@@ -135,11 +137,12 @@ class Sweeps:
                 self._running.add(shard)
                 self._engine.hub.spawn(self._run, shard)
 
-    def unsettle(self, shard: int) -> None:
-        """Deliveries were made due sooner than they were: a sweep that goes by due time may have missed them. The next
-        mark says so, before it can say that their queue was passed: a restart in between forgets nothing."""
+    def unsettle(self, shard: int, message_id: int = 0) -> None:
+        """Deliveries were made due sooner than they were, or have got another queue: a sweep, which goes by queue and
+        due time, may have missed them. The next mark says so, before it can say that their queue was passed: a restart
+        in between forgets nothing. `message_id`: the least one of them, where a sweep may be about older mail alone."""
         for (where, _), progress in self.progress.items():
-            if where == shard and not progress.finished:
+            if where == shard and not progress.finished and message_id <= progress.bound:
                 progress.again = True
 
     def bound(self, shard: int, number: int) -> int:
@@ -179,8 +182,15 @@ class Sweeps:
             if not progress.again or meant.order.kind == "retry":  # what is being tried need not be tried again
                 progress.finished = True
             progress.again = False
+            unreadable = progress.unreadable
+            if not progress.finished:
+                progress.unreadable = 0
             self._commit(shard, meant.order, progress, [])
             if progress.finished:
+                if unreadable:
+                    log.error("order %d (%s) is done in shard %d but for %d records of the index that cannot be read, "
+                              "whatever they say: `mta spool verify`", meant.order.number, meant.order.kind, shard,
+                              unreadable)
                 return
             self._engine.hub.sleep(0 if self.quick else wait_s)
             wait_s = min(2 * wait_s, AGAIN_S[1])
@@ -192,7 +202,8 @@ class Sweeps:
         """Look at all queues once. False when it was broken off."""
         last: bytes | None = progress.after
         while last is not None:
-            queues, last = ask(self._engine.stores[shard].sweep_queues, progress.after, NAMES)
+            queues, last, unreadable = ask(self._engine.stores[shard].sweep_queues, progress.after, NAMES)
+            progress.unreadable += unreadable
             known = self.providers([info.name for _, info in queues]) if meant.by_provider else {}
             for key, info in queues:
                 facts = queue_facts(info.name, known.get(info.name))
@@ -201,6 +212,7 @@ class Sweeps:
                     return False
                 progress.after = key
             if last is not None:
+                progress.after = last
                 self._commit(shard, meant.order, progress, [])
         return True
 
@@ -239,8 +251,14 @@ class Sweeps:
         now_us = self._engine.clock_us()
 
         def wants(one: Delivery) -> bool:
-            return self._wants(meant, facts or queue_facts(one.queue), one, progress, now_us)
+            try:
+                return self._wants(meant, facts or queue_facts(one.queue), one, progress, now_us)
+            except Exception:
+                log.exception("bug: order %d and %s", meant.order.number, one.message.text_id)
+                progress.unreadable += 1
+                return False
 
+        progress.unreadable += found.unreadable
         wanted = [one for one in found.deliveries if wants(one)]
         taken = scheduler.take(shard, wanted)
         taken += scheduler.take_waiting(shard, wanted)
@@ -266,6 +284,10 @@ class Sweeps:
         if order.kind == "release":
             book = self._engine.controls.book
             return one.due_us >= HELD_US and (book is None or book.holds_singly(facts, one, now_us) is None)
+        if order.kind == "reroute":
+            book = self._engine.controls.book
+            found = book.detour(facts, one, now_us) if book is not None else None
+            return found is not None and found.number == order.number
         if one.message.id > progress.bound:
             return False
         if order.kind == "retry" and one.message.is_held(now_us):
@@ -310,6 +332,9 @@ class Sweeps:
             return settler.delete(delivery, order)
         if order.kind == "expire":
             return settler.expire(delivery, order.reason or f"given up by {order.by}", order.id)
+        if order.kind == "reroute":
+            delivery.queue = detour(delivery.queue, order.number)
+            return Verdict(updates=[delivery])
         delivery.due_us = delivery.due_us - HELD_US if order.kind == "release" else self._engine.clock_us()
         return Verdict(updates=[delivery])
 
@@ -317,10 +342,21 @@ class Sweeps:
 
     def providers(self, names: list[str]) -> dict[str, str]:
         """The providers of these queues, as far as there are routes. Waits for DNS."""
+        return self._providers(names, None)[0]
+
+    def _providers(self, names: list[str], wait_s: float | None) -> tuple[dict[str, str], bool]:
+        """The same, but waits no longer than that; and whether DNS had answered for all of them."""
         facts = [queue_facts(name) for name in names]
         domains = list({one.domain for one in facts})
-        found = dict(zip(domains, gevent.pool.Pool(ROUTES).map(self._provider, domains), strict=True))
-        return {one.name: provider for one in facts if (provider := found[one.domain]) is not None}
+        found: dict[str, str | None] = {}
+
+        def look(domain: str) -> None:
+            found[domain] = self._provider(domain)
+
+        with gevent.Timeout(wait_s, False):  # those that are asked go on, and their answers are known the next time
+            gevent.pool.Pool(ROUTES).map(look, domains)
+        known = {one.name: provider for one in facts if (provider := found.get(one.domain)) is not None}
+        return known, len(found) == len(domains)
 
     def _provider(self, domain: str) -> str | None:
         try:
@@ -335,11 +371,15 @@ class Sweeps:
     def survey(self, shard: int, expression: Filter) -> Touched:
         """What an order with this filter would touch now. Reads for a bounded time."""
         store, rows, end_s = self._engine.stores[shard], [], self._engine.hub.monotonic() + SURVEY_S
-        now_us = self._engine.clock_us()
+        now_us, known, exact = self._engine.clock_us(), dict[str, str](), True
         after: bytes | None = b""
         while after is not None:
-            queues, after = ask(store.sweep_queues, after, NAMES)
-            known = self.providers([info.name for _, info in queues]) if "provider" in expression.fields else {}
+            queues, after, unreadable = ask(store.sweep_queues, after, NAMES)
+            exact = exact and not unreadable
+            if "provider" in expression.fields:
+                wait_s = max(end_s - self._engine.hub.monotonic(), 0.0)
+                known, complete = self._providers([info.name for _, info in queues], wait_s)
+                exact = exact and complete
             for key, info in queues:
                 facts = queue_facts(info.name, known.get(info.name))
                 verdict = expression.of_queue(facts)
@@ -351,6 +391,7 @@ class Sweeps:
                     while start is not None and self._engine.hub.monotonic() < end_s:
                         found: sweeping.Piece = ask(store.sweep_queue, key, start, PIECE)[0]
                         start = found.last
+                        exact = exact and not found.unreadable
                         for one in (*found.deliveries, *found.changing):
                             if expression.matches(facts, facts_of(one, now_us)):
                                 deliveries += 1
@@ -361,7 +402,7 @@ class Sweeps:
                         return Touched(rows, False)
             if after is not None and self._engine.hub.monotonic() >= end_s:
                 return Touched(rows, False)
-        return Touched(rows, True)
+        return Touched(rows, exact)
 
 
 def _picked(read: Callable[..., None], pick: Callable[[sweeping.Piece], Taken], *arguments: Any) -> None:

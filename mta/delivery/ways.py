@@ -11,17 +11,18 @@ when the configuration has no such pool.
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mta.delivery.connecting import TOTAL
+from mta.delivery.holders import TOTAL
 from mta.delivery.lane import Lane
 from mta.delivery.pacing import buckets
 from mta.delivery.path import Path
 from mta.delivery.routing import Route, RouteFailure
-from mta.queue.scheduler import Queue, pool_of
+from mta.queue.scheduler import Queue, domain_of
 from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 LANES_KEPT = 50_000  # by domain and pool
 PATHS_KEPT = 20_000  # of those that have nothing to do but remember that their site failed
 GIVE_UP_BATCH = 100
-NO_POOL_S = 600.0  # how long mail for a pool that does not exist sleeps; a reload wakes it
+# How long mail sleeps whose pool does not exist, or that has no way by our configuration; a reload wakes it.
+NO_WAY_S = 600.0
 
 log = logging.getLogger(__name__)
 
@@ -42,20 +44,28 @@ class Ways:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lanes: OrderedDict[str, Lane] = OrderedDict()  # by `Queue.way`
+        self._before: dict[str, Lane] = {}  # as of the last reload, where they have not been found anew since
+        self._routes = engine.config.routes
         self.routing: dict[str, list[Queue]] = {}  # queues that wait for the route of a domain
         self._forget_above = PATHS_KEPT  # number of paths
 
     def configure(self) -> None:
         """Find all lanes anew: the configuration has changed."""
-        self._lanes.clear()
         engine = self._engine
+        before = {**self._before, **self._lanes} if engine.config.routes == self._routes else {}
+        kept = list(before.items())[-LANES_KEPT:]
+        self._before = {way: lane for way, lane in kept if lane.pool not in engine.sources.changed}
+        self._routes = engine.config.routes
+        self._lanes.clear()
         for lane in engine.lanes.values():
             lane.turns.configure(engine.weights, engine.config.turns.ageing)
         for path in list(engine.paths.values()):
-            if path.name.startswith("?/"):  # there may be such a pool now
+            if path.name.startswith("?"):  # there may be such a pool now, or a way
                 path.suspended_until_us = path.failures = 0
         engine.scheduler.repark(
-            lambda name, until_us: engine.clock_us() if pool_of(name) in engine.sources.changed else until_us)
+            lambda name, until_us: engine.clock_us() if (
+                engine.controls.pool_of(name) in engine.sources.changed or f"?{domain_of(name)}" in engine.paths)
+            else until_us)
         for queue in list(engine.scheduler.queues.values()):
             engine.withdraw(queue)
             queue.lane = None
@@ -100,7 +110,8 @@ class Ways:
             lane = self._dead_end(f"?{domain}", domain)
             path = lane.paths[0]
             path.reason = found.text
-            engine.keeper.pause(path, found.expires - engine.monotonic())
+            wait_s = found.expires - engine.monotonic()
+            engine.keeper.pause(path, NO_WAY_S if wait_s == math.inf else wait_s)
         else:
             failing = engine.lanes.get(f"?{domain}")
             if failing is not None:
@@ -163,9 +174,15 @@ class Ways:
         return (self._lanes.get(f"{domain}/{pool}" if pool else domain) or lanes.get(f"?{domain}")
                 or (lanes.get(f"?/{pool}") if pool else None))
 
+    def likely_lane_of(self, domain: str, pool: str = "") -> Lane | None:
+        """The same, and after a reload the lane that it was before: mail that is not in memory will most likely take
+        that again. To tell people, and to find what may be let go; not to hold anything."""
+        return self.lane_of(domain, pool) or self._before.get(f"{domain}/{pool}" if pool else domain)
+
     def _remember(self, queue: Queue, route: Route) -> Lane:
         """The lane of `queue` by this route, made if need be."""
         lane = self._lane(route, queue.domain, queue.pool)
+        self._before.pop(queue.way, None)
         if lane.route is not None:
             self._lanes[queue.way] = lane
             self._lanes.move_to_end(queue.way)
@@ -181,11 +198,9 @@ class Ways:
             path = lane.paths[0]
             if path.suspended_until_us <= engine.clock_us():
                 path.reason = f"the configuration has no pool {pool}"
-                engine.keeper.pause(path, NO_POOL_S)
+                engine.keeper.pause(path, NO_WAY_S)
             return lane
-        # A domain with shaping of its own has connections of its own, and so has one that an operator has limited.
-        is_apart = engine.config.shaping.separates(domain) or engine.holds.limits(domain)
-        site = f"{route.site}+{domain}" if is_apart else route.site
+        site = self.site_of(route, domain)
         name = f"{pool}/{site}" if pool else site
         lane = engine.lanes.get(name) or Lane(name, pool, domain)
         if name not in engine.lanes:
@@ -198,8 +213,28 @@ class Ways:
                 connection.stopping = True
                 if connection.idle:
                     connection.wake()
-            self._drop_path(path)
+            self.drop_path(path)
         return lane
+
+    def site_of(self, route: Route, domain: str) -> str:
+        """The site, in the names of paths, of mail to `domain`: one with shaping of its own has connections of its own,
+        and so has one that an operator has limited."""
+        is_apart = self._engine.config.shaping.separates(domain) or self._engine.holds.limits(domain)
+        return f"{route.site}+{domain}" if is_apart else route.site
+
+    @staticmethod
+    def path_name(source: Source, site: str) -> str:
+        """The name of the path from `source` to `site`."""
+        return f"{source.name}>{site}" if source.name else site
+
+    def lead(self, path: Path, site: str, route: Route, domain: str) -> None:
+        """Have `path` lead to `site` by this route."""
+        if site != route.site:
+            path.domain = domain
+            if not self._engine.config.shaping.separates(domain):
+                path.beside = self.path_name(path.source, route.site)
+        path.route = route
+        path.provider = route.provider
 
     def find_again(self, domains: Collection[str]) -> None:
         """Mail to these domains takes other connections from now on. Looks at all queues in memory."""
@@ -207,7 +242,9 @@ class Ways:
         left: dict[Lane, None] = {}
         for domain in domains:
             for pool in ("", *engine.config.pools):
-                lane = self._lanes.pop(f"{domain}/{pool}" if pool else domain, None)
+                way = f"{domain}/{pool}" if pool else domain
+                self._before.pop(way, None)
+                lane = self._lanes.pop(way, None)
                 if lane is not None:
                     left[lane] = None
         for queue in list(engine.scheduler.queues.values()):
@@ -225,21 +262,23 @@ class Ways:
                 self.drop(lane)
 
     def _path(self, source: Source, site: str, route: Route, domain: str) -> Path:
-        path = self._named(f"{source.name}>{site}" if source.name else site, source, domain)
-        if site != route.site:
-            path.domain = domain
-            if not self._engine.config.shaping.separates(domain):
-                path.beside = f"{source.name}>{route.site}" if source.name else route.site
-        path.route = route
+        name = self.path_name(source, site)
+        is_new = name not in self._engine.paths
+        path = self._named(name, source, domain)
         path.source = source
-        path.provider = route.provider
+        self.lead(path, site, route, domain)
         rules = self._engine.config.shaping
         shaping = path.shaping = rules.effective(source.name, route.provider, domain)
+        if is_new:
+            self._engine.breakers.recall(path)
         if source.lost and path.suspended_by != "source":
             self._engine.keeper.hold_for_source(path)
-        totals = rules.totals(source.name, route.provider, domain)
+        totals, counted = rules.totals(source.name, route.provider, domain), path.totals
         path.totals = {TOTAL: self._engine.config.delivery.connections, **{
             total.name: total.connections for total in totals if total.connections is not None}}
+        if path.connections:
+            for total_name, limit in path.totals.items() - counted.items():
+                self._engine.connecting.count_in(total_name, limit, path.connections)
         before = path.own_rates, path.connection_rates
         path.own_rates = (*buckets(path.name, shaping.message_rate),
                           *(bucket for total in totals for bucket in buckets(total.name, total.rates)))
@@ -276,9 +315,10 @@ class Ways:
         self._engine.lanes.pop(lane.name, None)
         for path in lane.paths:
             path.lanes.pop(lane, None)
-            self._drop_path(path)
+            self.drop_path(path)
 
-    def _drop_path(self, path: Path) -> None:
+    def drop_path(self, path: Path) -> None:
+        """Forget `path` if nobody needs it, and there is nothing to remember of it."""
         if not path.lanes and not path.connections:
             self._engine.connecting.stop_waiting(path)
             if not path.failures and self._engine.paths.get(path.name) is path:

@@ -39,6 +39,7 @@ IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): choose the port at connect, so that ports
 READ = 1  # libev's EV_READ and EV_WRITE
 WRITE = 2
 CHUNK = 65_536
+_RECORD: Final = 16_384  # the most plain text that one of TLS holds (RFC 8446 5.1)
 
 WOKEN: Final = object()
 _EXPIRED: Final = object()
@@ -259,23 +260,29 @@ class Wire:
         return self._decrypted(data) if self._tls is not None and data else data
 
     def _decrypted(self, data: bytes) -> bytes | None:
+        """Hot path. Room for as much as has come, first: a reply does not need what a record may hold. OpenSSL takes no
+        more from the buffer than the record that it is at. So when that is empty, and there was more room than text,
+        there is nothing to be read, and asking would cost an exception for each reply.
+        """
         assert self._tls is not None
-        self._incoming.write(data)
+        incoming, read = self._incoming, self._tls.read
+        incoming.write(data)
+        room = len(data) or _RECORD
         plain: list[bytes] = []
         try:
-            while True:
-                piece = self._tls.read(CHUNK)
-                if not piece:
-                    return b"".join(plain)
+            while piece := read(room):
                 plain.append(piece)
+                if len(piece) < room and not incoming.pending:
+                    break
+                room = _RECORD  # the last octet of a large one may have come alone
         except ssl.SSLWantReadError:
             return b"".join(plain) or None
         except ssl.SSLZeroReturnError:
-            return b"".join(plain)
+            pass
         except ssl.SSLError as error:
-            if plain:
-                return b"".join(plain)
-            raise TlsError(f"TLS: {_reason(error)}") from None
+            if not plain:
+                raise TlsError(f"TLS: {_reason(error)}") from None
+        return b"".join(plain)
 
     def write(self, buffers: Iterable[bytes], block_s: float) -> None:
         """Send all of `buffers`. The peer must take some of it every `block_s` seconds. Raises WireError. Hot path.

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, Final
 
-from mta.config.units import Endpoint
+from mta.config.hosts import Endpoint
 from mta.demo.campaign import Mail
 
 PAUSE_S: Final = 0.2

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mta.config.units import Endpoint, parse_endpoint
+from mta.config.hosts import Endpoint, parse_endpoint
 from mta.control import exits
 from mta.control.client import ControlClient
 from mta.control.exits import OperatorError

@@ -7,15 +7,16 @@ the machine only whether it receives content and whether all is over.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent.hub import get_hub
 
 from mta.inject.servertls import ServerTls
+from mta.smtp.conversation import RECEIVING
 from mta.smtp.peer import Peer
 from mta.smtp.reply import Reply
 from mta.smtp.server import CLOSED, CONTENT, Server
@@ -48,15 +49,15 @@ class Connection(ABC):
     """
 
     __slots__ = (
-        "_by_client", "_content_until_s", "_deadline_s", "_dropped", "_io", "_limits", "_listener", "_on_readable",
-        "_parting", "_reading", "_settings", "_sock", "_storing", "_talks", "_tick_s", "_timer", "_timer_at_s", "_tls",
+        "_by_client", "_content_until_s", "_deadline_s", "_dropped", "_io", "_listener", "_on_readable", "_parting",
+        "_reading", "_settings", "_sock", "_storing", "_talks", "_tick_s", "_timeouts", "_timer", "_timer_at_s", "_tls",
         "_unsent", "machine",
     )  # fmt: skip
 
     def __init__(self, listener: SmtpListener, sock: Any, peer: Peer) -> None:
         self._listener = listener
         self._settings = listener.settings
-        self._limits = listener.limits
+        self._timeouts = listener.limits.timeouts
         self.machine = Server(self._settings, peer)
         self._sock = sock
         self._io = get_hub().loop.io(sock.fileno(), _READ)
@@ -70,12 +71,12 @@ class Connection(ABC):
         self._parting = False  # our side is shut, and what the client still sends is dropped
         self._dropped = 0
         self._by_client = False  # it said QUIT
-        self._content_until_s = math.inf  # when the whole content of the present message must be there
-        self._deadline_s = math.inf
+        self._content_until_s = inf  # when the whole content of the present message must be there
+        self._deadline_s = inf
         # The timer never sleeps longer than the shortest patience, so it is early for every deadline but odd ones.
-        self._tick_s = min(self._limits.timeouts.command, self._limits.timeouts.data)
+        self._tick_s = min(self._timeouts.command, self._timeouts.data)
         self._timer: Any = None
-        self._timer_at_s = math.inf
+        self._timer_at_s = inf
 
     def __repr__(self) -> str:
         return f"<Session: {self.machine!r}>"
@@ -96,14 +97,13 @@ class Connection(ABC):
             self._reading = True
             self._io.start(self._on_readable)
         now_s = time.monotonic()
-        timeouts = self._limits.timeouts
-        if self.machine.receiving:
-            if self._content_until_s == math.inf or (anew and self.machine.state == CONTENT):
-                self._content_until_s = now_s + timeouts.transaction
-            self._deadline_s = min(now_s + timeouts.data, self._content_until_s)
+        if self.machine.state in RECEIVING:
+            if self._content_until_s == inf or (anew and self.machine.state == CONTENT):
+                self._content_until_s = now_s + self._timeouts.transaction
+            self._deadline_s = min(now_s + self._timeouts.data, self._content_until_s)
         elif anew:
-            self._content_until_s = math.inf
-            self._deadline_s = now_s + timeouts.command
+            self._content_until_s = inf
+            self._deadline_s = now_s + self._timeouts.command
         if self._deadline_s < self._timer_at_s:
             self._start_timer(now_s)
 
@@ -116,7 +116,7 @@ class Connection(ABC):
             self._reading = True
             self._io.start(readable)
         now_s = time.monotonic()
-        self._deadline_s = now_s + self._limits.timeouts.handshake
+        self._deadline_s = now_s + self._timeouts.handshake
         self._start_timer(now_s)
 
     # -- output -----------------------------------------------------------------------------------------------------
@@ -133,16 +133,9 @@ class Connection(ABC):
         """Send `data`, then listen again. Hot path."""
         if self._tls is not None:
             data = self._tls.encrypt(data)
-        if self._unsent:
-            self._unsent += data
+        if not self._send(data):
             return
-        try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self._say_rest(data[sent:])
-        elif self.machine.state != CLOSED:
+        if self.machine.state != CLOSED:
             self._listen(anew=True)
         else:
             self._said_last()
@@ -151,7 +144,7 @@ class Connection(ABC):
         """The client has to take more of our output before anything else is done."""
         self._unsent = data
         now_s = time.monotonic()
-        self._deadline_s = now_s + (CLOSING_S if self.machine.state == CLOSED else self._limits.timeouts.command)
+        self._deadline_s = now_s + (CLOSING_S if self.machine.state == CLOSED else self._timeouts.command)
         self._start_timer(now_s)
         self._io.stop()
         self._reading = False
@@ -179,19 +172,25 @@ class Connection(ABC):
         except Exception:
             self._failed()
 
-    def _send_raw(self, data: bytes) -> None:
-        """Send what is encrypted, or belongs to TLS itself. A client that does not even take that is gone."""
-        if not data:
-            return
+    def _send(self, data: bytes) -> bool:
+        """Send `data` as it is; whether the client has taken all that we ever said. Hot path."""
         if self._unsent:
             self._unsent += data
-            return
+            return False
         try:
             sent = self._sock.send(data)
         except BlockingIOError:
             sent = 0
         if sent < len(data):
             self._say_rest(data[sent:])
+            return False
+        return True
+
+    def _send_own(self, tls: ServerTls) -> None:
+        """Send what belongs to TLS itself, if there is anything. Hot path."""
+        data = tls.output()
+        if data:
+            self._send(data)
 
     # -- the end ------------------------------------------------------------------------------------------------
 

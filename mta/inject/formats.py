@@ -136,6 +136,7 @@ class _HeaderReader:
         self.envelope = Envelope()
         self.seen: dict[bytes, str] = {}  # fields of the envelope that stand there once
         self.notify = 0  # for all recipients that say nothing themselves
+        self.a_labels: dict[str, str] = {}  # of the domains of addresses that are beyond ASCII
 
     def explicit_envelope(self) -> Submission:
         """The envelope in the lines before the message."""
@@ -167,6 +168,7 @@ class _HeaderReader:
         envelope.sender = override if override is not None else sender or ""
         for recipient in envelope.recipients:
             recipient.notify = recipient.notify or self.notify
+            recipient.a_labels = self.a_labels.get(recipient.address, "")
         return Submission(envelope, b"".join(labels) + self.content[body_start:])
 
     def once(self, field: Field) -> str:
@@ -230,7 +232,8 @@ class _HeaderReader:
             if field.name in (b"bcc", b"return-path"):
                 self.check_whole(field)
             if field.name in (b"to", b"cc", b"bcc"):
-                self.envelope.recipients.extend(map(Recipient, self.addresses(field)))
+                self.envelope.recipients.extend(Recipient(address, a_labels=self.a_labels.get(address, ""))
+                                                for address in self.addresses(field))
         if not self.envelope.recipients:
             raise FormatError(self.first_line, "no recipient: there is no address in To, Cc and Bcc, and no X-Receiver")
         return Submission(self.envelope, headers.remove(self.content, ("return-path", "bcc")))
@@ -275,6 +278,8 @@ class _HeaderReader:
             raise AddressError("the domain is missing")
         if not address.local.isascii():
             self.envelope.smtputf8 = True
+            if address.a_labels:
+                self.a_labels[address.text] = address.a_labels
         elif not address.domain.isascii():
             address.domain = domain_to_ascii(address.domain)
         return address.text

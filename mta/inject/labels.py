@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from mta.config.schema import Config, LabelValues
 from mta.message import headers
+from mta.smtp.address import domain_to_ascii
 from mta.smtp.reply import Reply
 
 KINDS: Final = ("tenant", "campaign", "pool", "priority")
@@ -100,7 +101,7 @@ class Labeller:
     def _labels(self, found: dict[str, str], sender: str, given: LabelValues | None) -> Labels:
         places = [given] if given is not None else []
         if self._senders:
-            of_sender = self._senders.get(sender.rpartition("@")[2].lower())
+            of_sender = self._senders.get(domain_to_ascii(sender.rpartition("@")[2]))
             if of_sender is not None:
                 places.append(of_sender)
         places.append(self._default)

@@ -26,6 +26,7 @@ from mta.config.schema import Config
 from mta.inject.incidents import Incidents
 from mta.inject.permissions import ListenerPermissions
 from mta.loop.threads import in_thread
+from mta.loop.ticker import Ticker
 from mta.smtp.peer import Identity, Peer
 from mta.smtp.reply import Reply
 from mta.smtp.sasl import Attempt, PasswordAttempt, ScramAttempt, ScramKeys, ScramProof
@@ -312,26 +313,15 @@ def _state(path: str) -> tuple[int, ...]:
     return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode)
 
 
-class Watch:
+class Watch(Ticker):
     """Looks now and then whether files have changed."""
 
     def __init__(self, *looks: Callable[[], Any]) -> None:
+        super().__init__(LOOK_S)
         self._looks = looks
-        self._timer: Any = None
 
-    def start(self) -> None:
-        """Begin to look."""
-        self._timer = get_hub().loop.timer(LOOK_S, LOOK_S)
-        self._timer.start(self._look)
-
-    def stop(self) -> None:
-        """Look no more."""
-        if self._timer is not None:
-            self._timer.stop()
-            self._timer.close()
-            self._timer = None
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Called by the timer."""
         for look in self._looks:
             try:
                 look()

@@ -95,5 +95,6 @@ class Occupancy:
 
     def _count(self, difference: int) -> None:
         self.total += difference
+        self.coming.clients = self.total
         if self._balance is not None:
             self._balance.tell(self.total)

@@ -112,7 +112,7 @@ class Opening(Connection):
 
     def turn_away(self, reply: bytes) -> None:
         """There is no room for the client of the balancer, or for one more session of the user."""
-        self._send_raw(reply)
+        self._send(reply)
         self._end()
 
     def is_from(self, peer: Peer) -> None:
@@ -167,10 +167,10 @@ class Opening(Connection):
             done = self._tls.shake_hands(data)
         except TlsError as error:
             log.info("no TLS with [%s]: %s", self.client, error)
-            self._send_raw(self._tls.output())
+            self._send_own(self._tls)
             self._end()
             return
-        self._send_raw(self._tls.output())
+        self._send_own(self._tls)
         if done and self._sock is not None:
             self._handshake_done(self._tls)
 
@@ -208,7 +208,7 @@ class Opening(Connection):
             log.info("TLS with [%s] ends: %s", self.client or "local", error)
             self._end()
             return
-        self._send_raw(self._tls.output())
+        self._send_own(self._tls)  # each time: a client that asks for handshakes in the midst of a line gets no reply
         if text:
             self._took(text)
         if ended and not self._storing:  # else it is owed an answer first, as who has shut its side without TLS

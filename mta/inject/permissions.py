@@ -18,8 +18,9 @@ from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
+from mta.config.forms import SenderPattern
+from mta.config.hosts import Network
 from mta.config.schema import Config, Listener, User
-from mta.config.units import Network, SenderPattern
 from mta.inject.incidents import Incidents
 from mta.smtp.address import Address, domain_to_ascii
 from mta.smtp.peer import Identity, Peer, Rights
@@ -36,9 +37,10 @@ _NOT_YOURS: Final = "Not allowed to send as this address"
 class SenderList:
     """The senders that a client may use. Built once; a look-up costs the same however many there are."""
 
-    __slots__ = ("_below", "_domains", "_mailboxes")
+    __slots__ = ("_below", "_domains", "_mailboxes", "all")
 
     def __init__(self, patterns: Sequence[SenderPattern]) -> None:
+        self.all = not patterns  # an empty list allows all
         self._mailboxes = frozenset(pattern.lower() for pattern in patterns if "@" in pattern)
         self._below = frozenset(pattern[2:] for pattern in patterns if pattern.startswith("*."))
         self._domains = frozenset(one for one in patterns if "@" not in one and not one.startswith("*."))
@@ -46,11 +48,9 @@ class SenderList:
     def allows(self, sender: Address) -> bool:
         """Whether `sender` is in the list, or is the null sender. Quotes that a local part does not need, and case,
         make no other mailbox."""
-        if not sender.local and not sender.domain:
+        if self.all or not (sender.local or sender.domain):
             return True
-        if not (self._mailboxes or self._below or self._domains):
-            return True
-        domain = sender.domain if sender.domain.isascii() else domain_to_ascii(sender.domain)
+        domain = (sender.domain if sender.domain.isascii() else domain_to_ascii(sender.domain)).lower()
         if domain in self._domains or f"{_unquoted(sender.local)}@{domain}".lower() in self._mailboxes:
             return True
         while self._below and "." in domain:
@@ -190,7 +190,7 @@ class _NetworkRights(_Told):
 
     def check_sender(self, sender: Address) -> Reply | None:
         """Those that the list allows. Hot path."""
-        if self._senders.allows(sender):
+        if self._senders.all or self._senders.allows(sender):
             return None
         self._tell(f"mail from <{sender.text}>", "the sender is not in senders")
         return Reply(550, "5.7.1", (_NOT_YOURS,))

@@ -21,21 +21,23 @@ class TlsError(OSError):
 
 
 class ServerTls:
-    """One connection's encryption. `output` is to be sent after each call of another method."""
+    """One connection's encryption. `output` is to be sent after each call of another method; `encrypt` has it in it."""
 
-    __slots__ = ("_contexts", "_incoming", "_object", "_outgoing", "done")
+    __slots__ = ("_contexts", "_incoming", "_object", "_outgoing", "_put", "_read", "_take", "_write", "done")
 
     def __init__(self, contexts: Contexts) -> None:
         self._contexts = contexts
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = contexts.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._put, self._take = self._incoming.write, self._outgoing.read
+        self._read, self._write = self._object.read, self._object.write
         self.done = False
         """The handshake is."""
 
     def shake_hands(self, data: bytes) -> bool:
         """Take ciphertext during the handshake; whether it is done. Raises TlsError."""
-        self._incoming.write(data)
+        self._put(data)
         try:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
@@ -47,41 +49,39 @@ class ServerTls:
 
     def decrypt(self, data: bytes) -> tuple[bytes, bool]:
         """Plain text of what has come, and whether the client has said that no more will. Hot path. Raises TlsError."""
-        pieces: list[bytes] = []
-        ended = False
-        if len(data) <= _PIECE:
-            ended = self._decrypt(data, pieces)
-        else:
-            # What has been in a buffer once it keeps room for: 64 KB in each session that ever sent as much at once.
-            for start in range(0, len(data), _PIECE):
-                ended = self._decrypt(data[start : start + _PIECE], pieces)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces), ended
-
-    def _decrypt(self, data: bytes, pieces: list[bytes]) -> bool:
-        """Hot path. OpenSSL takes no more from the buffer than the record that it is at. So when that is empty there is
-        nothing to be read, and asking would cost an exception for each command."""
-        incoming, read = self._incoming, self._object.read
-        incoming.write(data)
+        size = len(data)
+        if size > _PIECE:
+            return self._decrypt_pieces(data)
+        # OpenSSL takes no more from the buffer than the record that it is at. So when that is empty and the record was
+        # read to its end there is nothing to be read, and asking would cost an exception for each command.
+        self._put(data)
+        text = b""
         try:
-            while piece := read(_RECORD):
-                pieces.append(piece)
-                if not incoming.pending:
-                    return False
+            while piece := self._read(size or _RECORD):
+                text += piece
+                if len(piece) < size and not self._incoming.pending:
+                    return text, False
+                size = _RECORD  # what has come may end a record that is longer
         except ssl.SSLWantReadError:
-            return False
+            return text, False
         except ssl.SSLZeroReturnError:
             pass
         except ssl.SSLError as error:
             raise TlsError(_reason(error)) from None
-        return True
+        return text, True
+
+    def _decrypt_pieces(self, data: bytes) -> tuple[bytes, bool]:
+        """What has been in a buffer once it keeps room for: 64 KB in each session that ever sent as much at once."""
+        found = [self.decrypt(data[start : start + _PIECE]) for start in range(0, len(data), _PIECE)]
+        return b"".join([text for text, _ in found]), found[-1][1]
 
     def encrypt(self, data: bytes) -> bytes:
-        """Ciphertext to be sent. Hot path. Raises TlsError."""
+        """Ciphertext to be sent, behind what TLS itself had to send. Hot path. Raises TlsError."""
         try:
-            self._object.write(data)
+            self._write(data)
         except ssl.SSLError as error:
             raise TlsError(_reason(error)) from None
-        return self._outgoing.read()
+        return self._take()
 
     def output(self) -> bytes:
         """Ciphertext of TLS itself that is to be sent: handshake, alerts."""

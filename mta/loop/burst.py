@@ -4,7 +4,7 @@ All sockets that are ready when the loop looks are served in one turn, however m
 receivers in the same instant would keep every timer, client and other connection waiting for a second. So a turn ends
 after `TURN_S` of them; those whose turn did not come stand in line, and of the line a part goes first in each of the
 following turns. It costs one look at the clock for each socket that is ready. Handshakes of incoming sessions, and
-groups of commands that take long, are served likewise, in a line of their own (`mta.inject.opening`,
+groups of commands that take long or are large, are served likewise, in a line of their own (`mta.inject.opening`,
 `mta.inject.session`).
 """
 

@@ -43,6 +43,7 @@ def from_clause(helo: str, address: str) -> str:
     return f"from {name} ([{literal}])\r\n\t"
 
 
+@functools.lru_cache(maxsize=16)
 def protocol(esmtp: bool, tls: bool = False, authenticated: bool = False, smtputf8: bool = False) -> str:
     """The name after `with` (RFC 3848; RFC 6531 4.3 for SMTPUTF8)."""
     if not esmtp:

@@ -2,20 +2,30 @@
 
 One write transaction, synced: the records, the counts, the `due` entries and the place in the journal that they belong
 to change together or not at all. The work is proportional to what has changed since the last checkpoint.
+
+A record that makes no sense stops nothing. What follows from other records is made anew from them: that of a queue,
+its number by its name, where in the schedule a delivery was. What does not is left where it is, for the repair
+(`mta.queue.repair`). Either is told (`Index.damaged`), and costs one look through the schedule, or all queues.
 """
 
 from __future__ import annotations
 
+import contextlib
+import struct
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import islice, takewhile
+from typing import Any, Final
 
 import lmdb
 
 from mta.queue.effects import DeliveryState, Effects, Key
 from mta.queue.encoding import (
+    UNREADABLE,
     QueueInfo,
     ShardState,
     delivery_head,
+    delivery_record,
     delivery_value,
     message_head,
     message_record,
@@ -23,8 +33,10 @@ from mta.queue.encoding import (
     name_key,
     pack_queue,
     pack_state,
+    summary_of,
     unpack_queue,
 )
+from mta.queue.ids import format_id
 from mta.queue.index import (
     DELIVERY_KEY,
     DUE_KEY,
@@ -38,6 +50,9 @@ from mta.queue.index import (
     SegmentUse,
 )
 from mta.queue.records import BodyRef
+
+_DELIVERY_IN_PLACE: Final = SCHEDULE_KEY.size - DELIVERY_KEY.size
+_AT_ONCE: Final = 1000  # records read by one call
 
 Touched = list[tuple[str, int | None]]
 """Queues that a checkpoint changed, and when the first of their deliveries is due (None: the queue is gone)."""
@@ -73,6 +88,8 @@ def write_checkpoint(index: Index, effects: Effects, state: ShardState) -> Touch
             raise
     index.state = checkpoint.state
     index.segments = checkpoint.segments
+    for problem in checkpoint.damaged:
+        index.damaged(problem)
     return checkpoint.touched
 
 
@@ -92,6 +109,7 @@ class _Checkpoint:
         self.state = state
         self.segments = dict(index.segments)
         self.touched: Touched = []
+        self.damaged: list[str] = []  # records, for the operator
         self._txn = txn
         self._db = index.db
         self._queues: dict[int, QueueInfo] = {}
@@ -100,9 +118,13 @@ class _Checkpoint:
         self._records: list[tuple[bytes, bytes]] = []
         self._schedule: list[tuple[bytes, bytes]] = []
         self._came_or_went: dict[int, SegmentUse] = {}
+        self._concerned: Collection[Key] = ()  # deliveries
+        self._scheduled: dict[Key, list[bytes]] | None = None  # where they are, when that had to be looked for
+        self._lost: set[int] = set()  # queues whose record has to be made anew
 
     def take(self, effects: Effects) -> None:
         """All of it, except for the commit."""
+        self._concerned = effects.deliveries.keys()
         for key, delivery in effects.deliveries.items():
             if delivery is None:
                 self._remove(key)
@@ -149,18 +171,44 @@ class _Checkpoint:
         value = self._txn.get(DELIVERY_KEY.pack(*delivery.key), db=self._db["messages"])
         if value is None:
             return  # it has left the queue: nothing brings it back
-        old_id, old_due_us, old_recipients = delivery_head(value)
         queue_id = self._queue_id(delivery.queue)
-        if (queue_id, delivery.due_us) != (old_id, old_due_us):
-            self._txn.delete(SCHEDULE_KEY.pack(old_id, old_due_us, *delivery.key), db=self._db["schedule"])
-            self._schedule.append((SCHEDULE_KEY.pack(queue_id, delivery.due_us, *delivery.key), b""))
-        old_queue, queue = self._queue(old_id), self._queue(queue_id)
-        old_queue.deliveries -= 1
-        old_queue.recipients -= old_recipients
+        self.state.recipients += delivery.recipients - self._unschedule(delivery.key, value)
+        self._schedule.append((SCHEDULE_KEY.pack(queue_id, delivery.due_us, *delivery.key), b""))
+        queue = self._queue(queue_id)
         queue.deliveries += 1
         queue.recipients += delivery.recipients
-        self.state.recipients += delivery.recipients - old_recipients
         self._put(delivery, queue_id, queue)
+
+    def _unschedule(self, key: Key, value: bytes) -> int:
+        """Take a delivery with this value out of the schedule and of its queue's counts. How many recipients it had."""
+        try:
+            queue_id, due_us, recipients = delivery_head(value)
+            there = self._txn.delete(SCHEDULE_KEY.pack(queue_id, due_us, *key), db=self._db["schedule"])
+        except struct.error:
+            there = False
+        if not there:
+            self.damaged.append(f"the record of delivery {key[1]} of message {format_id(key[0])}, which does not say "
+                                "where in the schedule it is")
+            queue_id, recipients = 0, 1
+            for place in self._places(key):
+                self._txn.delete(place, db=self._db["schedule"])
+                queue_id = SCHEDULE_KEY.unpack(place)[0]
+        if queue_id:
+            queue = self._queue(queue_id)
+            queue.deliveries -= 1
+            queue.recipients -= recipients
+        return recipients
+
+    def _places(self, key: Key) -> list[bytes]:
+        """The keys of a delivery in the schedule. The first time in a checkpoint it is read from end to end."""
+        if self._scheduled is None:
+            self._scheduled = {}
+            for place in self._txn.cursor(self._db["schedule"]).iternext(values=False):
+                if len(place) == SCHEDULE_KEY.size:
+                    one = SCHEDULE_KEY.unpack(place)[2:]
+                    if one in self._concerned:
+                        self._scheduled.setdefault(one, []).append(place)
+        return self._scheduled.get(key, [])
 
     def _put(self, delivery: DeliveryState, queue_id: int, queue: QueueInfo) -> None:
         self._records.append((DELIVERY_KEY.pack(*delivery.key),
@@ -173,13 +221,8 @@ class _Checkpoint:
         value = self._txn.pop(DELIVERY_KEY.pack(*key), db=self._db["messages"])
         if value is None:
             return
-        queue_id, due_us, recipients = delivery_head(value)
-        self._txn.delete(SCHEDULE_KEY.pack(queue_id, due_us, *key), db=self._db["schedule"])
-        queue = self._queue(queue_id)
-        queue.deliveries -= 1
-        queue.recipients -= recipients
         self.state.deliveries -= 1
-        self.state.recipients -= recipients
+        self.state.recipients -= self._unschedule(key, value)
         message = self._message(key[0])
         if message is not None:
             message.left -= 1
@@ -189,7 +232,11 @@ class _Checkpoint:
     def _message(self, message_id: int) -> _Stored | None:
         if message_id not in self._stored:
             value = self._txn.get(MESSAGE_KEY.pack(message_id), db=self._db["messages"])
-            self._stored[message_id] = None if value is None else _Stored(*message_head(value), value)
+            try:
+                self._stored[message_id] = None if value is None else _Stored(*message_head(value), value)
+            except struct.error:
+                self._stored[message_id] = None  # what is left of it keeps its segment
+                self.damaged.append(f"the record of message {format_id(message_id)}")
         return self._stored[message_id]
 
     def _move(self, message_id: int, old: BodyRef, new: BodyRef) -> None:
@@ -218,6 +265,11 @@ class _Checkpoint:
         if queue_id is None:
             key = name_key(name)
             value = self._txn.get(key, db=self._db["names"])
+            if value is not None and len(value) != QUEUE_KEY.size:
+                self.damaged.append(f"the number of the queue {name}, which is looked for")
+                value = self._number(name)
+                if value is not None:
+                    self._txn.put(key, value, db=self._db["names"])
             if value is not None:
                 queue_id = QUEUE_KEY.unpack(value)[0]
             else:
@@ -228,16 +280,63 @@ class _Checkpoint:
             self._queue_ids[name] = queue_id
         return queue_id
 
+    def _number(self, name: str) -> bytes | None:
+        """What `names` should have for this queue. Reads through all queues that have mail."""
+        raw = name.encode("utf-8", "surrogateescape")
+        for key, found in self._txn.cursor(self._db["due"]):
+            if found == raw:
+                return QUEUE_KEY.pack(DUE_KEY.unpack(key)[1])
+        return None
+
     def _queue(self, queue_id: int) -> QueueInfo:
         queue = self._queues.get(queue_id)
         if queue is None:
             value = self._txn.get(QUEUE_KEY.pack(queue_id), db=self._db["queues"])
-            queue = self._queues[queue_id] = unpack_queue(value)
+            try:
+                queue = unpack_queue(value or b"")
+            except UNREADABLE:
+                self.damaged.append(f"the record of queue {queue_id}, which is made anew")
+                self._lost.add(queue_id)
+                queue = QueueInfo("")
+            self._queues[queue_id] = queue
         return queue
 
+    def _make_anew(self, queue_id: int, queue: QueueInfo) -> None:
+        """All but its name and its last failed attempt, as the schedule and the records of deliveries now say, through
+        which this reads. Without a name it gets that of a delivery, if one says it."""
+        prefix = QUEUE_KEY.pack(queue_id)
+        queue.deliveries, queue.recipients, queue.next_due_us = 0, 0, -1
+        schedule, messages = self._txn.cursor(self._db["schedule"]), self._txn.cursor(self._db["messages"])
+        schedule.set_range(prefix)
+        places = takewhile(lambda place: place.startswith(prefix), schedule.iternext(values=False))
+        while some := [place[_DELIVERY_IN_PLACE:] for place in islice(places, _AT_ONCE)]:
+            queue.deliveries += len(some)
+            queue.recipients += len(some)  # at least one each, for those that cannot be read
+            for _, value in messages.getmulti(some):
+                with contextlib.suppress(*UNREADABLE):
+                    queue.recipients += delivery_head(value)[2] - 1
+                    if not queue.name and isinstance(name := summary_of(delivery_record(value))[0], str):
+                        queue.name = name
+
+    def _take_from_due(self) -> None:
+        """Give the queues that are made anew the names that `due` has for them, and take them out there. Reads through
+        all queues that have mail."""
+        for key, name in list(filter(self._is_lost, self._txn.cursor(self._db["due"]))):
+            self._queues[DUE_KEY.unpack(key)[1]].name = name.decode("utf-8", "surrogateescape")
+            self._txn.delete(key, db=self._db["due"])
+
+    def _is_lost(self, entry: tuple[bytes, bytes]) -> bool:
+        return len(entry[0]) == DUE_KEY.size and DUE_KEY.unpack(entry[0])[1] in self._lost
+
     def _settle_queues(self) -> None:
+        if self._lost:
+            self._take_from_due()
         schedule = self._txn.cursor(self._db["schedule"])
         for queue_id, queue in self._queues.items():
+            if queue_id in self._lost:
+                self._make_anew(queue_id, queue)
+                if not queue.name:
+                    continue
             key = QUEUE_KEY.pack(queue_id)
             name = queue.name.encode("utf-8", "surrogateescape")
             due_us = -1
@@ -266,7 +365,7 @@ class _Checkpoint:
     def _settle_segments(self) -> None:
         for number, change in self._came_or_went.items():
             use = self.segments.get(number, SegmentUse(0, 0))
-            use = SegmentUse(use.messages + change.messages, use.bytes + change.bytes)
+            use = SegmentUse(use.messages + change.messages, max(0, use.bytes + change.bytes))
             key = SEGMENT_KEY.pack(number)
             if use.messages > 0:
                 self.segments[number] = use

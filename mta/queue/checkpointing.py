@@ -22,7 +22,7 @@ from mta.queue.effects import Effects, Key
 from mta.queue.encoding import Position, ShardState
 from mta.queue.errors import StoreError
 from mta.queue.eventlog import EventLog
-from mta.queue.index import Index
+from mta.queue.index import DAMAGE, Index
 from mta.queue.indexer import Checkpoint, Indexer
 from mta.queue.inflight import Inflight
 from mta.queue.native import Completions, WorkThread
@@ -35,9 +35,18 @@ from mta.queue.writer import Group, GroupWriter
 CHECKPOINT_ENTRIES: Final = 2000  # changed deliveries after which a checkpoint is begun early
 CHECKPOINT_BYTES: Final = 16_000_000  # length of journal after which one is begun even if nothing has changed
 ENTRIES_MAX: Final = 20_000  # changed deliveries with which the journal waits for the index
+DAMAGED_RETRY_S: Final = 10.0  # a damage does not go away: this is for what was taken for one
 NEVER: Final = float("inf")
 
+_FOR_GOOD: Final = "damaged"  # why something cannot be read
 _log = logging.getLogger(__name__)
+
+_Question = tuple[Callable[[], Any], Callable[[Any], None], Callable[[], None]]
+"""The arguments of `_read`."""
+
+
+def nothing() -> None:
+    """The work of waiting one's turn, and what is done by who is not answered."""
 
 
 class Counts(NamedTuple):
@@ -90,8 +99,9 @@ class Checkpointing:
         self._checkpoint_at = NEVER  # when the next one is to be begun
         self._checkpoint_not_before = 0.0
         self._checkpoint_error = ""
+        self._is_damaged = False  # that is why: the index takes nothing any more
         self._read_error = ""
-        self._asked: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []  # work for after the next checkpoint
+        self._asked: list[_Question] = []  # for after the next checkpoint
         # What the index was like at the last checkpoint.
         self._counts = _counts(self._index.state)
         self._used_share = 0.0
@@ -103,8 +113,12 @@ class Checkpointing:
 
     @property
     def _overfull(self) -> bool:
-        """Whether the journal waits for the index."""
-        return self._effects.size >= ENTRIES_MAX
+        """Whether the journal waits for the index. While that is tried again what is tried counts, too: else each
+        attempt in vain would let some more in. Hot path (bench/store.py)."""
+        size = self._effects.size
+        if self._checkpoint_error and self._checkpointing is not None:
+            size += self._checkpointing.size
+        return size >= ENTRIES_MAX
 
     def flush(self) -> None:
         """Give what is pending to the disk thread, if that is idle. Call it at the end of each turn of the hub's loop.
@@ -159,15 +173,15 @@ class Checkpointing:
             partial(self._indexer.checkpoint, self._checkpointing, self._position, self._events.mark),
             partial(self._checkpointed, asked))
 
-    def _checkpointed(self, asked: list[tuple[Callable[[], Any], Callable[[Any], None]]], result: Checkpoint) -> None:
+    def _checkpointed(self, asked: list[_Question], result: Checkpoint) -> None:
         effects, self._checkpointing = self._checkpointing, None
         assert effects is not None
         if result.error:
-            if self._checkpoint_error != result.error:
+            if self._checkpoint_error != result.error and not result.damaged:  # the index has told of that
                 _log.error("%s: the index cannot be written: %s", self._shard.directory, result.error)
             effects.follow(self._effects)
             self._effects = effects
-            self._checkpoint_not_before = time.monotonic() + RETRY_S
+            self._checkpoint_not_before = time.monotonic() + (DAMAGED_RETRY_S if result.damaged else RETRY_S)
             self._journal_bytes = CHECKPOINT_BYTES
             touched = self._unindexed.note(effects)
         else:
@@ -177,9 +191,9 @@ class Checkpointing:
             self._used_share = result.used_share
             self.statistics.checkpoints += 1
             self.statistics.checkpoint_s = result.seconds
-        self._checkpoint_error = result.error
-        for work, deliver in asked:
-            self._read(work, deliver)
+        self._checkpoint_error, self._is_damaged = result.error, result.damaged
+        for question in asked:
+            self._read(*question)
         if not self._compacting and not self._closing:
             self._compacting = True
             self._read(self._indexer.compact, self._copy)
@@ -199,25 +213,38 @@ class Checkpointing:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def _read(self, work: Callable[[], Any], deliver: Callable[[Any], None]) -> None:
+    def _read(self, work: Callable[[], Any], deliver: Callable[[Any], None],
+              unreadable: Callable[[], None] = nothing) -> None:
         """Have the index thread do `work`. If the index cannot be read, it is tried again after the next checkpoint,
-        which opens it anew if need be: whoever asked waits for an answer.
+        which opens it anew if need be: whoever asked waits for an answer. Messages on a damaged page are passed over.
+        If the damage is elsewhere nobody knows the answer before a repair, and none is made up: mail that is not found
+        stays where it is, and what was accepted is not accepted a second time. `unreadable` is called then.
         """
 
         def attempt() -> tuple[Any, str]:
+            lost = -1
             try:
-                return work(), ""
+                while lost < len(self._index.lost):  # LMDB does not read on behind a damage: once more, without it
+                    lost = len(self._index.lost)
+                    try:
+                        return work(), ""
+                    except DAMAGE as error:
+                        self._index.damaged("a part of it cannot be read", error)
             except (OSError, lmdb.Error) as error:
                 return None, f"{type(error).__name__}: {error}"
+            return None, _FOR_GOOD
 
         def take(outcome: tuple[Any, str]) -> None:
             result, error = outcome
+            if error == _FOR_GOOD:
+                unreadable()
+                return
             if error and error != self._read_error:
                 _log.error("%s: the index cannot be read: %s", self._shard.directory, error)
             self._read_error = error
             if error:
                 self._checkpoint_not_before = time.monotonic() + RETRY_S
-                self._asked.append((work, deliver))
+                self._asked.append((work, deliver, unreadable))
             else:
                 deliver(result)
 
@@ -238,10 +265,10 @@ class Checkpointing:
             self._disk_thread.post(nothing, lambda _: self._after_writing(groups - 1, go_on))
 
     def _read_anew(self, work: Callable[[], Any], deliver: Callable[[Any], None]) -> None:
-        if self._effects.size == 0 and self._checkpointing is None:
+        if self._is_damaged or (self._effects.size == 0 and self._checkpointing is None):
             self._read(work, deliver)
         else:
-            self._asked.append((work, deliver))
+            self._asked.append((work, deliver, nothing))
             self._keep_checkpointing()
 
     def _is_dirty(self, key: Key) -> bool:
@@ -283,10 +310,6 @@ class Checkpointing:
 
 def _counts(state: ShardState) -> Counts:
     return Counts(state.messages, state.deliveries, state.recipients)
-
-
-def nothing() -> None:
-    """The work of waiting one's turn."""
 
 
 def _nobody(touched: Touched) -> None:

@@ -81,14 +81,17 @@ class Commits:
 
     @property
     def choked(self) -> bool:
-        """Whether so much waits for the disk that nothing more should be begun that ends in a transaction."""
-        return self._pending_bytes > PENDING_MAX
+        """Whether the disk does not take what became of mail, or so much waits for it, that nothing should be begun
+        which ends in a transaction: a crash would have it done again. Hot path."""
+        return bool(self.held_back) or self._pending_bytes > PENDING_MAX
 
     def trouble(self) -> str | None:
         """None, or why no new mail should be taken."""
         if self._refused is not None:
             refused_at, reason = self._refused
-            if self.held_back or time.monotonic() < refused_at + RETRY_S:
+            if self.held_back:
+                return f"{reason}; nothing is sent while what becomes of it cannot be written down"
+            if time.monotonic() < refused_at + RETRY_S:
                 return reason
         if self.choked:
             return "the spool's disk does not keep up"

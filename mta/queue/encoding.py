@@ -8,7 +8,8 @@ from the defaults, so that a newer program reads older records. Strings may hold
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from struct import Struct
 from typing import Any, Final, NamedTuple
@@ -22,8 +23,16 @@ LAYOUT: Final = 1
 # One packer for all: a packer must not be entered twice, and it never is, as its calls do not give up the GIL.
 pack: Final[Callable[[object], bytes]] = msgpack.Packer(unicode_errors="surrogateescape").pack
 
+UNREADABLE: Final = (ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error)
+"""What reading a damaged record may raise."""
+
 _WARNED: Final = 1
 _MAYBE_DUPLICATE: Final = 2
+
+
+def _are(values: Iterable[object], kind: type) -> bool:
+    """Whether all are of that kind: who reads a damaged record is told so here, and not wherever a field is used."""
+    return {kind}.issuperset(map(type, values))
 
 
 def unpack(raw: bytes) -> Any:
@@ -90,9 +99,13 @@ def unpack_message(value: bytes, message_id: int) -> Message:
 
 
 def read_message(record: bytes, message_id: int, body: BodyRef) -> Message:
-    """The message with this record and its content at `body`. Raises ValueError when it is none."""
+    """The message with this record and its content at `body`. Raises ValueError, or another of UNREADABLE, when it is
+    none."""
     (_, sender, arrival_us, header_size, name, flags, ret, envid, origin, tenant, campaign, pool, size,
      deliveries, *later) = unpack(record)
+    if not _are((sender, name, ret, origin, tenant, campaign, pool), str) or not _are(
+            (arrival_us, header_size, flags, size, deliveries), int):
+        raise ValueError("a field of another kind than it has")
     return Message(
         id=message_id, sender=sender, arrival_us=arrival_us, content=None, header_size=header_size, message_id=name,
         flags=flags, ret=ret, envid=envid, origin=origin, tenant=tenant, campaign=campaign, pool=pool, body=body,
@@ -145,9 +158,9 @@ def unpack_delivery(value: bytes, message: Message, index: int) -> Delivery:
 
 
 def read_delivery(record: bytes, message: Message, index: int) -> Delivery:
-    """The delivery with this record. Raises ValueError when it is none."""
+    """The delivery with this record. Raises ValueError, or another of UNREADABLE, when it is none."""
     _, queue, domain, due_us, recipients, attempts, flags, history, *later = unpack(record)
-    return Delivery(
+    found = Delivery(
         message=message, index=index, queue=queue, domain=queue if domain is None else domain,
         recipients=[Recipient(r) if isinstance(r, str) else Recipient(*r) for r in recipients],
         due_us=due_us, attempts=attempts, warned=bool(flags & _WARNED),
@@ -155,6 +168,15 @@ def read_delivery(record: bytes, message: Message, index: int) -> Delivery:
         losses=later[0] if later else 0, source=later[1] if len(later) > 1 else "",
         avoid=tuple(later[2]) if len(later) > 2 else (),
     )
+    words = [found.queue, found.domain, found.source, *found.avoid]
+    words += [one.address for one in found.recipients]
+    numbers = [due_us, attempts, found.losses]
+    for attempt in found.history:
+        numbers.append(attempt.time_us)
+        words += attempt[1:]
+    if not _are(words, str) or not _are(numbers, int):
+        raise ValueError("a field of another kind than it has")
+    return found
 
 
 def summary_of(record: bytes) -> tuple[str, int, int, Attempt | None]:
@@ -193,9 +215,13 @@ def pack_queue(queue: QueueInfo) -> bytes:
 
 
 def unpack_queue(value: bytes) -> QueueInfo:
-    """The queue in a value."""
+    """The queue in a value. Raises ValueError when it is none."""
     _, name, deliveries, recipients, next_due_us, last = unpack(value)[:6]
-    return QueueInfo(name, deliveries, recipients, next_due_us, None if last is None else Attempt(*last))
+    attempt = None if last is None else Attempt(*last)
+    if name.__class__ is not str or not _are((deliveries, recipients, next_due_us), int) or (
+            attempt is not None and not (_are(attempt[:1], int) and _are(attempt[1:], str))):
+        raise ValueError("a field of another kind than it has")
+    return QueueInfo(name, deliveries, recipients, next_due_us, attempt)
 
 
 # -- the state of the shard --------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from json.encoder import encode_basestring_ascii as _quoted
 from typing import Final, Literal, NamedTuple
 
 from mta.queue.ids import format_id
-from mta.queue.orders import Change
+from mta.queue.orders import Change, limit_words
 from mta.queue.records import Delivery, Message, Recipient
 from mta.smtp.reply import Reply
 
@@ -94,7 +94,8 @@ FIELDS: Final = (
           "connection was lost after the final dot, so that the host may have the message."),
     Field("class", "deferred bounced", str, "What the reply means: `unknown-user`, `mailbox-full`, `blocklist`, ... "
           "The classes are in [rules.md](rules.md)."),
-    Field("rule", "deferred bounced", str, "Name of the rule that says so; empty when the codes of the reply do."),
+    Field("rule", "deferred bounced order", str, "Name of the rule that says so; empty when the codes of the reply do. "
+          "Of an order: of the rule whose decision an operator ended, else empty."),
     Field("maybe_duplicate", "attempts", bool, "A crash or a lost reply left it open whether an earlier attempt had "
           "already delivered: the recipient may see the message twice."),
     Field("next_attempt", "deferred suspended", str, "Not before this time it is tried again: RFC 3339, UTC."),
@@ -103,15 +104,18 @@ FIELDS: Final = (
     Field("last_reply", "expired", str, "How the last attempt failed."),
     Field("last_remote", "expired", str, "Where the last attempt went; empty when no host was reached."),
     Field("order", "expired deleted order", str, "Number of an operator's order; for `expired` empty when it was the "
-          "age."),
-    Field("reason", "deleted order", str, "What the operator gave as the reason."),
+          "age; empty when what a rule on replies decided was ended."),
+    Field("reason", "deleted order", str, "What the operator gave as the reason; of what a rule decided the reply."),
     Field("operator", "deleted order", str, "Who did it: the user at the control socket."),
     Field("command", "order", str, "`pause`, `freeze`, `reroute`, `suspend`, `limit`, `retry`, `expire`, `delete`; "
           "`release` follows a pause that held single deliveries."),
     Field("state", "order", str, "`given`; `ended` by an operator or by time; `done`: all mail was gone through."),
     Field("filter", "order", str, "Which mail it is about."),
     Field("target", "order", str, "What is suspended or limited, or the pool that mail is rerouted to."),
+    Field("limit", "order", str, "Of a limit to what, as it is typed: `connections=2 rate=30/min`; else empty."),
     Field("until", "order", str, "When it ends by itself; empty when it does not."),
+    Field("unreadable", "order", int, "Of one that is `done`: how many records of the queue could not be read, and "
+          "were passed over."),
     Field("subject", "alarm", str, "What it is about: `source NAME`, or the name of a path."),
     Field("what", "refused", str, "What was refused: `session`, `login`, `mail` (a sender, a recipient or a message); "
           "empty for what is too much to be told one by one."),
@@ -286,8 +290,9 @@ def order(change: Change) -> bytes:
     return (
         f'{_start("order", change.at_us)},"order":{_quoted(one.id)},"command":"{one.kind}","state":"{change.state}",'
         f'"filter":{_quoted(one.filter[:TEXT_LIMIT])},"target":{_quoted(one.target or one.pool)},'
+        f'"limit":{_quoted(limit_words(one.connections, one.rate))},"rule":{_quoted(one.by_rule)},'
         f'"until":"{timestamp(one.until_us) if one.until_us else ""}","reason":{_quoted(one.reason[:TEXT_LIMIT])},'
-        f'"operator":{_quoted(change.by)}}}'
+        f'"operator":{_quoted(change.by)},"unreadable":{change.unreadable}}}'
     ).encode()
 
 

@@ -5,13 +5,15 @@
                                    queue that is out as a whole (or in) is decided without reading it
     found.matches(queue, one)      of one delivery
     found.on_queues                whether `of_queue` always knows, the provider given
+    found.words                    what two expressions share that are the same but for spaces, case and quotes
 
     expression   term { "and" term } { "or" ... }, "not" term, "(" expression ")"; `and` binds closer than `or`
     term         FIELD OPERATOR VALUE without spaces around the operator, or with them
     VALUE        a word, or "in double quotes" with \\" and \\\\ for what has spaces, parentheses or nothing in it
 
 Words are compared without regard to case; `*` and `?` stand for any characters and any one. `~` is a regular
-expression that is searched for. No I/O, and the clock is given.
+expression that is searched for. A domain beyond ASCII is found by its U-labels and by its A-labels (`mta.queue.idn`).
+No I/O, and the clock is given.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 from mta.config.units import parse_duration, parse_size
+from mta.queue import idn
 
 LONGEST: Final = 4000  # characters of an expression
 DEEPEST: Final = 50  # parentheses and `not` within each other
@@ -48,6 +51,8 @@ class QueueFacts:
     pool: str = ""
     priority: str = "normal"
     provider: str | None = None  # None: not looked up
+    detour: int = 0  # number of the order by which its mail is rerouted, apart from that of the queue `beside`
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,8 @@ def _whole(text: str) -> float:
 
 FIELDS: Final[dict[str, _Text | _Number]] = {
     "domain": _Text(_queue("domain"), "recipient domain"),
-    "queue": _Text(_queue("name"), "name of the queue, as `mta queue` shows it"),
+    "queue": _Text(lambda facts: (facts[0].name, facts[0].beside or facts[0].name),
+                   "name of the queue, as `mta queue` shows it"),
     "tenant": _Text(_queue("tenant"), "tenant; \"\" for mail without one"),
     "campaign": _Text(_queue("campaign"), "campaign"),
     "pool": _Text(_queue("pool"), "pool that the label asks for"),
@@ -129,6 +135,7 @@ FIELDS: Final[dict[str, _Text | _Number]] = {
     "size": _Number(_amount("size"), parse_size, "of the message, as in size>1MB"),
 }
 
+WITH_DOMAINS: Final = frozenset(("domain", "queue", "sender", "recipient"))  # in their values
 OF_QUEUES: Final = frozenset(("domain", "queue", "tenant", "campaign", "pool", "priority", "provider"))
 
 _TOKEN = re.compile(r"""\s*(?:
@@ -144,10 +151,12 @@ _COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
 class Filter:
     """An expression, ready to be asked."""
 
-    def __init__(self, text: str, check: _Check, fields: frozenset[str] = frozenset()) -> None:
+    def __init__(self, text: str, check: _Check, fields: frozenset[str] = frozenset(),
+                 words: tuple[str, ...] = ()) -> None:
         """Use `parse`."""
         self.text = text
         self.fields = fields  # that it asks for
+        self.words = words
         self._check = check
 
     def __repr__(self) -> str:
@@ -160,7 +169,7 @@ class Filter:
             raise FilterError(LONGEST, f"longer than {LONGEST} characters")
         reader = _Reader(text)
         check = reader.read()
-        return cls(text, check, frozenset(reader.fields))
+        return cls(text, check, frozenset(reader.fields), reader.words)
 
     @property
     def on_queues(self) -> bool:
@@ -197,6 +206,22 @@ class _Reader:
         if self._next.kind:
             raise self._error(self._next, "expected `and`, `or` or the end")
         return check
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The tokens, but for what makes no difference; a value has a mark, as it may be called `and`. The case of a
+        regular expression counts: it tells `\\d` from `\\D`."""
+        found, before, field = [], "", ""
+        for token in self._tokens[:-1]:
+            text = token.text if before == "~" else token.text.lower()
+            if before and token.kind != "op":
+                has_domain = field in WITH_DOMAINS and before != "~"
+                text = f"={idn.forms(text)[0] if has_domain else text}"
+            found.append(text)
+            if token.kind != "op":
+                field = text
+            before = token.text if token.kind == "op" else ""
+        return tuple(found)
 
     @property
     def _next(self) -> _Token:
@@ -289,21 +314,29 @@ def _tokens(text: str) -> list[_Token]:
 
 
 def _text_check(name: str, field: _Text, operator: _Token, value: _Token) -> _Check:
+    forms = idn.forms if name.lower() in WITH_DOMAINS else _one_form
     if operator.text == "~":
         try:
             search = re.compile(value.text, re.IGNORECASE).search
         except re.error as error:
             raise FilterError(value.column, f"no regular expression: {error}") from None
-        return _on_words(field, lambda word: search(word) is not None, wanted=True)
+        return _on_words(field, lambda word: any(map(search, (word, *forms(word)))), wanted=True)
     if operator.text not in ("=", "!="):
         raise FilterError(operator.column, f"{name} is text, which is compared by =, != or ~")
-    pattern = value.text.lower()
-    if name.lower() in ("sender", "recipient") and pattern.startswith("@"):
-        pattern = "*" + pattern
-    if "*" in pattern or "?" in pattern:
-        matches = re.compile(fnmatch.translate(pattern.replace("[", "[[]"))).match
-        return _on_words(field, lambda word: matches(word.lower()) is not None, wanted=operator.text == "=")
-    return _on_words(field, lambda word: word.lower() == pattern, wanted=operator.text == "=")
+    text = value.text.lower()
+    if name.lower() in ("sender", "recipient") and text.startswith("@"):
+        text = "*" + text
+    patterns = forms(text)
+    wanted = operator.text == "="
+    if "*" in text or "?" in text:
+        translated = "|".join(fnmatch.translate(one.replace("[", "[[]")) for one in patterns)
+        matches = re.compile(translated).match
+        return _on_words(field, lambda word: any(map(matches, forms(word))), wanted)
+    return _on_words(field, lambda word: forms(word)[0] == patterns[0], wanted)
+
+
+def _one_form(word: str) -> tuple[str, ...]:
+    return (word.lower(),)
 
 
 def _on_words(field: _Text, test: Callable[[str], bool], wanted: bool) -> _Check:

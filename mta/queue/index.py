@@ -14,17 +14,13 @@ transaction per checkpoint; here it is opened and read.
     marks      key -> value
 
 Whatever is read leaves out nothing but what `hidden` names. A record that cannot be read back is left out and
-reported in `problems`, so that the others are delivered. Raises lmdb.Error and OSError.
+told (`Index.damaged`), so that the others are delivered. Raises lmdb.Error and OSError.
 """
 
 from __future__ import annotations
 
-import heapq
-import re
 import struct
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
-from fnmatch import translate
+from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
 from typing import Any, Final, NamedTuple
@@ -33,6 +29,7 @@ import lmdb
 
 from mta.queue.effects import Key
 from mta.queue.encoding import (
+    UNREADABLE,
     QueueInfo,
     ShardState,
     message_head,
@@ -46,7 +43,6 @@ from mta.queue.fileops import FileOps
 from mta.queue.ids import SHARD_BITS, format_id
 from mta.queue.orders import HELD_US
 from mta.queue.records import BodyRef, Delivery, Message
-from mta.queue.scheduler import tenant_of
 
 MESSAGE_KEY: Final = Struct(">Q")
 DELIVERY_KEY: Final = Struct(">QH")
@@ -58,7 +54,12 @@ SEGMENT_USE: Final = Struct(">IQ")
 STATE_KEY: Final = b"state"
 
 DATABASES: Final = ("state", "messages", "schedule", "queues", "names", "due", "segments", "marks")
+DAMAGE: Final = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.BadTxnError, struct.error)
+"""What a damaged page raises, or a key of another length than it has: it does not go away by itself."""
+REPAIR: Final = "stop the MTA and run `mta spool verify --repair`"
 _SLICE: Final = 5000  # entries looked at in one piece of a long listing
+_TOLD: Final = 100  # damaged records that the operator is told of
+_LOST: Final = 1000  # messages on damaged pages that are passed over, one read for each
 
 Hidden = Callable[[Key], bool]
 """Whether a delivery is to be left out."""
@@ -80,6 +81,9 @@ class Index:
         """Open, or create."""
         self.files = files
         self.problems: list[str] = []
+        self.damage = ""  # what the operator has to know and to do, when something in it was found damaged
+        self._told: set[str] = set()
+        self.lost: set[int] = set()  # messages with records on damaged pages, which are passed over
         self.suspects: set[Key] = set()  # deliveries that a crash may have interrupted after the final dot
         self._path = path
         self._map_size = map_size
@@ -93,12 +97,17 @@ class Index:
         self.env = self._environment(path)
         self.db: dict[str, Any] = {name: self.env.open_db(name.encode()) for name in DATABASES}
         with self.env.begin() as txn:
+            txn.cursor(self.db["marks"]).first()  # a start that asks for orders would wait for ever
             raw = txn.get(STATE_KEY, db=self.db["state"])
-            self.state = ShardState() if raw is None else unpack_state(raw)
-            self.segments: dict[int, SegmentUse] = {
-                SEGMENT_KEY.unpack(key)[0]: SegmentUse(*SEGMENT_USE.unpack(value))
-                for key, value in txn.cursor(self.db["segments"])
-            }
+            try:
+                self.state = ShardState() if raw is None else unpack_state(raw)
+                self.segments: dict[int, SegmentUse] = {
+                    SEGMENT_KEY.unpack(key)[0]: SegmentUse(*SEGMENT_USE.unpack(value))
+                    for key, value in txn.cursor(self.db["segments"])
+                }
+            except UNREADABLE as error:
+                raise lmdb.CorruptedError("what it says of the journal makes no sense: "
+                                          f"{str(error) or type(error).__name__}") from None
 
     def _create(self, path: Path) -> None:
         """Make it beside its place: LMDB cannot open a file that it was killed in when it began it."""
@@ -128,6 +137,18 @@ class Index:
         self.is_open = False
         self.env.close()
 
+    def damaged(self, what: str, error: Exception | None = None) -> None:
+        """Something in the index is damaged: tell the operator, each thing once, and first of all what to do."""
+        if error is not None:
+            what += f": {str(error) or type(error).__name__}"
+        if what in self._told or len(self._told) >= _TOLD:
+            return
+        if not self.damage:
+            self.damage = (f"{self._path / 'data.mdb'} is damaged: {what}; what can be read goes on, the rest waits "
+                           f"where it is until you {REPAIR}")
+        self.problems.append(what if self._told else self.damage)
+        self._told.add(what)
+
     def used_share(self) -> float:
         """How much of the map is in use, 0 to 1. Free pages inside the file are not in use."""
         pages = 0
@@ -146,6 +167,8 @@ class Index:
             queue_id = txn.get(name_key(queue), db=self.db["names"])
             if queue_id is None:
                 return found, None
+            if len(queue_id) != QUEUE_KEY.size:
+                raise lmdb.CorruptedError(f"the number of the queue {queue}")
             messages: dict[int, Message | None] = {}
             cursor = txn.cursor(self.db["schedule"])
             more = cursor.set_range(queue_id)
@@ -164,19 +187,21 @@ class Index:
         return found, None
 
     def due_queues(self, after: bytes, limit: int) -> tuple[list[tuple[int, str]], bytes | None]:
-        """The next `limit` queues by due time after the key `after`, and the key of the last; None if that was all."""
-        found: list[tuple[int, str]] = []
-        last = after
-        with self.env.begin() as txn:
-            cursor = txn.cursor(self.db["due"])
-            more = cursor.set_range(after) if after else cursor.first()
-            if more and cursor.key() == after:
-                more = cursor.next()
-            while more and len(found) < limit:
-                last, name = cursor.item()
-                found.append((DUE_KEY.unpack(last)[0], name.decode("utf-8", "surrogateescape")))
-                more = cursor.next()
-        return found, last if more else None
+        """The next `limit` queues by due time after the key `after`, and the key of the last; None if that was all.
+
+        Those behind a damaged page are left out: they are found when a checkpoint changes them.
+        """
+        items: list[tuple[bytes, bytes]] = []
+        last = None
+        while limit:
+            try:
+                items, last = self.page("due", after, limit)
+                break
+            except DAMAGE as error:  # LMDB does not read on behind it: what is before it, at least
+                self.damaged("queues that are due later are not found", error)
+                limit //= 2
+        return [(DUE_KEY.unpack(key)[0], name.decode("utf-8", "surrogateescape")) for key, name in items
+                if len(key) == DUE_KEY.size], last
 
     def arrived_before(self, before_us: int, limit: int, hidden: Hidden) -> list[Delivery]:
         """The first `limit` deliveries of messages accepted before `before_us`, the oldest message first."""
@@ -244,16 +269,24 @@ class Index:
         """Where the content of a message lies now."""
         with self.env.begin() as txn:
             value = txn.get(MESSAGE_KEY.pack(message_id), db=self.db["messages"])
-            return None if value is None else message_head(value)[0]
+            return None if value is None else self._place(message_id, value)
 
     def places(self, message_ids: list[int]) -> dict[int, BodyRef]:
         """The same of those that are there."""
         with self.env.begin() as txn:
             values = txn.cursor(self.db["messages"]).getmulti([MESSAGE_KEY.pack(number) for number in message_ids])
-            return {MESSAGE_KEY.unpack(key)[0]: message_head(value)[0] for key, value in values}
+            found = [(MESSAGE_KEY.unpack(key)[0], value) for key, value in values]
+        return {one: place for one, value in found if (place := self._place(one, value)) is not None}
+
+    def _place(self, message_id: int, value: bytes) -> BodyRef | None:
+        try:
+            return message_head(value)[0]
+        except struct.error as error:
+            self.damaged(f"the record of message {format_id(message_id)}", error)
+            return None
 
     def has_delivery(self, key: Key) -> bool:
-        """Whether a delivery is in the queue."""
+        """Whether a delivery is in the queue. Raises lmdb.Error."""
         with self.env.begin() as txn:
             return txn.get(DELIVERY_KEY.pack(*key), db=self.db["messages"]) is not None
 
@@ -264,16 +297,20 @@ class Index:
 
     def marks(self, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """The first `limit` marks with keys above `after`."""
+        return self.page("marks", after, limit)[0]
+
+    def page(self, database: str, after: bytes, limit: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """The next `limit` entries behind the key `after` (b"": the first), and the last key; None if that was all."""
         found: list[tuple[bytes, bytes]] = []
         with self.env.begin() as txn:
-            cursor = txn.cursor(self.db["marks"])
+            cursor = txn.cursor(self.db[database])
             more = cursor.set_range(after) if after else cursor.first()
             if more and cursor.key() == after:
                 more = cursor.next()
             while more and len(found) < limit:
                 found.append(cursor.item())
                 more = cursor.next()
-        return found
+        return found, found[-1][0] if found and more else None
 
     # -- for operators -------------------------------------------------------------------------------------------------
 
@@ -281,6 +318,8 @@ class Index:
         """A message and its deliveries."""
         prefix = MESSAGE_KEY.pack(message_id)
         deliveries = []
+        if message_id in self.lost:
+            raise lmdb.CorruptedError(f"message {format_id(message_id)} is on a damaged page")
         with self.env.begin() as txn:
             messages: dict[int, Message | None] = {}
             message = self.message_in(txn, message_id, messages)
@@ -293,119 +332,54 @@ class Index:
                         deliveries.append(delivery)
         return message, deliveries
 
-    def listing(self, pattern: str, limit: int) -> Listing:
-        """Begin to list the `limit` largest queues whose names match the shell pattern ("": all)."""
-        return Listing(self, re.compile(translate(pattern or "*"), re.DOTALL | re.IGNORECASE), limit)
-
-    def count_of_tenants(self, tenants: Collection[str]) -> TenantCount:
-        """Begin to count the deliveries of these tenants."""
-        return TenantCount(self, tenants)
-
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def message_in(self, txn: Any, message_id: int, known: dict[int, Message | None]) -> Message | None:
         """One message in a transaction on the index, without content; `known` keeps those that were read in it."""
         if message_id not in known:
             known[message_id] = None
-            value = txn.get(MESSAGE_KEY.pack(message_id), db=self.db["messages"])
+            value = self.record(txn, message_id, MESSAGE_KEY.pack(message_id))
             if value is not None:
                 try:
                     known[message_id] = unpack_message(value, message_id)
-                except (ValueError, TypeError, struct.error) as error:
-                    self.problems.append(f"the record of message {format_id(message_id)} is damaged: {error}")
+                except UNREADABLE as error:
+                    self.damaged(f"the record of message {format_id(message_id)}", error)
         return known[message_id]
 
     def delivery(self, txn: Any, message_id: int, index: int, known: dict[int, Message | None]) -> Delivery | None:
         """One delivery in a transaction on the index; `known` keeps the messages that were read in it."""
-        value = txn.get(DELIVERY_KEY.pack(message_id, index), db=self.db["messages"])
+        if message_id in self.lost:
+            return None
+        value = self.record(txn, message_id, DELIVERY_KEY.pack(message_id, index))
         message = self.message_in(txn, message_id, known)
         if value is None or message is None:
-            self.problems.append(f"delivery {index} of message {format_id(message_id)} has no record")
+            self.damaged(f"delivery {index} of message {format_id(message_id)} has no record")
             return None
         try:
             delivery = unpack_delivery(value, message, index)
-        except (ValueError, TypeError, struct.error) as error:
-            self.problems.append(f"the record of delivery {index} of {format_id(message_id)} is damaged: {error}")
+        except UNREADABLE as error:
+            self.damaged(f"the record of delivery {index} of message {format_id(message_id)}", error)
             return None
         if delivery.due_us <= self.state.dup_before_us or (message_id, index) in self.suspects:
             delivery.maybe_duplicate = True
         return delivery
 
+    def record(self, txn: Any, message_id: int, key: bytes) -> bytes | None:
+        """A record of a message in a transaction on the index; None if it is not there, or the message is `lost`."""
+        if message_id in self.lost:
+            return None
+        try:
+            value: bytes | None = txn.get(key, db=self.db["messages"])
+            return value
+        except DAMAGE:
+            if len(self.lost) < _LOST:
+                self.lost.add(message_id)
+            raise
 
-class QueueTotals(NamedTuple):
-    """The sums over all queues that a listing matched, shown or not."""
-
-    queues: int
-    deliveries: int
-    recipients: int
-
-
-class Pass(ABC):
-    """A look at all queues, made in pieces, as there may be a million of them."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self._after = b""
-
-    def go_on(self) -> bool:
-        """Look at the next piece; whether there is more."""
-        with self._index.env.begin() as txn:
-            cursor = txn.cursor(self._index.db["queues"])
-            more = cursor.set_range(self._after) if self._after else cursor.first()
-            looked_at = 0
-            while more and looked_at < _SLICE:
-                looked_at += 1
-                self.look(unpack_queue(cursor.value()))
-                more = cursor.next()
-            if more:
-                self._after = cursor.key()
-        return more
-
-    @abstractmethod
-    def look(self, queue: QueueInfo) -> None:
-        """What is wanted of each."""
-
-
-class Listing(Pass):
-    """The largest queues whose names match, and the sums over all that do."""
-
-    def __init__(self, index: Index, pattern: re.Pattern[str], limit: int) -> None:
-        super().__init__(index)
-        self._pattern = pattern
-        self._limit = limit
-        self._largest: list[tuple[int, str, QueueInfo]] = []
-        self._queues = 0
-        self._deliveries = 0
-        self._recipients = 0
-
-    def result(self) -> tuple[list[QueueInfo], QueueTotals]:
-        """The queues, the largest first, and the sums over all that match."""
-        rows = [queue for _, _, queue in sorted(self._largest, key=lambda entry: (-entry[0], entry[1]))]
-        return rows, QueueTotals(self._queues, self._deliveries, self._recipients)
-
-    def look(self, queue: QueueInfo) -> None:
-        """Count it, and keep it while it is among the largest."""
-        if not self._pattern.match(queue.name):
-            return
-        self._queues += 1
-        self._deliveries += queue.deliveries
-        self._recipients += queue.recipients
-        entry = (queue.deliveries, queue.name, queue)
-        if len(self._largest) < self._limit:
-            heapq.heappush(self._largest, entry)
-        elif self._largest and entry[:2] > self._largest[0][:2]:
-            heapq.heapreplace(self._largest, entry)
-
-
-class TenantCount(Pass):
-    """How many deliveries tenants have."""
-
-    def __init__(self, index: Index, tenants: Collection[str]) -> None:
-        super().__init__(index)
-        self.found = dict.fromkeys(tenants, 0)
-
-    def look(self, queue: QueueInfo) -> None:
-        """Add it to its tenant's."""
-        tenant = tenant_of(queue.name)
-        if tenant in self.found:
-            self.found[tenant] += queue.deliveries
+    def queue(self, key: bytes, value: bytes) -> QueueInfo | None:
+        """The queue with this key and value; None when that is damaged."""
+        try:
+            return unpack_queue(value)
+        except UNREADABLE as error:
+            self.damaged(f"the record of queue {int.from_bytes(key, 'big')}", error)
+            return None

@@ -14,7 +14,7 @@ from mta.queue.compaction import Compactor
 from mta.queue.effects import Effects
 from mta.queue.encoding import EventMark, Position, ShardState
 from mta.queue.eventlog import EventLog
-from mta.queue.index import Index
+from mta.queue.index import DAMAGE, Index
 from mta.queue.journal import Journal, durable_frames, segment_numbers
 from mta.queue.shard import Shard
 from mta.queue.transaction import Move, replay
@@ -28,6 +28,7 @@ class Checkpoint:
     """What became of a checkpoint."""
 
     error: str  # why nothing of it was done; empty when it was
+    damaged: bool  # for a damage of the index, which stays
     touched: Touched
     state: ShardState
     used_share: float  # of the index's map
@@ -67,14 +68,20 @@ class Indexer:
         except Exception as error:
             # Whatever it is: the mail is in the journal, and mail that is in memory is delivered while this is tried
             # again. The operator is told.
-            return Checkpoint(f"{type(error).__name__}: {error}", [], self._index.state, self._used_share, 0.0)
+            damaged = isinstance(error, DAMAGE)
+            if damaged:
+                self._index.damaged("nothing more can be written to it", error)
+            return Checkpoint(f"{type(error).__name__}: {error}", damaged, [], self._index.state, self._used_share, 0.0)
         try:
             self._tidy(segments.keys() - self._index.segments.keys())
             self._told.pop(CANNOT_REMOVE, None)
         except (OSError, lmdb.Error) as error:
             self._tell(CANNOT_REMOVE, error)
-        self._used_share = self._index.used_share()
-        return Checkpoint("", touched, self._index.state, self._used_share, time.monotonic() - started)
+        try:
+            self._used_share = self._index.used_share()
+        except lmdb.Error as error:  # of a database that this checkpoint had nothing for: it is done all the same
+            self._index.damaged("a part of it cannot be read", error)
+        return Checkpoint("", False, touched, self._index.state, self._used_share, time.monotonic() - started)
 
     def compact(self) -> list[Move] | None:
         """The next contents to copy; None when there is nothing to do."""

@@ -36,9 +36,8 @@ class Inflight:
         self._map = mmap.mmap(self._fd, self._size)
         self._slots: dict[Key, int] = {}
         self._free: list[int] = []
-        # Outcomes of a delivery that were submitted and are not durable, and how many of those belong to attempts
-        # before the one that set its mark: they must not take it away.
-        self._changing: dict[Key, int] = {}
+        # How many outcomes of a delivery that are not durable belong to attempts before the one that set its mark: they
+        # must not take it away. Few have any.
         self._earlier: dict[Key, int] = {}
         for offset in range(self._size - SLOT.size, -1, -SLOT.size):
             message_id, index, nothing = SLOT.unpack_from(self._map, offset)
@@ -49,45 +48,46 @@ class Inflight:
             if message_id or index or nothing:  # a loss of power may leave anything here
                 self._map[offset:offset + SLOT.size] = _FREE
         self.left_over: set[Key] = set(self._slots)
+        self.is_full = False
+        """The last mark found no room, and there has been none since."""
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    def mark(self, key: Key) -> None:
-        """Set a mark. Hot path. Raises OSError when there is no room for it."""
-        earlier = self._changing.get(key)
+    def mark(self, key: Key, earlier: int = 0) -> None:
+        """Set a mark; `earlier`: outcomes of this delivery that were submitted before and are not durable. Hot path.
+        Raises OSError when there is no room for it."""
         if earlier:
             self._earlier[key] = earlier
         if key in self._slots:
             return
         if not self._free:
+            self.is_full = True
             self._grow()
+            self.is_full = False
         offset = self._free.pop()
         self._slots[key] = offset
         SLOT.pack_into(self._map, offset, key[0], key[1], 0)
 
-    def changing(self, key: Key) -> None:
-        """An outcome of this delivery was submitted. Hot path."""
-        self._changing[key] = self._changing.get(key, 0) + 1
-
     def changed(self, key: Key) -> None:
-        """It is durable: the mark goes away, unless a later attempt has set it. Hot path."""
-        left = self._changing.pop(key, 1) - 1
-        if left:
-            self._changing[key] = left
-        earlier = self._earlier.pop(key, 0)
-        if earlier > 1:
-            self._earlier[key] = earlier - 1
-        if not earlier:
-            self.clear(key)
+        """An outcome of this delivery is durable: the mark goes away, unless a later attempt has set it. Hot path."""
+        if self._earlier:
+            earlier = self._earlier.pop(key, 0)
+            if earlier > 1:
+                self._earlier[key] = earlier - 1
+            if earlier:
+                return
+        self.clear(key)
 
     def clear(self, key: Key) -> None:
-        """Remove a mark, if it is set."""
-        self._earlier.pop(key, None)
+        """Remove a mark, if it is set. Hot path."""
+        if self._earlier:
+            self._earlier.pop(key, None)
         offset = self._slots.pop(key, None)
         if offset is not None:
             self._map[offset:offset + SLOT.size] = _FREE
             self._free.append(offset)
+            self.is_full = False
             self.left_over.discard(key)
 
     def sync(self) -> None:

@@ -3,7 +3,10 @@
 A part may hold up to `GREED` times what is free just then (dynamic thresholds; Choudhury and Hahne, "Dynamic queue
 length thresholds for shared-memory packet switches", 1998). One slow site alone has two thirds of the memory, two have
 two fifths each, ten leave a twentieth: there is always room for those who have little there, and nothing to configure.
-Queues of a part that has its share stand in a line of their own, at no cost, until half of it has been delivered.
+Queues of a part that has its share stand in a line of their own, at no cost, until half of it has been delivered. The
+places in all lines are shared in the same way: one part alone has half of them. What finds none is looked for in the
+index when the line is empty, from the first queue that is due on, and each such look is in vain for what finds no place
+again: work that grows with the square of the number of queues beyond the lines. So there are many places.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from collections import OrderedDict
 from typing import Final
 
 GREED: Final = 2
-LINE: Final = 10_000  # queues in line for one part; beyond, the index remembers them
+LINES: Final = 100_000  # queues in line for all parts together, 24 MB; beyond, the index remembers them
+FEW: Final = 1000  # in line for one part in any case
 RESERVED: Final = 16  # one in so many deliveries that memory may hold is for transactional mail alone
 
 
@@ -27,7 +31,7 @@ class Part:
         self.coming = 0  # that loads under way may bring
         self.queues = 0  # that are in memory
         self.line: OrderedDict[tuple[int, str], None] = OrderedDict()
-        self.more = False  # the index has queues that found no place in the line
+        self.more = False  # the index has queues that found no place in a line
 
     def __repr__(self) -> str:
         return f"<Part {self.name}: {self.held} held, {self.queues} queues, {len(self.line)} in line>"
@@ -45,19 +49,13 @@ class Part:
         """Whether half of its share, or more, is not used."""
         return 2 * (self.held + self.coming) <= GREED * free
 
-    def line_up(self, key: tuple[int, str]) -> None:
-        """A queue has to wait until the part has room."""
-        if len(self.line) < LINE:
-            self.line[key] = None
-        else:
-            self.more = True
-
 
 class Parts:
     """All parts that hold or want something."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: int = LINES) -> None:
         self._parts: dict[str, Part] = {}
+        self._places = places  # in lines that are free
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -69,6 +67,27 @@ class Parts:
             part = self._parts[name] = Part(name)
         part.queues += 1
         return part
+
+    def line_up(self, part: Part, key: tuple[int, str]) -> None:
+        """A queue has to wait until the part has room."""
+        if key in part.line:
+            return
+        if len(part.line) < max(self._places, FEW):  # a part whose line is empty is called by nobody
+            part.line[key] = None
+            self._places -= 1
+        else:
+            part.more = True
+
+    def next_in_line(self, part: Part) -> tuple[int, str]:
+        """Take the first queue out of the line of `part`, which has one."""
+        self._places += 1
+        return part.line.popitem(last=False)[0]
+
+    def dissolve(self, part: Part) -> None:
+        """Nobody stands in line any more: the index remembers them."""
+        self._places += len(part.line)
+        part.line.clear()
+        part.more = True
 
     def leave(self, part: Part) -> None:
         """One queue less; a part that nobody is in is forgotten."""

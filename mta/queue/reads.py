@@ -6,18 +6,21 @@ The theory of what is read where is in `mta.queue.store`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from mta.queue import sweeping
 from mta.queue.checkpointing import Checkpointing, Counts
 from mta.queue.effects import DeliveryState, Key
 from mta.queue.encoding import QueueInfo
-from mta.queue.index import Pass, QueueTotals
+from mta.queue.passes import Listing, Pass, QueueTotals, TenantCount
 from mta.queue.records import Delivery, Message
 from mta.queue.unindexed import Unread, newest
 from mta.queue.unindexed import read as read_unindexed
 
+UNREADABLE_US: Final = 600_000_000  # after which mail is looked for again that a damage hides: it is no poll
+
 P = TypeVar("P", bound=Pass)
+_Loaded = tuple[list[Delivery], int | None, list[tuple[DeliveryState, Delivery]]]
 
 
 class Reads(Checkpointing):
@@ -32,6 +35,8 @@ class Reads(Checkpointing):
         `done` gets them, without content, and when the next one is due (None: there is no further one). Left out of
         both are keys in `exclude`, which is looked at until `done` is called, and what has changed since the last
         checkpoint; `on_checkpoint` tells of those. When that failed, what has changed is there, too.
+
+        Mail that cannot be read for a damage counts as due in `UNREADABLE_US`: whoever asked keeps nothing for it.
         """
         unread: list[Unread] = []
         if self._unindexed:
@@ -43,12 +48,14 @@ class Reads(Checkpointing):
             # that whoever asks fills by asking again, for the same.
             return key in exclude or self._is_dirty(key)
 
-        def work() -> tuple[list[Delivery], int | None, list[tuple[DeliveryState, Delivery]]]:
+        def late() -> list[tuple[DeliveryState, Delivery]]:
             # One more tells when the next one is due.
-            late = read_unindexed(self._index, unread[:limit + 1]) if unread else []
-            return *self._index.due(queue, before_us, limit, hidden), late
+            return read_unindexed(self._index, unread[:limit + 1]) if unread else []
 
-        def found(result: tuple[list[Delivery], int | None, list[tuple[DeliveryState, Delivery]]]) -> None:
+        def work() -> _Loaded:
+            return *self._index.due(queue, before_us, limit, hidden), late()
+
+        def found(result: _Loaded) -> None:
             deliveries = [one for one in self._still_there(result[0]) if one.key not in exclude]
             next_us = result[1]
             if result[2]:
@@ -59,7 +66,9 @@ class Reads(Checkpointing):
                     next_us = cut_us if next_us is None else min(next_us, cut_us)
             done(deliveries[:limit], next_us)
 
-        self._read(work, found)
+        later_us = before_us + UNREADABLE_US
+        self._read(work, found, lambda: self._read(
+            lambda: ([], later_us, late()), found, lambda: found(([], later_us, []))))
 
     def _as_they_were(self, late: list[tuple[DeliveryState, Delivery]]) -> list[Delivery]:
         """Those that are in the effects as they were when they were asked for, with nothing submitted since."""
@@ -70,7 +79,7 @@ class Reads(Checkpointing):
         """Read the next `limit` queues in the order of (first due time, queue), after the key `after` (b"": from the
         start).
 
-        `done` gets (due time, name) of each, and the key of the last; None when that was all.
+        `done` gets (due time, name) of each, and the key of the last; None when that was all, or all that is readable.
         """
         self._read(lambda: self._index.due_queues(after, limit), lambda result: done(*result))
 
@@ -97,8 +106,8 @@ class Reads(Checkpointing):
         self._after_checkpoint(lambda: self._index.due_after(after_us, start, limit, self._is_dirty),
                                lambda found: done(self._still_there(found[0]), found[1]))
 
-    def sweep_queues(self, after: bytes, limit: int, done: Callable[[list[tuple[bytes, QueueInfo]], bytes | None], None]
-                     ) -> None:
+    def sweep_queues(self, after: bytes, limit: int,
+                     done: Callable[[list[tuple[bytes, QueueInfo]], bytes | None, int], None]) -> None:
         """Read the next `limit` queues behind the key `after` (`mta.queue.sweeping.names`), as of a new checkpoint."""
         self._after_checkpoint(lambda: sweeping.names(self._index, after, limit), lambda found: done(*found))
 
@@ -116,14 +125,14 @@ class Reads(Checkpointing):
 
     def sweep_message(self, message_id: int, done: Callable[[sweeping.Piece], None]) -> None:
         """The same of the deliveries of one message, as of a new checkpoint."""
-        self._after_checkpoint(lambda: self._index.message(message_id),
-                               lambda found: done(self._as_now(found[1], None)))
+        self._after_checkpoint(lambda: sweeping.of_message(self._index, message_id),
+                               lambda found: done(self._as_now(*found)))
 
-    def _as_now(self, deliveries: list[Delivery], last: bytes | None) -> sweeping.Piece:
+    def _as_now(self, deliveries: list[Delivery], last: bytes | None, unreadable: int) -> sweeping.Piece:
         there = self._still_there(deliveries)
         known = {delivery.key for delivery in there}
         changing = [one for one in deliveries if one.key not in known and not self._is_gone(one.key)]
-        return sweeping.Piece(there, changing, last)
+        return sweeping.Piece(there, changing, last, unreadable)
 
     # -- reads for others -------------------------------------------------------------------------------------------
 
@@ -157,11 +166,11 @@ class Reads(Checkpointing):
 
         `done` gets them, and the sums over all that match.
         """
-        self._look_through(lambda: self._index.listing(pattern, limit), lambda listing: done(*listing.result()))
+        self._look_through(lambda: Listing(self._index, pattern, limit), lambda listing: done(*listing.result()))
 
     def count_of_tenants(self, tenants: Collection[str], done: Callable[[dict[str, int]], None]) -> None:
         """Count the deliveries of these tenants, as of a new checkpoint."""
-        self._look_through(lambda: self._index.count_of_tenants(tenants), lambda count: done(count.found))
+        self._look_through(lambda: TenantCount(self._index, tenants), lambda count: done(count.found))
 
     def _look_through(self, make: Callable[[], P], done: Callable[[P], None]) -> None:
         """Look at all queues, as of a new checkpoint, with other reads between the pieces."""

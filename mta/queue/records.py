@@ -43,6 +43,7 @@ class Recipient:
     address: str
     notify: int = 0
     orcpt: str | None = None  # as received, "rfc822;..." still in xtext
+    a_labels: str = field(default="", compare=False, repr=False)  # of its domain, if who read it knew; in memory only
 
 
 class Attempt(NamedTuple):
@@ -140,3 +141,14 @@ def queue_name(domain: str, tenant: str = "", campaign: str = "", pool: str = ""
     if pool:
         name = f"{name}/{pool}"
     return f"{name}^{priority}" if priority and priority != "normal" else name
+
+
+def detour(name: str, number: int) -> str:
+    """The name of the queue beside the queue `name` whose mail goes as the order of this number says:
+    `campaign:tenant@domain/pool/number^priority`. For 0 that of the queue which it is beside."""
+    labels, at, rest = name.rpartition("@")
+    rest, caret, priority = rest.partition("^")
+    domain, *names = rest.split("/")
+    pool = names[0] if names else ""
+    way = f"/{pool}/{number}" if number else f"/{pool}" if pool else ""
+    return f"{labels}{at}{domain}{way}{caret}{priority}"

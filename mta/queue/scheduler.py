@@ -105,7 +105,7 @@ def tenant_of(name: str) -> str:
 
 def pool_of(name: str) -> str:
     """The pool in a queue name, empty when it has none."""
-    return name.rpartition("@")[2].partition("^")[0].partition("/")[2]
+    return name.rpartition("@")[2].partition("^")[0].partition("/")[2].partition("/")[0]
 
 
 def priority_of(name: str) -> int:
@@ -441,7 +441,7 @@ class Scheduler:
 
     def _line_up(self, queue: Queue) -> None:
         """Its part has its share of memory: it comes back when that has room."""
-        queue.part.line_up((queue.shard, queue.name))
+        self._parts.line_up(queue.part, (queue.shard, queue.name))
         self._close(queue)
 
     def _call(self, part: Part) -> None:
@@ -455,11 +455,10 @@ class Scheduler:
         left = self.AT_ONCE if part.is_empty else 1
         while part.line and left:
             left -= 1
-            (shard, name), _ = part.line.popitem(last=False)
+            shard, name = self._parts.next_in_line(part)
             self._wake(shard, name, self._clock_us())
         if part.is_empty and part.line:
-            part.line.clear()
-            part.more = True
+            self._parts.dissolve(part)
         if not part.line and part.more:  # those that found no place in the line are looked for
             part.more = False
             self._rescan_us = self._clock_us()

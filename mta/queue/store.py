@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -42,7 +42,7 @@ from mta.queue.errors import (
 )
 from mta.queue.eventlog import EventLog
 from mta.queue.fileops import FileOps
-from mta.queue.index import Index
+from mta.queue.index import DAMAGE, REPAIR, Index
 from mta.queue.indexer import Indexer
 from mta.queue.inflight import Inflight
 from mta.queue.journal import Journal
@@ -89,6 +89,9 @@ class Store(Reads):
             raise StoreUnusable(f"{directory} cannot be used: {error}") from error
         try:
             return cls(place, config, wake, clock_us, files, boot_id or this_boot())
+        except DAMAGE as error:
+            place.close()
+            raise StoreUnusable(f"{place.index / 'data.mdb'} is damaged: {error}; {REPAIR}") from error
         except (OSError, lmdb.Error) as error:
             place.close()
             raise StoreUnusable(f"{directory} cannot be opened: {error}") from error
@@ -115,13 +118,14 @@ class Store(Reads):
             inflight = Inflight(shard.inflight, files)
             undo.pop_all()
         for key in list(inflight.left_over):
-            if not index.has_delivery(key):
-                inflight.clear(key)
+            with suppress(*DAMAGE):  # what cannot be read stays suspect
+                if not index.has_delivery(key):
+                    inflight.clear(key)
         index.suspects = inflight.left_over
         self._writer = GroupWriter(self._journal, events, clock_us)
         self._writer.finish()
         super().__init__(shard, config, index, indexer, events, inflight, self._writer, end, wake)
-        self._room = Room(shard.directory, config.store.reserve, files)
+        self._room = Room(shard.directory, config.store.kept_free, files)
         self._bodies = Bodies(shard.journal, shard.quarantine, files, self._place_now)
         self.last_id = index.state.last_id
 
@@ -139,8 +143,6 @@ class Store(Reads):
         if self._released:
             raise StoreError(f"{self._shard.directory} is closed")
         encoded = encode(tx, done)
-        for key in encoded.changed:
-            self._inflight.changing(key)
         self._commits.add(encoded)
         self._room.take(encoded.size)
 
@@ -166,8 +168,8 @@ class Store(Reads):
 
     @property
     def choked(self) -> bool:
-        """Whether the disk is so far behind that no delivery should be begun: it would only add to that."""
-        return self._commits.choked
+        """Whether the disk takes no outcomes or marks, or is far behind: no delivery should be begun. Hot path."""
+        return self._commits.choked or self._inflight.is_full or (self._is_damaged and self._overfull)
 
     @property
     def awaited(self) -> bool:
@@ -177,12 +179,14 @@ class Store(Reads):
     def mark_inflight(self, delivery: Delivery) -> None:
         """The final dot of `delivery` is about to be sent: after a crash it may be a duplicate.
 
-        The mark goes away when an update or the removal of the delivery is durable. Hot path.
+        The mark goes away when an update or the removal of the delivery is durable. Raises StoreError when there is no
+        room for it: then the dot may not be sent. Hot path.
         """
+        key = delivery.key
         try:
-            self._inflight.mark(delivery.key)
+            self._inflight.mark(key, self._commits.changing.get(key, 0))
         except OSError as error:
-            _log.error("%s: a delivery in flight cannot be marked: %s", self._shard.inflight, error)
+            raise StoreError(f"a delivery in flight cannot be marked: {error.strerror}") from None
 
     def clear_inflight(self, delivery: Delivery) -> None:
         """The attempt ended before the final dot, and without an update: what was suspected before it still is."""
@@ -213,6 +217,8 @@ class Store(Reads):
         trouble = self._commits.trouble()
         if trouble is not None:
             return trouble
+        if self._is_damaged:  # what room there is in memory is for what becomes of the mail that is here
+            return "the index of the spool is damaged"
         if self._overfull:
             return f"the index does not keep up: {self._checkpoint_error or 'its disk is slow'}"
         if self._used_share > MAP_SHARE_MAX:
@@ -222,16 +228,25 @@ class Store(Reads):
     def trouble(self) -> str | None:
         """None, or why what became of mail is not written down: then what is due is not told, either."""
         trouble = self._commits.trouble()
+        if trouble is None and self._inflight.is_full:
+            trouble = "no space left on the disk of the spool to mark more deliveries as under way"
+        if trouble is None and self._is_damaged:
+            trouble = self.damage
         if trouble is None and self._checkpoint_error:
             trouble = f"the index of the spool cannot be written: {self._checkpoint_error}"
         return trouble
+
+    @property
+    def damage(self) -> str:
+        """What in the index was found damaged first, and what the operator is to do; "" when nothing was."""
+        return self._index.damage
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def configure(self, config: Config) -> None:
         """Take new values of the options that can change while the shard is open."""
         self._config = config
-        self._room.reserve = config.store.reserve
+        self._room.reserve = config.store.kept_free
         self._events.size = config.events.size
         self._events.group_readable = config.events.group_readable
         self._indexer.keep = config.events.keep

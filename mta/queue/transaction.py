@@ -102,15 +102,17 @@ def encode(tx: Transaction, done: Done | None = None) -> Encoded:
     parts: list[bytes] = []
     blobs: list[bytes] = []
     changed: list[Key] = []
-    accepts = [_encode_accept(message, deliveries, parts, blobs) for message, deliveries in tx.accepts]
+    accepts = []
     updates = []
+    removes = []
+    for message, deliveries in tx.accepts:
+        accepts.append(_encode_accept(message, deliveries, parts, blobs))
     for delivery in tx.updates:
         state = _state(delivery, False)
         parts.append(pack((UPDATE, *state.key)))
         parts.append(state.record)
         updates.append(state)
         changed.append(state.key)
-    removes = []
     for delivery in tx.removes:
         key = delivery.key
         parts.append(pack((REMOVE, *key)))

@@ -106,7 +106,7 @@ def read(index: Index, unread: Sequence[Unread]) -> list[tuple[DeliveryState, De
     with index.env.begin() as txn:
         for state, new, is_there in unread:
             message_id, number = state.key
-            if not is_there and txn.get(DELIVERY_KEY.pack(*state.key), db=index.db["messages"]) is None:
+            if not is_there and index.record(txn, message_id, DELIVERY_KEY.pack(*state.key)) is None:
                 continue
             if new is not None and message_id not in known:
                 known[message_id] = read_message(new.record, message_id, new.body)

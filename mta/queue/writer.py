@@ -70,6 +70,7 @@ class GroupWriter:
                 self._journal.prepare()
             except OSError:
                 self._prepare_at = now + _PREPARE_AGAIN_S  # and when it is needed, where it counts
+        self._journal.write_ahead()
 
     def _write(self, group: list[Encoded], failed: list[Encoded], failure: StoreError | None) -> Group:
         if self._events.is_choked and self._events.error is not None:

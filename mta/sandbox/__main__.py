@@ -18,8 +18,8 @@ import sys
 import gevent
 import gevent.socket
 
+from mta.config.hosts import parse_endpoint
 from mta.config.problems import ConfigError
-from mta.config.units import parse_endpoint
 from mta.control import exits
 from mta.sandbox.reading import read_settings
 from mta.sandbox.service import Places, Service

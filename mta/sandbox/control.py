@@ -18,8 +18,8 @@ from typing import Any, Final
 import gevent
 from gevent.event import Event
 
+from mta.config.hosts import parse_endpoint
 from mta.config.problems import ConfigError
-from mta.config.units import parse_endpoint
 from mta.sandbox.ledger import DomainCounts, Ledger, Presence, SiteCounts, Violation
 from mta.sandbox.reading import read_name, read_personality
 from mta.sandbox.receiver import Receiver

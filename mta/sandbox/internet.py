@@ -16,7 +16,7 @@ from re import Pattern
 from re import compile as compile_pattern
 from typing import Final
 
-from mta.config.units import parse_name
+from mta.config.hosts import parse_name
 from mta.sandbox.ledger import DomainCounts, Ledger, SiteCounts
 from mta.sandbox.rules import Conduct
 from mta.sandbox.settings import HOME, HOME_IPV6, Behaviour, Exchange, Personality, Settings

@@ -20,7 +20,7 @@ import dns.rdatatype
 import dns.rrset
 import gevent
 
-from mta.config.units import Endpoint
+from mta.config.hosts import Endpoint
 from mta.sandbox.internet import Internet
 from mta.sandbox.ledger import Ledger
 from mta.sandbox.settings import HOME_IPV6, Dns, on_loopback
@@ -245,8 +245,11 @@ def _write(query: bytes, message: dns.message.Message, answer: Answer, udp: bool
     if truncated:
         reply.flags |= dns.flags.TC
     else:
-        reply.answer = [dns.rrset.from_text(f"{name}.", ttl, "IN", rdtype, *data)
-                        for name, ttl, rdtype, data in answer.records]
+        try:
+            reply.answer = [dns.rrset.from_text(f"{name}.", ttl, "IN", rdtype, *data)
+                            for name, ttl, rdtype, data in answer.records]
+        except dns.exception.DNSException:  # the name of its MX host would be too long
+            reply.set_rcode(dns.rcode.SERVFAIL)
         if answer.kind == "nxdomain" or answer.label == "nodata":  # RFC 2308: how long to believe it
             ttl = int(answer.behaviour.ttl)
             reply.authority = [dns.rrset.from_text(message.question[0].name, ttl, "IN", "SOA", f"{SOA} {ttl}")]

@@ -15,10 +15,11 @@ from typing import Any, Final, Literal, NoReturn, Union, get_args, get_origin
 
 from mta.config import tree
 from mta.config.describe import Option, expected_text, is_optional, options_of, section_of, without_none
+from mta.config.hosts import parse_endpoint, parse_name
+from mta.config.kinds import KINDS
 from mta.config.problems import ConfigError, Problem, printable, quoted
 from mta.config.textfile import file_text
 from mta.config.tree import Node, Scalar, Sequence
-from mta.config.units import KINDS, parse_endpoint, parse_name
 from mta.sandbox.settings import HOME, HOME_IPV6, Personality, Phase, Rule, Settings
 
 

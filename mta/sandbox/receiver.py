@@ -50,12 +50,11 @@ class Receiver:
 
     def start(self) -> None:
         """Find the port if any will do, and open the home host. Raises OSError when the port is taken."""
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOME, self.port))
-            probe.listen(1)
-            self.port = probe.getsockname()[1]
-        self.internet.host(HOME)
+        with socket.socket() as holder:  # until the home host listens: nobody else is given the port in between
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind((HOME, self.port))
+            self.port = holder.getsockname()[1]
+            self.internet.host(HOME)
 
     # --- listening -------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import gevent
 from gevent.event import Event
 
-from mta.config.units import Endpoint
+from mta.config.hosts import Endpoint
 from mta.sandbox.client import default_control
 from mta.sandbox.control import Control
 from mta.sandbox.ledger import Ledger

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Literal, NamedTuple
 
+from mta.config.hosts import Endpoint
 from mta.config.option import option
-from mta.config.units import Duration, Endpoint, Rate, Size
+from mta.config.units import Duration, Rate, Size
 from mta.sandbox.quota import Window
 from mta.sandbox.replies import Reply
 

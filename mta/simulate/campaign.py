@@ -16,11 +16,13 @@ from typing import Any, Final, NewType
 
 from mta.config import tree
 from mta.config.build import Builder
+from mta.config.hosts import parse_name
+from mta.config.kinds import KINDS, Kind
 from mta.config.option import option
 from mta.config.problems import ConfigError
 from mta.config.schema import Priority
 from mta.config.textfile import file_text
-from mta.config.units import KINDS, Duration, Kind, Rate, Size, parse_name
+from mta.config.units import Duration, Rate, Size
 from mta.queue.records import queue_name
 
 MOST_DOMAINS: Final = 200_000

@@ -13,30 +13,28 @@ from typing import Final, TypeVar
 from mta.delivery.counters import DAY_S, LEVEL, Counter
 from mta.delivery.leases import FIRM_FIRST_S, Leases, Refusal
 from mta.delivery.pathstate import PathState
-from mta.delivery.rates import Bucket, Level, take
+from mta.delivery.rates import FORGIVEN_S, Bucket, Level, Place, take
 from mta.delivery.tally import Tally
 from mta.simulate.kernel import VirtualHub
 
 ME: Final = 0
-FORGIVEN_S: Final = 1.0  # a place for which one comes later than this, or than the next one's time, is lost
 FOREVER: Final = float("inf")
 
 T = TypeVar("T")
 
 
 class _Hand:
-    """The place in line of one set of buckets."""
+    """The places in line of one set of buckets."""
 
-    __slots__ = ("at", "buckets", "count", "line", "places", "spacings", "used")
+    __slots__ = ("asked", "buckets", "last", "place", "spacings", "urgent", "used")
 
     def __init__(self, buckets: Sequence[Bucket]) -> None:
         self.buckets = buckets
         self.spacings = [bucket.spacing for bucket in buckets]
-        self.places: set[str] = set()
-        self.at = 0.0
-        self.count = 1
-        self.line = 0.0  # the end of the line when we had joined it
+        self.place, self.urgent = Place(), Place(urgent=True)
+        self.last: Place | None = None  # the one that was given last; None: some were taken
         self.used: list[float] = []
+        self.asked = 0.0  # when some were taken, or a place was given, last
 
     def is_for(self, buckets: Sequence[Bucket]) -> bool:
         """Whether these are the same, with the same rates."""
@@ -47,6 +45,7 @@ class SimulatedLimits:
     """As `Limits`, for the engine of a simulation. `nudged` is called with names of limits that have leases for us."""
 
     trouble = ""
+    has_room = True
 
     def __init__(self, hub: VirtualHub) -> None:
         self._hub = hub
@@ -184,7 +183,7 @@ class SimulatedLimits:
 
     # -- rates and counters --------------------------------------------------------------------------------------
 
-    def reserve(self, buckets: Sequence[Bucket], count: int = 1) -> float:
+    def reserve(self, buckets: Sequence[Bucket], count: int = 1, urgent: bool = False) -> float:
         """As `Limits.reserve`."""
         now = self._hub.now
         if not buckets:
@@ -194,19 +193,17 @@ class SimulatedLimits:
         levels = [self._level(bucket, now) for bucket in buckets]
         if hand is None or not hand.is_for(buckets):
             hand = self._hands[key] = _moved(hand, buckets, now)
-        if hand.at > now:
-            return hand.at
-        if hand.places and now - hand.at > max(FORGIVEN_S, *[bucket.spacing for bucket in buckets]):
-            hand.places.clear()
-        at, holding = take(buckets, levels, count, hand.places, now)
-        if holding is None:
-            hand.places.clear()
-            hand.used = [level.used for level in levels]
+        place = hand.urgent if urgent else hand.place
+        if place.at > now:
+            return place.at
+        if place.turns and now - place.at > max(FORGIVEN_S, *[bucket.spacing for bucket in buckets]):
+            place.turns.clear()
+        hand.asked = now
+        if take(buckets, levels, count, place, now) is None:
+            hand.last, hand.used = None, [level.used for level in levels]
             return 0.0
-        hand.places.add(holding.name)
-        hand.at, hand.count = at, count
-        hand.line = levels[buckets.index(holding)].line
-        return at
+        hand.last = place
+        return place.at
 
     def charge(self, buckets: Sequence[Bucket]) -> None:
         """As `Limits.charge`."""
@@ -214,17 +211,23 @@ class SimulatedLimits:
             level = self._level(bucket, self._hub.now)
             level.used = max(level.used, self._hub.now + bucket.spacing)
 
-    def hand_back(self, buckets: Sequence[Bucket], count: int = 1) -> None:
+    def hand_back(self, buckets: Sequence[Bucket], count: int = 1, since: float = FOREVER) -> None:
         """As `Limits.hand_back`."""
-        hand = self._hands.pop(tuple([bucket.name for bucket in buckets]), None)
-        if hand is None or not hand.is_for(buckets):
+        key = tuple([bucket.name for bucket in buckets])
+        hand = self._hands.get(key)
+        if hand is None or hand.asked > since:
             return
+        del self._hands[key]
+        if not hand.is_for(buckets):
+            return
+        if hand.place.turns and hand.last is not hand.place:
+            self._hands[key] = _Hand(buckets)
+            self._hands[key].place = hand.place
         for number, bucket in enumerate(buckets):
             level = self._level(bucket, self._hub.now)
-            if bucket.name in hand.places:
-                if level.line == hand.line:
-                    level.line -= hand.count * bucket.spacing
-            elif not hand.places and hand.used and level.used == hand.used[number]:
+            if hand.last is not None:
+                hand.last.leave(bucket, level)
+            elif hand.used and level.used == hand.used[number]:
                 level.used -= count * bucket.spacing
 
     def _level(self, bucket: Bucket, now: float) -> Level:
@@ -305,12 +308,13 @@ class SimulatedLimits:
 def _moved(old: _Hand | None, buckets: Sequence[Bucket], now: float) -> _Hand:
     """A place that was had at other rates is moved as the line is; see `SharedRates`."""
     hand = _Hand(buckets)
-    if old is not None and old.places:
-        hand.places, hand.count, hand.at = old.places, old.count, old.at
-        if old.at > now:
-            hand.at = now + (old.at - now) * min([
-                new / before for new, before, bucket in zip(hand.spacings, old.spacings, buckets, strict=True)
-                if bucket.name in old.places])
+    if old is not None:
+        hand.place, hand.urgent, hand.last, hand.asked = old.place, old.urgent, old.last, old.asked
+        for place in (old.place, old.urgent):
+            if place.turns and place.at > now:
+                place.move(now + (place.at - now) * min([
+                    new / before for new, before, bucket in zip(hand.spacings, old.spacings, buckets, strict=True)
+                    if bucket.name in place.turns]))
     return hand
 
 

@@ -73,7 +73,7 @@ def result_of(books: Books, receivers: Receivers, provider_of: Callable[[str], s
         _hours(books.held_s), sites,
         {name: _ends(ends) for name, ends in sorted(books.tenants.items())},
         {name: _ends(ends) for name, ends in sorted(books.priorities.items())},
-        [(round(at, 3), *rest) for at, *rest in books.series],  # type: ignore[misc]  # as many as it had
+        [(round(row[0], 3), *row[1:]) for row in books.series],
     )
 
 

@@ -159,6 +159,7 @@ class SimulatedStore:
     """One shard: all there is."""
 
     choked = False
+    damage = ""
     last_id = 0
 
     def __init__(self, hub: VirtualHub, flows: Iterable[Flow]) -> None:

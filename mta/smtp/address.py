@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 LOCAL_LIMIT = 128  # octets
@@ -37,6 +37,7 @@ class Address:
 
     local: str  # as written, perhaps in quotes
     domain: str  # lower case; or an address literal, `[192.0.2.1]` or `[IPv6:2001:db8::1]`
+    a_labels: str = field(default="", compare=False, repr=False)  # of a domain beyond ASCII
 
     @property
     def text(self) -> str:
@@ -105,6 +106,11 @@ def domain_to_ascii(domain: str) -> str:
     return domain.lower() if domain.isascii() else _forms(domain)[0]
 
 
+def domain_forms(domain: str) -> tuple[str, str]:
+    """A domain in A-labels and in U-labels, for one that has either. Raises AddressError for what IDNA forbids."""
+    return _forms(domain.lower() if domain.isascii() else domain)
+
+
 def with_a_labels(address: str) -> str:
     """A mailbox for a header line of ours: its domain in A-labels where the rest is ASCII. Else what can go to a host
     without SMTPUTF8 could not, because of that line. Raises AddressError for what IDNA forbids."""
@@ -118,7 +124,7 @@ def with_a_labels(address: str) -> str:
 def _forms(domain: str) -> tuple[str, str]:
     """A domain beyond ASCII in A-labels and in U-labels. Raises AddressError.
 
-    Remembered, as it takes half a millisecond, and is asked for again when a message with a thousand of them is stored.
+    Remembered, as it takes half a millisecond, and is asked for again when mail is delivered.
     """
     import idna  # here, because its tables cost 2 MB and few need them
 
@@ -145,10 +151,11 @@ def _address(raw_local: bytes, raw_domain: bytes) -> Address:
         return Address(local, "")
     if domain.startswith("["):
         return Address(local, _literal(domain))
-    return Address(local, _domain_name(domain))
+    return Address(local, *_domain_name(domain))
 
 
-def _domain_name(domain: str) -> str:
+def _domain_name(domain: str) -> tuple[str, str]:
+    """A domain as it is kept, and its A-labels if it is beyond ASCII."""
     if len(domain.encode()) > DOMAIN_LIMIT:
         raise AddressError(f"the domain has more than {DOMAIN_LIMIT} octets")
     ascii_form = domain_to_ascii(domain)
@@ -160,10 +167,10 @@ def _domain_name(domain: str) -> str:
     if labels[-1].isdigit():
         raise AddressError("the domain ends in a number; write an address as [192.0.2.1]")
     if domain.isascii():
-        return ascii_form
+        return ascii_form, ""
     unicode_form = _forms(domain)[1]
     domain_to_ascii(unicode_form)  # by which it is asked for again
-    return unicode_form
+    return unicode_form, "" if unicode_form.isascii() else ascii_form
 
 
 def _literal(domain: str) -> str:

@@ -24,9 +24,11 @@ class Budget:
 
     def take(self, octets: int) -> bool:
         """Whether `octets` more may be held; then they count."""
-        if not self.has_room(octets):
+        used = self.used + octets
+        if used > self.limit:
+            self.full = True
             return False
-        self.used += octets
+        self.used = used
         return True
 
     def give_back(self, octets: int) -> None:

@@ -152,6 +152,11 @@ class Client:
         return "handshake" if self._handshaking else "ready"
 
     @property
+    def closed(self) -> bool:
+        """Whether the session is over, as `phase` says, too."""
+        return self._closed
+
+    @property
     def current(self) -> Transaction | None:
         """The oldest transaction under way."""
         return self._current
@@ -230,7 +235,8 @@ class Client:
             raise LocalProtocolError(f"no transaction can be sent now: {self!r}")
         commands = commands_for(transaction, self.capabilities, self._chunking)
         text = "".join(commands)
-        if text.count("\n") != len(commands) or text.count("\r") != len(commands):
+        count = len(commands)
+        if text.count("\n") != count or text.count("\r") != count:
             # It should never have come so far; and it must not end as a command of its own.
             text = "An address or a parameter holds a line end"
             transaction.local_reply = Reply(553, "5.1.3", (text,), local=True)

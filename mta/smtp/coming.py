@@ -9,10 +9,11 @@ class Coming:
     Hot path: twice per message.
     """
 
-    __slots__ = ("_round", "count")
+    __slots__ = ("_round", "clients", "count")
 
     def __init__(self) -> None:
         self.count = 0
+        self.clients = 0  # that are connected: whoever counts them says it here
         self._round = 0
 
     def begin(self) -> int:

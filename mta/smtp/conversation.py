@@ -30,6 +30,7 @@ AUTH: Final = "auth"
 PAUSED: Final = "paused"
 TLS: Final = "tls"
 CLOSED: Final = "closed"
+RECEIVING: Final = frozenset((CONTENT, CHUNK, CHUNKED))
 _WITHOUT_ENVELOPE: Final = frozenset((START, READY, AUTH, PAUSED, TLS, CLOSED))
 
 LONG_AT_ONCE = 10  # commands of one group that take half a millisecond each, before others have their turn
@@ -91,7 +92,7 @@ class Conversation:
     @property
     def receiving(self) -> bool:
         """Whether content of a message is being received."""
-        return self.state in (CONTENT, CHUNK, CHUNKED)
+        return self.state in RECEIVING
 
     @property
     def helo(self) -> str:
@@ -104,7 +105,8 @@ class Conversation:
         self.state = state
         self._handlers = self.HANDLERS[state]
         if state in _WITHOUT_ENVELOPE:
-            self._transaction_ended()
+            if self._envelope is not None:
+                self._transaction_ended()
             if self._held and state != PAUSED:
                 self._release()
             if self._stopping is not None and state == READY:
@@ -141,9 +143,8 @@ class Conversation:
         self._held = 0
 
     def _transaction_ended(self) -> None:
-        if self._envelope is not None:
-            self._envelope = self._reader = None
-            self._settings.coming.end(self._coming)
+        self._envelope = self._reader = None
+        self._settings.coming.end(self._coming)
 
     # -- who it is --------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,8 @@ def fault(content: bytes, line_length: int, *, no_bare_cr: bool = False) -> str:
         return "Bare line feed in the message; lines end with CR LF"
     # From the start of a line, the last line end within reach: if there is none, this line is too long.
     start, reach = 0, line_length + 2
-    while len(content) - start > reach:
+    last = len(content) - reach
+    while start < last:
         start = content.rfind(b"\n", start, start + reach) + 1
         if start == 0:
             return _too_long(line_length)

@@ -68,6 +68,7 @@ class Identifying(Conversation):
             rest = data[position:]
             if b"\n" in rest:
                 self._close(replies.BARE_LF)
+                rest = b""
             elif self._skipped or len(rest) > RESPONSE_LIMIT + 1:
                 self._skipped += len(rest)
                 rest = b"\r" if rest.endswith(b"\r") else b""

@@ -28,7 +28,8 @@ class Receiving(Conversation):
 
     def _do_mail(self, argument: bytes) -> None:
         """MAIL. Hot path."""
-        if not argument.isascii():
+        plain = argument.isascii()
+        if not plain:
             self._long += 1  # IDNA
         if argument[:5].upper() != b"FROM:":
             self._refuse(replies.MAIL_SYNTAX)
@@ -52,29 +53,31 @@ class Receiving(Conversation):
             if envelope.size > self._settings.message_size:
                 self._refuse(replies.TOO_BIG)
                 return
-        if not (envelope.smtputf8 or envelope.sender.isascii()):
+        if not (plain or envelope.smtputf8 or envelope.sender.isascii()):
             self._refuse(replies.NEEDS_SMTPUTF8)
             return
         refusal = (self._rights or self._ask_rights()).check_sender(sender)
         if refusal is not None:
             self._refuse(refusal.to_bytes(), counts=refusal.code >= 500)
             return
-        if self._settings.intake_closed is not None:
-            closed = self._settings.intake_closed()
+        settings = self._settings
+        if settings.intake_closed is not None:
+            closed = settings.intake_closed()
             if closed is not None:
                 self._refuse(closed.to_bytes(), counts=False)
                 return
-        if not self._settings.budget.has_room(envelope.size or self._settings.unknown):
+        if not settings.budget.has_room(envelope.size or settings.unknown):
             self._refuse(replies.NO_MEMORY, counts=False)
             return
         self._envelope = envelope
-        self._coming = self._settings.coming.begin()
+        self._coming = settings.coming.begin()
         self._enter(MAIL)
         self._replies.append(replies.SENDER_OK)
 
     def _do_rcpt(self, argument: bytes) -> None:
-        """RCPT. Hot path."""
-        if not argument.isascii():
+        """RCPT. Hot path: of one message there may be a thousand."""
+        plain = argument.isascii()
+        if not plain:
             self._long += 1  # IDNA
         if argument[:3].upper() != b"TO:":
             self._refuse(replies.RCPT_SYNTAX)
@@ -94,13 +97,15 @@ class Receiving(Conversation):
         if not address.domain:
             address.domain = settings.hostname
         recipient = Recipient(address.text)
+        if not plain:
+            recipient.a_labels = address.a_labels
         if end != len(argument):
             try:
                 read_rcpt_parameters(recipient, argument[end:], utf8=envelope.smtputf8, offers=self._offers)
             except ParameterError as error:
                 self._refuse(error.reply.to_bytes())
                 return
-        if not (envelope.smtputf8 or recipient.address.isascii()):
+        if not (plain or envelope.smtputf8 or recipient.address.isascii()):
             self._refuse(replies.NEEDS_SMTPUTF8)
             return
         assert self._rights is not None
@@ -117,8 +122,8 @@ class Receiving(Conversation):
                 self._refuse(replies.NO_MEMORY, counts=False)
                 return
             self._held = size
+            self._enter(RCPT)
         envelope.recipients.append(recipient)
-        self._enter(RCPT)
         self._replies.append(replies.RECIPIENT_OK)
 
     # -- the content ------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class Reply(NamedTuple):
     @property
     def positive(self) -> bool:
         """Whether it says yes, 2xx."""
-        return 200 <= self.code < 300
+        return self.code // 100 == 2
 
     def __str__(self) -> str:
         """The whole reply in one line, as in `550 5.1.1 No such user`, at most TEXT_LIMIT characters.

@@ -154,7 +154,10 @@ class Server(Receiving, Identifying):
             self._close(reply.to_bytes())
         else:
             self._reject(reply.to_bytes(), counts=reply.code >= 500)
-        return self.receive(b"")
+        if self._rest:
+            return self.receive(b"")
+        events, self._events = self._events, []
+        return events
 
     def go_on(self) -> list[ServerEvent]:
         """Others had their turn: take what is left of the group that takes long."""
@@ -207,7 +210,8 @@ class Server(Receiving, Identifying):
         """The connection has ended: forget what has come of a message."""
         self._login = None
         self._release()
-        self._transaction_ended()
+        if self._envelope is not None:
+            self._transaction_ended()
 
     def stop(self, reply: Reply) -> list[ServerEvent]:
         """End the session with `reply` (421) as soon as no transaction is under way."""
@@ -273,7 +277,11 @@ class Server(Receiving, Identifying):
                 handler(self, argument)
             else:
                 self._unknown(verb)
-            if self._long >= LONG_AT_ONCE and self._more and self._handlers:
+            if not self._more:
+                if self.state != CHUNK:  # one may be empty
+                    self._rest = b""
+                    return
+            elif self._long >= LONG_AT_ONCE and self._handlers:
                 self._long = 0
                 self._rest = data[position:]
                 self._events.append(TakesLong())
@@ -283,6 +291,7 @@ class Server(Receiving, Identifying):
         """The input ends inside a line."""
         if b"\n" in rest:
             self._close(replies.BARE_LF)
+            rest = b""
         elif self._skipped or (len(rest) > self._settings.command_length and not is_auth(rest)):
             self._skipped += len(rest)
             rest = b"\r" if rest.endswith(b"\r") else b""

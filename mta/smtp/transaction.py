@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
@@ -100,18 +101,17 @@ class Transaction:
     require_tls: bool = False  # REQUIRETLS: the session is known to be good for it, but for the offer (RFC 8689)
     eight_bit_offered: bool = False  # 8-bit content goes only to hosts with 8BITMIME, as RFC 6152 3 has it
     dotless: bool = False  # no line of the content begins with a dot, and it ends with CRLF: it needs no stuffing
-    token: object = None  # the caller's
 
     # Results. Replies are None where the machine did not get to ask, or the peer to answer.
     mail: Reply | None = None
-    rcpts: list[Reply | None] = field(default_factory=list)  # by position in `recipients`
+    rcpts: list[Reply | None] = field(init=False)  # by position in `recipients`
     data: Reply | None = None
     final: Reply | None = None  # to the content: the verdict for every recipient that was accepted
     dot_sent: bool = False  # content and its end were put into the output: the peer may have the message
     lost: str = ""  # why the session ended before the transaction did
     lost_phase: str = ""  # the phase it was lost in; empty when it is handed back untouched
     local_reply: Reply | None = None  # nothing was sent, because this stands in the way
-    unfit: list[Recipient] = field(default_factory=list)  # whom alone `local_reply` is about; empty: all
+    unfit: Sequence[Recipient] = ()  # whom alone `local_reply` is about; empty: all
     sent_8bit_unannounced: bool = False  # 8-bit content went to a host without 8BITMIME
     dsn_offered: bool = False  # the host takes over what RET, ENVID, NOTIFY and ORCPT ask for (RFC 3461 5.2)
     pipelined: Pipelining = ""  # how its envelope was sent
@@ -145,8 +145,9 @@ def commands_for(transaction: Transaction, can: Capabilities, chunking: bool = T
             transaction.local_reply = Reply(550, "5.7.30", (NO_REQUIRETLS,), local=True)
             return []
         parameters += " REQUIRETLS"
-    untimed = bool(transaction.by_mode) and can.deliver_by is None
+    untimed = False
     if transaction.by_mode:
+        untimed = can.deliver_by is None
         transaction.local_reply = _time_refusal(transaction, can)
         if transaction.local_reply is not None:
             return []
@@ -179,7 +180,7 @@ def commands_for(transaction: Transaction, can: Capabilities, chunking: bool = T
     else:
         commands = [f"RCPT TO:<{to.address}>\r\n" for to in recipients]
     commands.insert(0, f"MAIL FROM:<{sender}>{parameters}\r\n")
-    if transaction.smtputf8 or not all(map(str.isascii, commands)):
+    if transaction.smtputf8 or not "".join(commands).isascii():
         return _international(transaction, can, commands)
     return commands
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mta.queue.effects import DeliveryState, NewMessage
 from mta.queue.encoding import (
+    UNREADABLE,
     ShardState,
     delivery_head,
     delivery_record,
@@ -26,7 +27,6 @@ from mta.queue.encoding import (
 from mta.queue.index import DELIVERY_KEY, MESSAGE_KEY, STATE_KEY
 from mta.queue.records import BodyRef
 from mta.queue.verify.pages import Gap, PageFile, Unusable
-from mta.queue.verify.truth import UNREADABLE
 
 
 @dataclass(slots=True)

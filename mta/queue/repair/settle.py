@@ -17,6 +17,7 @@ from typing import Any
 from mta.queue import events
 from mta.queue.effects import DeliveryState, Effects, NewMessage
 from mta.queue.encoding import (
+    UNREADABLE,
     delivery_value,
     message_value,
     pack_delivery,
@@ -33,7 +34,7 @@ from mta.queue.repair.books import Accounts
 from mta.queue.repair.quarantine import Quarantine
 from mta.queue.repair.rebuild import Rebuild
 from mta.queue.transaction import Encoded, Transaction, encode
-from mta.queue.verify.truth import UNREADABLE, Truth
+from mta.queue.verify.truth import Truth
 
 
 @dataclass(slots=True)

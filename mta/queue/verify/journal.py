@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mta.queue.effects import Effects
-from mta.queue.encoding import Position
+from mta.queue.encoding import UNREADABLE, Position
 from mta.queue.fileops import FileOps
 from mta.queue.journal import Frame, Segment, segment_path
 from mta.queue.recovery import JournalReader
 from mta.queue.transaction import replay
 from mta.queue.verify.problems import Findings
-from mta.queue.verify.truth import UNREADABLE
 
 NONSENSE = (*UNREADABLE, StopIteration)
 """What the operations of a frame may raise that is whole but was not written by the store."""

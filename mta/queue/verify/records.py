@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mta.queue.encoding import (
+    UNREADABLE,
     QueueInfo,
     ShardState,
     delivery_head,
@@ -32,7 +33,7 @@ from mta.queue.index import (
 )
 from mta.queue.records import Message
 from mta.queue.verify.problems import Findings
-from mta.queue.verify.truth import UNREADABLE, ReadOnlyIndex
+from mta.queue.verify.truth import ReadOnlyIndex
 
 _TOLD_EVERY = 20_000
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import lmdb
 
 from mta.queue.effects import Key
-from mta.queue.encoding import Position, ShardState, unpack_state
+from mta.queue.encoding import UNREADABLE, Position, ShardState, unpack_state
 from mta.queue.errors import StoreLocked
 from mta.queue.ids import format_id, shard_of
 from mta.queue.index import DATABASES
@@ -25,7 +25,7 @@ from mta.queue.verify.pages import PageFile, Unusable
 from mta.queue.verify.problems import Findings
 from mta.queue.verify.receipts import Receipts
 from mta.queue.verify.records import RecordCheck
-from mta.queue.verify.truth import UNREADABLE, ReadOnlyIndex, Truth
+from mta.queue.verify.truth import ReadOnlyIndex, Truth
 
 
 @contextmanager

@@ -12,20 +12,25 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import lmdb
 
 from mta.queue.effects import Effects, Key
-from mta.queue.encoding import ShardState, delivery_value, message_head, message_value, unpack_delivery, unpack_message
+from mta.queue.encoding import (
+    UNREADABLE,
+    ShardState,
+    delivery_value,
+    message_head,
+    message_value,
+    unpack_delivery,
+    unpack_message,
+)
 from mta.queue.fileops import FileOps
 from mta.queue.ids import SHARD_BITS
 from mta.queue.index import DATABASES, DELIVERY_KEY, MESSAGE_KEY, STATE_KEY, Index
 from mta.queue.records import BodyRef, Delivery, Message
 from mta.queue.shard import boot_id
-
-UNREADABLE: Final = (ValueError, TypeError, LookupError, struct.error, OverflowError)
-"""What a damaged record may raise when it is unpacked."""
 
 
 class ReadOnlyIndex(Index):
