@@ -23,8 +23,8 @@ import dns.rrset  # noqa: E402
 from gevent.pool import Pool  # noqa: E402
 
 from bench.loopback import cpu_s  # noqa: E402
+from mta.config.hosts import Endpoint  # noqa: E402
 from mta.config.schema import Config, Delivery, Dns  # noqa: E402
-from mta.config.units import Endpoint  # noqa: E402
 from mta.delivery.dns import Resolver  # noqa: E402
 from mta.delivery.dns_wire import read, read_by_dnspython  # noqa: E402
 from mta.delivery.routing import Route, Router  # noqa: E402

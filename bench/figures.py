@@ -36,7 +36,7 @@ _NOT_MEASURED = "Not measured."
 _MARK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _COLOURS = {"ours": "#1b6ca8", "postfix": "#c0392b", "haraka": "#e0a030", "exim": "#7f8c8d", "opensmtpd": "#27ae60"}
 _OTHERS_MOST = 0.3
-_TLS_CASES = ("paced", "kept-20", "through-20")
+_TLS_CASES = ("kept-1", "through-1", "paced", "kept-20", "through-20")
 
 
 class FiguresError(Exception):

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
-import socket
 import statistics
 import sys
 import time
@@ -26,6 +26,7 @@ from pathlib import Path
 from bench import ours, slowdisk
 from bench.candidate import CandidateError, Setup, runtime_directory
 from bench.candidates import CANDIDATES, DIRECT, OTHERS
+from bench.client import Client
 from bench.loopback import consecutive
 from bench.machine import describe, file_system
 from bench.measure import Plan, start_nameserver, start_sink
@@ -39,7 +40,6 @@ from bench.throughput import add_common, executable_pair, exit_on_sigterm, posit
 MESSAGES = 2000
 BLOCK = 100
 _SIZE = 5000
-_PATIENCE_S = 60.0
 _QUIET_S = 10.0
 
 
@@ -58,52 +58,6 @@ class Latency:
     ratio: float = 0.0
     """The first for one of the last."""
     problems: list[str] = field(default_factory=list)
-
-
-class Client:
-    """One SMTP session on a blocking socket."""
-
-    def __init__(self, address: str, domains: int) -> None:
-        """Connect and greet. Raises OSError and CandidateError."""
-        host, _, port = address.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=_PATIENCE_S)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._content = Content(_SIZE, domains, 1, "test")
-        self._number = 0
-        self._reply()
-        self._say(b"EHLO source.test\r\n")
-
-    def send(self) -> float:
-        """Send the next message; seconds from its final dot to the 250."""
-        number = self._number
-        self._number += 1
-        self._say(b"MAIL FROM:<bounce@sender.test>\r\n")
-        self._say(b"RCPT TO:<%b>\r\n" % self._content.recipient(number, 0))
-        self._say(b"DATA\r\n")
-        content = self._content.message(number)
-        began = time.perf_counter()
-        self._say(content)
-        return time.perf_counter() - began
-
-    def close(self) -> None:
-        """Say goodbye."""
-        with contextlib.suppress(OSError, CandidateError):
-            self._say(b"QUIT\r\n")
-        self._socket.close()
-
-    def _say(self, data: bytes) -> None:
-        self._socket.sendall(data)
-        self._reply()
-
-    def _reply(self) -> None:
-        received = b""
-        while not received.endswith(b"\n") or received.rstrip().rpartition(b"\n")[2][3:4] == b"-":
-            chunk = self._socket.recv(4096)
-            if not chunk:
-                raise CandidateError("it closed the session")
-            received += chunk
-        if received[:1] not in (b"2", b"3"):
-            raise CandidateError(f"it said {received.decode('utf-8', 'replace').strip()}")
 
 
 class SyncProbe:
@@ -164,10 +118,10 @@ def _alternate(found: Latency, address: str, messages: int, directory: Path) -> 
     dots: list[float] = []
     syncs: list[float] = []
     probe = SyncProbe(directory / "sync.probe")
-    client = Client(address, 1)
+    client, content, numbers = Client(address), Content(_SIZE, 1, 1, "test"), iter(range(messages))
     try:
         while len(dots) < messages:
-            dots += [client.send() for _ in range(min(BLOCK, messages - len(dots)))]
+            dots += [client.send(content, number) for number in itertools.islice(numbers, BLOCK)]
             syncs += [probe.sync() for _ in range(BLOCK // 4)]
     finally:
         client.close()

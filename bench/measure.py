@@ -74,6 +74,8 @@ class Run:
     cpu_ms: float = 0.0
     """CPU time of all the MTA's processes, for one recipient."""
     cpu_how: str = ""
+    turns_ms: list[float] = field(default_factory=list)
+    """The same in each of its turns, where it has turns with others (`bench.alone`)."""
     syncs: int | None = None
     syncs_per_message: float | None = None
     syncs_why_not: str = ""

@@ -7,8 +7,10 @@ compiled language takes less of the processors that it shares with the MTA.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,6 +25,8 @@ from bench.processes import ended_cpu_s
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 20.0
 _LOOK_S = 0.02
+_PORTS_FROM = 10_000  # below are those that services are known by
+_PORTS_LEAST = 1_000  # to choose from: a system may give away nearly all
 
 
 class ProgramError(Exception):
@@ -125,18 +129,20 @@ def environment() -> dict[str, str]:
 
 
 def free_port(addresses: Sequence[str]) -> int:
-    """A TCP port that is free on all of these addresses."""
+    """A TCP port that is free on all of these addresses. The system gives it to nobody who asks for any port: till its
+    server starts it stays free (ip(7), `ip_local_port_range`); unless it gives away nearly all of them."""
+    given_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
+        port = random.randrange(_PORTS_FROM, given_from) if given_from > _PORTS_FROM + _PORTS_LEAST else 0
         with contextlib.ExitStack() as held:
-            port = 0
             try:
                 for address in addresses:
                     probe = held.enter_context(socket.socket())
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind((address, port))
                     port = probe.getsockname()[1]
-            except OSError:
-                if not port:
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
                     raise
                 continue
             return port

@@ -15,18 +15,21 @@ Cases:
 
 No session pipelines. In each round a case is measured in clear, then in TLS 1.3 from the first byte (`connect` also
 with sessions that are resumed), each time with an MTA of its own; what TLS costs is the median of the differences of
-the rounds. Only the MTA's CPU time counts. The source is `bench.source` for both, as it can do TLS: with one more core
-than the MTA has workers it is what bounds the rates of many sessions, and its CPU time is in the table.
+the rounds. One session is compared otherwise, by three that take turns in one MTA: in clear, in clear by a client that
+is as slow as one in TLS, which is what TLS is compared with, and in TLS (`bench.alone`). Only the MTA's CPU time
+counts. The source of the others is `bench.source`, in clear as in TLS, as it can do that: with one more core than the
+MTA has workers it is what bounds the rates of many sessions, and its CPU time is in the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,16 +40,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from bench import pickup
+from bench import alone, pickup
 from bench.machine import describe, file_system
-from bench.measure import Plan, measure
+from bench.measure import Plan, Run, measure
 from bench.ours import NAME, version
 from bench.programs import LoadPrograms
 from bench.report import aligned
 from bench.scenarios import Scenario
 from bench.throughput import add_common, exit_on_sigterm, positive, workplace
 
-CLEAR, TLS, RESUMED = "clear", "TLS", "TLS resumed"
+CLEAR, SLOW, TLS, RESUMED = "clear", "clear, slow client", "TLS", "TLS resumed"
 _OPTIONS = {CLEAR: (), TLS: ("-S",), RESUMED: ("-U",)}
 _ROUNDS = 3
 _FILES = 20_000
@@ -69,7 +72,8 @@ class Case:
 
 
 CASES = {case.name: case for case in (
-    *(Case(f"{door}-{sessions}", f"{title}, {sessions} session{'s' if sessions > 1 else ''}", sessions, messages, up)
+    *(Case(f"{door}-{sessions}", f"{title}, {sessions} session{'s' if sessions > 1 else ''}", sessions, messages, up,
+           (CLEAR, TLS) if sessions > 1 else (CLEAR, SLOW, TLS))
       for door, title, up in (("kept", "accepted and kept", False), ("through", "delivered", True))
       for sessions, messages in ((1, 5_000), (20, 20_000), (500, 20_000))),
     Case("paced", "kept, 20 sessions, 2,000 a second", 20, 12_000, False, pace=2_000),
@@ -104,16 +108,30 @@ def plan_of(plan: Plan, case: Case, kind: str, certificate: Path) -> Plan:
     return replace(plan, load=replace(plan.load, source=source), settings=settings)
 
 
+def measure_round(plan: Plan, case: Case, number: int, certificate: Path, place: Path) -> Iterator[Run]:
+    """Its runs, in the order of the kinds."""
+    scenario = Scenario(case.name, case.title, case.messages, sessions=case.sessions, receivers_up=case.receivers_up)
+    if case.sessions == 1:
+        with _directory(place / f"{case.name}-{number}") as directory:
+            yield from alone.measure(plan, scenario, number, certificate, directory)
+        return
+    for kind in case.kinds:
+        with _directory(place / f"{case.name}-{number}-{kind.replace(' ', '-')}") as directory:
+            yield measure(plan_of(plan, case, kind, certificate), scenario, NAME, number, directory)
+
+
+@contextlib.contextmanager
+def _directory(path: Path) -> Iterator[Path]:
+    path.mkdir(mode=0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def measure_case(plan: Plan, case: Case, rounds: int, certificate: Path, place: Path) -> list[dict[str, Any]]:
     """All runs of one case, kinds in turn: each as JSON has it."""
-    scenario = Scenario(case.name, case.title, case.messages, sessions=case.sessions, receivers_up=case.receivers_up)
     done = []
     for number in range(1, rounds + 1):
-        for kind in case.kinds:
-            directory = place / f"{case.name}-{number}-{kind.replace(' ', '-')}"
-            directory.mkdir(mode=0o755)
-            run = measure(plan_of(plan, case, kind, certificate), scenario, NAME, number, directory)
-            shutil.rmtree(directory, ignore_errors=True)
+        for kind, run in zip(case.kinds, measure_round(plan, case, number, certificate, place), strict=True):
             print(f"{case.name} {kind} {number}: {run.rate:,.0f}/s, {run.cpu_ms:.3f} ms",
                   *(f"  {text}" for text in (*run.notes, *run.problems)), sep="\n", file=sys.stderr, flush=True)
             done.append({"case": case.name, "kind": kind, **asdict(run)})
@@ -121,11 +139,13 @@ def measure_case(plan: Plan, case: Case, rounds: int, certificate: Path, place: 
 
 
 def added_ms(runs: Sequence[dict[str, Any]], case: str, kind: str) -> float | None:
-    """What a kind costs more than in clear, CPU ms for a message: median over the rounds."""
-    cost = {(run["kind"], run["number"]): run["cpu_ms"] for run in runs if run["case"] == case and not run["problems"]}
-    found = [cost[kind, number] - cost[CLEAR, number] for name, number in cost
-             if name == kind and (CLEAR, number) in cost]
-    return statistics.median(found) if found and kind != CLEAR else None
+    """What a kind of TLS costs more than in clear, by a client as slow where there is one, CPU ms for a message: median
+    over the rounds, or over all their turns where they have any."""
+    cost = {(run["kind"], run["number"], turn): ms for run in runs if run["case"] == case and not run["problems"]
+            for turn, ms in enumerate(run.get("turns_ms") or [run["cpu_ms"]])}
+    base = SLOW if SLOW in CASES[case].kinds else CLEAR
+    found = [ms - cost[base, *at] for (name, *at), ms in cost.items() if name == kind and (base, *at) in cost]
+    return statistics.median(found) if found and kind not in (CLEAR, SLOW) else None
 
 
 def sessions_table(result: dict[str, Any]) -> list[list[str]]:

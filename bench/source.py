@@ -391,14 +391,15 @@ class Source:
         return {
             "start": self.started_s, "first": self.first_s, "last": self.last_s, "accepted": len(self.whole_s),
             "errors": self.errors, "reconnects": self.reconnects,
-            "ack_p50_ms": _quantile_ms(self.whole_s, 0.50), "ack_p99_ms": _quantile_ms(self.whole_s, 0.99),
-            "dot_p50_ms": _quantile_ms(self.final_s, 0.50), "dot_p99_ms": _quantile_ms(self.final_s, 0.99),
-            "open_p50_ms": _quantile_ms(self.open_s, 0.50), "open_p99_ms": _quantile_ms(self.open_s, 0.99),
+            "ack_p50_ms": quantile_ms(self.whole_s, 0.50), "ack_p99_ms": quantile_ms(self.whole_s, 0.99),
+            "dot_p50_ms": quantile_ms(self.final_s, 0.50), "dot_p99_ms": quantile_ms(self.final_s, 0.99),
+            "open_p50_ms": quantile_ms(self.open_s, 0.50), "open_p99_ms": quantile_ms(self.open_s, 0.99),
             "resumed": self._tls.resumed if self._tls is not None else 0, "cpu_s": round(cpu_s(), 3),
         }
 
 
-def _quantile_ms(values_s: array[float], share: float) -> float:
+def quantile_ms(values_s: array[float], share: float) -> float:
+    """The value, in milliseconds, that this share of them is below; 0 of none."""
     ordered = sorted(values_s)
     return round(ordered[min(int(len(ordered) * share), len(ordered) - 1)] * 1000, 3) if ordered else 0.0
 
