@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench import figures, floods, sessions
+from bench import alone, figures, floods, sessions
+from bench.scenarios import Scenario
 
 
 def test_sessions_in_clear_and_in_tls(tmp_path: Path) -> None:
@@ -22,6 +23,35 @@ def test_sessions_in_clear_and_in_tls(tmp_path: Path) -> None:
     assert len(figures.SECTIONS["sessions"][1](result)) == 1 + 5
     assert len(figures.SECTIONS["files"][1](result)) == 1 + 1
     assert "wanted: at most 0.06 ms" in figures.section(result, "doors")
+
+
+def test_one_session_is_three_in_turn(tmp_path: Path) -> None:
+    """In clear, in clear by a slow client, in TLS: each has its messages accepted, all arrive, and each has a cost."""
+    path = tmp_path / "sessions.json"
+    words = ["--only", "through-1", "--rounds", "1", "--scale", "0.001", "--directory", str(tmp_path),
+             "--json", str(path)]
+    assert sessions.main(words) == 0
+    result = json.loads(path.read_text())
+    assert [(run["case"], run["kind"], run["accepted"]) for run in result["sessions"]] == [
+        ("through-1", kind, 500 // alone.TURN * alone.TURN) for kind in (sessions.CLEAR, sessions.SLOW, sessions.TLS)]
+    assert all(run["cpu_ms"] > 0 and run["source_cpu_ms"] > 0 for run in result["sessions"])
+    assert "(`through-1`); wanted" in figures.section(result, "doors")
+
+
+def test_what_is_lost_or_kept_in_turns_is_told() -> None:
+    """A message that is missing in the queue is a problem of the run."""
+    scenario = Scenario("kept-1", "", 180, receivers_up=False)
+    assert alone.missing(scenario, 180, None) == []
+    assert alone.missing(scenario, 179, None) == ["179 in the queue at the end instead of 180"]
+
+
+def test_what_tls_adds_to_one_session_is_over_a_client_as_slow() -> None:
+    """Pauses of a client are not TLS; and each turn is compared with the one that was beside it."""
+    runs = [{"case": "kept-1", "kind": kind, "number": 1, "cpu_ms": 0.0, "turns_ms": turns, "problems": []}
+            for kind, turns in ((sessions.CLEAR, [0.3, 0.3, 0.3]), (sessions.SLOW, [0.35, 0.95, 0.34]),
+                                (sessions.TLS, [0.4, 1.0, 0.40]))]
+    assert [sessions.added_ms(runs, "kept-1", kind) for kind in (sessions.CLEAR, sessions.SLOW)] == [None, None]
+    assert round(sessions.added_ms(runs, "kept-1", sessions.TLS) or 0, 6) == 0.05
 
 
 def test_what_tls_adds_is_the_median_of_the_rounds() -> None:

@@ -41,10 +41,10 @@ class FakeControl:
                     try:
                         channel.send(["ok", to_wire(self._handler(command, arguments))])
                     except RequestError as error:
-                        channel.send(["error", str(error)])
+                        channel.send(error.reply)
 
     def close(self) -> None:
         """Stop answering."""
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
-        self._thread.join(10)
+        self._thread.join(60)

@@ -16,6 +16,7 @@ from mta.cli.eventreader import EventReader
 from mta.control import exits
 from mta.queue import events as vocabulary
 from mta.queue.ids import format_id
+from mta.queue.orders import Change, Order
 from mta.queue.records import Delivery, Message, Recipient
 from mta.smtp.reply import Reply
 
@@ -94,7 +95,7 @@ def test_filters(mta: MTA, spool: Path) -> None:
     late = delivery(0, 3, "b@Example.NET")
     bounced = _bounced(late)
     write(spool, 0, FIRST, received(0, 1), received(0, 3, "b@Example.NET"), bounced)
-    write(spool, 1, FIRST, received(1, 2, "c@sub.example.net"))
+    write(spool, 1, FIRST, received(1, 2, "c@sub.example.net"), received(1, 2, "ü@bücher.example"))
 
     def found(*arguments: str) -> list[str]:
         lines = mta("events", "--spool", spool, "--json", *arguments).out.splitlines()
@@ -102,12 +103,33 @@ def test_filters(mta: MTA, spool: Path) -> None:
 
     both = ["received b@Example.NET", "bounced b@Example.NET"]
     assert found("--domain", "example.net") == both
+    for spelled in ("Bücher.example", "xn--bcher-kva.EXAMPLE."):
+        assert found("--domain", spelled) == ["received ü@bücher.example"]
     assert found("--event", "bounced") == both[1:]
     assert found("--event", "bounced", "--event", "received", "--message", format_id(number(0, 3)).upper()) == both
-    assert found("--since", "2026-09-21T14:13:22") == ["received c@sub.example.net", *both]
+    books = "received ü@bücher.example"
+    assert found("--since", "2026-09-21T14:13:22") == ["received c@sub.example.net", books, *both]
     assert found("--since", "2026-09-21T16:13:22+02:00", "--event", "received")[0] == "received c@sub.example.net"
     assert found("--since", "5m") == []
     assert found("--message", format_id(number(7, 1))) == []
+
+
+def test_an_order_is_told_with_what_it_says(mta: MTA, spool: Path) -> None:
+    """Number, what became of it, command, which mail or what, who, until when, why."""
+    pause = Order(7, "pause", "root", 0, "campaign=spring", until_us=1_800_000_000_000_000, reason="ticket 1")
+    suspend = Order(8, "suspend", "root", 0, target="source:out1")
+    limit = Order(10, "limit", "bob", 0, target="provider:google", connections=2, rate=0.5)
+    ruled = Order(0, "suspend", "rule listing", 0, target="mx.test", reason="550 you are listed")
+    write(spool, 0, FIRST, vocabulary.order(Change(7, "given", pause, "ann", 1)),
+          vocabulary.order(Change(9, "ended", suspend, "bob", 2)),
+          vocabulary.order(Change(10, "given", limit, "bob", 3)),
+          vocabulary.order(Change(11, "ended", ruled, "bob", 4)))
+    lines = mta("events", "--spool", spool, "--event", "order").out.splitlines()
+    assert [line.split("  ", 1)[1].strip() for line in lines] == [
+        "order      7 given: pause campaign=spring  by ann  until 2027-01-15T08:00:00.000Z  ticket 1",
+        "order      8 ended: suspend source:out1  by bob",
+        "order      10 given: limit provider:google connections=2 rate=30/min  by bob",
+        "order      of rule listing ended: suspend mx.test  by bob  550 you are listed"]
 
 
 def _bounced(one: Delivery) -> bytes:

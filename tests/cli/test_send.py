@@ -69,7 +69,7 @@ class SmallServer:
             self._listener.shutdown(socket.SHUT_RDWR)  # ends a thread that nobody connected to
         finally:
             self._listener.close()
-            self._thread.join(10)
+            self._thread.join(60)
 
 
 @pytest.fixture

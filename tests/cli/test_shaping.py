@@ -91,7 +91,7 @@ def test_a_provider_and_a_path(config: str) -> None:
     assert shown(config, "google")["from"]["connections"][0] == 3
     path = shown(config, ">aspmx.l.google.com+1~0a1b2c3d")
     assert (path["provider"], path["source"], path["site"]) == ("google", None, "aspmx.l.google.com+1~0a1b2c3d")
-    own = shown(config, "mx.other.org+1~0a1b2c3d+special.org")
+    own = shown(config, "mx.other.org+1~0a1b2c3d+Special.org")
     assert own["from"]["connections"] == (1, "shaping.domains.special.org", 10)
     assert shown(config, "relay:mx.acme.example:25")["provider"] == "acme"
 

@@ -18,7 +18,7 @@ from mta.queue import events
 from mta.queue.store import Transaction
 from mta.smtp.reply import Reply
 from tests.cli.conftest import Result
-from tests.queue.helpers import Bench
+from tests.queue.helpers import Bench, empty_spool
 
 Mta = Callable[..., Result]
 
@@ -26,10 +26,7 @@ Mta = Callable[..., Result]
 @pytest.fixture
 def spool(tmp_path: Path) -> Path:
     """A spool with one message in the queue and one that was delivered."""
-    (tmp_path / "version").write_text("1\n")
-    (tmp_path / "lock").write_text("4711\n")
-    (tmp_path / "shards").mkdir()
-    bench = Bench(tmp_path / "shards" / "000")
+    bench = Bench(empty_spool(tmp_path) / "shards" / "000")
     for domain in ("waits.test", "done.test"):
         [delivery] = bench.make(domain, message_id=f"<{domain}@x>")
         message = delivery.message

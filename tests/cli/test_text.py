@@ -7,7 +7,7 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,12 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def terminal() -> Terminal:
+def terminal() -> Iterator[Terminal]:
     """60 columns wide."""
     ours, theirs = pty.openpty()
     found = Terminal()
     found.descriptor = theirs
-    yield found  # type: ignore[misc]  # a fixture
+    yield found
     os.close(ours)
     os.close(theirs)
 
@@ -150,4 +150,4 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
         assert process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(10) == exits.OK
+        assert process.wait(60) == exits.OK

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from bench import namespace, opensmtpd
+from bench.programs import free_port
 from tests.clients.client import LIMIT_S, Call, Client, ClientError, Example, Services, run, said
-from tests.integration.servers import EXIM, POSTFIX_DAEMONS, Postfix, free_port, wait_for_port
+from tests.integration.servers import EXIM, POSTFIX_DAEMONS, Postfix, wait_for_port
 
 _LOOK_S: Final = 0.05
 
@@ -137,7 +138,7 @@ class OpenSmtpd:
 
     def __init__(self, directory: Path, files: Mapping[str, str], ca_file: str) -> None:
         self.log = directory / "log"
-        self.port = free_port()
+        self.port = free_port(["127.0.0.1"])
         mail = directory / "mail"
         over: dict[Path, str] = {directory / "spool": "/var/spool", directory / "run": "/run",
                                  directory / "lib": "/var/lib"}

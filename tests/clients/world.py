@@ -109,7 +109,7 @@ class World:
             return bool(found)
 
         try:
-            self.sandbox.wait_for(is_there, 20)
+            self.sandbox.wait_for(is_there, 60)
         except TimeoutError:
             raise TimeoutError(f"nothing arrived for {recipient}; the log of the MTA ends with\n"
                                + "\n".join(self.mta.log[-5:])) from None

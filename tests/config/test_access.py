@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mta.config.forms import parse_http_url, parse_sender_pattern, parse_user_name
+from mta.config.hosts import Endpoint
 from mta.config.loader import loads
-from mta.config.units import Endpoint, parse_http_url, parse_sender_pattern, parse_user_name
 from tests.config.helpers import HOSTNAME, problems_after_hostname
 
 CERTIFICATES = "certificates: {certificate: a.pem}\naccess: {users_file: users}\n"

@@ -149,6 +149,21 @@ def test_diff(good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
+def test_diff_of_a_section_that_comes_or_goes(good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a new tenant what is said about it, not its forty defaults; of one about which nothing is said, that it is
+    there."""
+    other = tmp_path / "other.yaml"
+    other.write_text(Path(good).read_text() + "tenants: {acme: {weight: 3, checks: {unsubscribe: refuse}}, beta: {}}\n")
+    assert main(["config", "diff", good, str(other)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "tenants.acme.weight: nothing -> 3", "tenants.acme.checks.unsubscribe: nothing -> refuse",
+        "tenants.beta: nothing -> {}"]
+    assert main(["config", "diff", str(other), good]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "tenants.acme.weight: 3 -> nothing", "tenants.acme.checks.unsubscribe: refuse -> nothing",
+        "tenants.beta: {} -> nothing"]
+
+
 def test_diff_of_the_other_files(good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It also tells what differs in the files of providers and of rules: options, rules, their order."""
     rule = "  - {{name: {name}, code: 45{n}, text: {name} here, class: policy, samples: [45{n} {name} here]}}\n"

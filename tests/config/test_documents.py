@@ -125,6 +125,17 @@ def test_examples_in_the_schema_are_correct() -> None:
         assert read_text("{" + hostname + text[1:]).problems == [], path_text(path)
 
 
+def test_the_examples_of_rules_are_whole() -> None:
+    """The long one in docs/rules.md is a configuration without an error: its providers exist, its samples fit; the
+    other one is part of any."""
+    text = (ROOT / "docs" / "rules.md").read_text("utf-8")
+    whole, part = (piece.partition("```")[0] for piece in text.split("```yaml\n")[1:])
+    assert read_text(whole).problems == []
+    assert read_text(f"hostname: mta.example.net\n{part}").problems == []
+    for wrong in (whole.replace("[example,", "[exempel,"), whole.replace("address 192.0.2.1 is", "host is")):
+        assert read_text(wrong).problems != []
+
+
 def test_the_example_of_shaping_is_true() -> None:
     """What docs/shaping.md says about its example holds."""
     text = (ROOT / "docs" / "shaping.md").read_text("utf-8")

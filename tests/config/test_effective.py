@@ -114,7 +114,8 @@ def test_json() -> None:
 
 
 def test_changes() -> None:
-    """A change names the option, both values, and whether the MTA must be started anew for it."""
+    """A change names the option, both values, and whether the MTA must be started anew for it. Of a listener that is
+    new only what it says is told."""
     old = loads(HOSTNAME + "workers: 2\nlisteners: [{smtp: 127.0.0.1:25}]\nroutes: {a.example: mx}\n")
     new = loads(
         HOSTNAME + "listeners: [{smtp: 127.0.0.1:26, relay_from: 10.0.0.0/8}, {smtp: '[::1]:26'}]\nexpires: 4d\n")
@@ -123,20 +124,6 @@ def test_changes() -> None:
         ("listeners[0].smtp", "127.0.0.1:25", "127.0.0.1:26", True),
         ("listeners[0].relay_from", "[]", "[10.0.0.0/8]", False),
         ("listeners[1].smtp", "", '"[::1]:26"', True),
-        ("listeners[1].relay_from", "", "[]", True),
-        *((f"listeners[1].{name}", "", value, True) for name, value in (
-            ("tls", "off"), ("auth", "off"), ("auth_without_tls", "false"), ("client_ca", "null"),
-            ("proxy_from", "[]"), ("xclient_from", "[]"), ("senders", "[]"), ("limits.messages", "[]"),
-            ("limits.recipients", "[]"), ("limits.message_size", "off"), ("limits.sessions", "off"),
-            ("mode", "0660"), ("group", "null"))),
-        ("listeners[1].hostname", "", "null", True),
-        *((f"listeners[1].labels.{label}", "", "null", True) for label in ("tenant", "campaign", "pool", "priority")),
-        ("listeners[1].label_headers", "", "true", True),
-        *((f"listeners[1].checks.{name}", "", value, True) for name, value in (
-            ("missing_date", "null"), ("missing_message_id", "null"), ("missing_from", "null"), ("repeated", "null"),
-            ("header_size", "off"), ("field_size", "off"), ("fields", "off"), ("oversized", "null"),
-            ("from_domains", "[]"), ("foreign_from", "null"), ("unsubscribe", "null"), ("unsubscribe_for", "null"),
-            ("unsubscribe_uri", "null"))),
         ("expires", "5d", "4d", False),
         ("routes[a.example]", "mx", "", False),
     ]

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from mta.config import loader
 from mta.config.describe import options_of, section_of
+from mta.config.hosts import Endpoint, parse_network
 from mta.config.loader import ConfigError, load, loads, read, read_text
 from mta.config.schema import Config, Route
 from mta.config.shaping import DomainLayer
-from mta.config.units import Endpoint, parse_network
 from tests.config.helpers import HOSTNAME, problems, problems_after_hostname
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mta.config.hosts import parse_network
 from mta.config.loader import SHIPPED_PROVIDERS, load, loads, read, read_providers
 from mta.config.problems import ConfigError
 from mta.config.providers import Providers
 from mta.config.shaping import Match, ProviderLayer, ShapingRules
-from mta.config.units import parse_network
 from tests.config.helpers import HOSTNAME
 
 
@@ -71,6 +71,18 @@ def test_by_address(addresses: list[str], provider: str) -> None:
     """All addresses have to lie in networks of one provider."""
     assert SOME.of(["mx.elsewhere.example"], "x.org", addresses) == provider
     assert SOME.of(["mx1.big.example"], "x.org", addresses) == "big"  # names tell more
+
+
+def test_a_pattern_beyond_ascii_finds_hosts() -> None:
+    """DNS has A-labels, and so has what is read; dots of IDNA are dots."""
+    shaping = loads(HOSTNAME + """
+shaping:
+  providers:
+    books: {match: {mx: ["*.Bücher.example", "mx*\uff0eshelf.example"], domains: "[IPv6:2001:DB8:0::1]"}}
+""").shaping
+    known = Providers(shaping)
+    assert known.of(["mx1.xn--bcher-kva.example"], "x.org") == known.of(["mx1.shelf.example"], "x.org") == "books"
+    assert known.of(["2001:db8::1"], "[ipv6:2001:db8::1]") == "books"
 
 
 def test_why() -> None:

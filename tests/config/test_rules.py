@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from mta.config.hosts import parse_network
 from mta.config.loader import loads
 from mta.config.rules import contradictions, wide_networks
 from mta.config.schema import Config
-from mta.config.units import parse_network
 from tests.config.helpers import HOSTNAME, problems_after_hostname
 
 OPEN = ("is much of the Internet and makes an open relay, which is soon used by everybody who sends spam; expected the "

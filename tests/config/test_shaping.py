@@ -298,6 +298,13 @@ P = "providers: {p: {match: {mx: '*.p.example'}, "
     ("shaping: {default: {skip_hosts: [10.0.0.1/8]}}", "10.0.0.1 is not where a /8 begins"),
     ("shaping: {providers: {p: {match: {mx: ['*.com']}}}}", '"*.com": too wide a pattern'),
     ("shaping: {providers: {p: {match: {mx: [192.0.2.1]}}}}", "an address is no name of a host"),
+    ("shaping: {providers: {p: {match: {mx: ['*.p.example', 'bü*.p.example']}}}}",
+     "2:55: shaping.providers.p.match.mx[1]: \"bü*.p.example\": 'bü*' fits no host: hosts are compared as A-labels"),
+    ("shaping: {default: {skip_hosts: ['bü*.p.example']}}",
+     "of which it is no part; expected the names written out, or a * for the whole label"),
+    ("shaping: {default: {prohibited_hosts: 'mx.*ücher.p.example'}}",
+     "2:39: shaping.default.prohibited_hosts[0]: \"mx.*ücher.p.example\": '*ücher' fits no host"),
+    ("shaping: {default: {skip_hosts: ['bu\u0308*.example.net']}}", "2:34: shaping.default.skip_hosts[0]: "),
     ("shaping: {providers: {p: {match: {}}}}",
      "2:27: shaping.providers.p.match: nothing to know the provider by, expected mx, domains or networks"),
     ("shaping: {" + P + "}, q: {match: {mx: ['*.q.example', '*.p.example']}}}}",
@@ -340,6 +347,7 @@ def test_mistakes(text: str, message: str) -> None:
     "shaping: {" + P + "connections: 2}}}",
     "shaping: {providers: {google: {match: {mx: '*.example.net'}}}}",  # another way to know one that exists
     "shaping: {providers: {p: {match: {mx: '*.google.com'}}}}",  # yours wins over the shipped file
+    "shaping: {default: {skip_hosts: ['*.bücher.example', 'xn--bch*.example.net', 'mx*\uff0eexample.net']}}",
     "providers: none",
     "providers: none\nshaping: {" + P + "connections: 2}}}",
     "shaping: {default: {adaptive: {enabled: no}}}",

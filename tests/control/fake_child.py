@@ -37,6 +37,8 @@ def main() -> int:
 
     line = socket.socket(fileno=setup.line_fd)
     reader = FrameReader(CONTROL_LIMIT)
+    silent: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, _frame: silent.append(number))
     listeners = [socket.socket(fileno=fd) for _, fd in setup.listeners]
     tell(
         "started", shards=setup.shards, workers=setup.workers, ids=[os.getuid(), os.getgid(), os.getgroups()],
@@ -57,7 +59,7 @@ def main() -> int:
         peer, _ = listeners[0].accept()
         tell("accepted", text=peer.recv(100).decode())
     while True:
-        if behaviour != "mute":
+        if not silent:
             try:
                 line.sendall(encode(["heartbeat", time.monotonic()]))
             except OSError:

@@ -23,7 +23,7 @@ from mta.queue.store import Transaction  # noqa: E402
 
 def attach(directory: str, hurry_s: float) -> HubStore:
     """A store that waits so long for messages that are coming."""
-    hubstore.HURRY_S = hurry_s  # type: ignore[misc]
+    hubstore.HURRY_S = hurry_s  # type: ignore[misc]  # final but for tests
     return HubStore.attach(Path(directory), Config(hostname="mta.example"), 0, lambda: time.time_ns() // 1000)
 
 
@@ -38,7 +38,15 @@ def main(directory: str) -> None:
     """With a wait that never ends, and with a short one."""
     store = attach(directory, 3600.0)
     submit(store)()
-    print("alone: at once", flush=True)
+    print("nobody comes: as soon as nothing is to be read", flush=True)
+    store.coming.clients = 1
+    only = submit(store)
+    print("the only client:", "waits" if store.pending else "at once", flush=True)
+    only()
+    store.coming.clients = 2
+    one = submit(store)
+    print("one of two:", "waits" if store.pending else "early", flush=True)
+    one()
     number = store.coming.begin()
     first = submit(store)
     gevent.sleep(0.01)
@@ -47,7 +55,7 @@ def main(directory: str) -> None:
     second = submit(store)
     first()
     second()
-    print("it has come:", store.statistics.groups - 1, "group", flush=True)
+    print("it has come:", store.statistics.groups - 3, "group", flush=True)
     store.close()
     store = attach(directory, 0.002)
     number = store.coming.begin()

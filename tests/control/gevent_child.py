@@ -63,6 +63,11 @@ def main(child: Child) -> None:
         raise StartError(CANNOT_CREATE, "there is no disk")
     if behaviour == "bug":
         raise ZeroDivisionError("a bug")
+    if behaviour == "no memory":
+        gevent.signal_handler(signal.SIGUSR1, bytearray, 1 << 62)
+    told_to_hang = gevent.event.Event()
+    if behaviour == "hang":
+        gevent.signal_handler(signal.SIGUSR1, told_to_hang.set)
     service = RequestService(protocol.worker_socket(child.config.run, number), answer)
     service.start()
     child.on_reload = on_reload
@@ -70,10 +75,8 @@ def main(child: Child) -> None:
     tell(child, "started", inheritable=[os.get_inheritable(fd) for fd in (child.setup.line_fd, *child.setup.lock_fds)],
          sockets=[[index, sock.getsockname()[1]] for index, sock in child.sockets()])
     if behaviour == "hang":
-        gevent.sleep(0.1)
+        told_to_hang.wait()
         monkey.get_original("time", "sleep")(60)
-    if behaviour == "no memory":
-        gevent.signal_handler(signal.SIGUSR1, bytearray, 1 << 62)
     child.stop_requested.wait()
     left_s = child.deadline - time.monotonic()
     tell(child, "stopping", left_s=left_s, orphaned=child.orphaned)

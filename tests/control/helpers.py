@@ -16,7 +16,8 @@ from typing import Any
 
 PATIENCE_S = 30.0  # only a failing test waits so long
 ROOT = Path(__file__).resolve().parents[2]
-FAST = {"abort_grace": 0.3, "restart_first": 0.05, "stop_margin": 0.3, "quick": 0.3, "echo": 0.0, "linger": 0.0}
+# Short where something happens after it; what only ends a test that fails is long.
+FAST = {"abort_grace": 10.0, "restart_first": 0.05, "stop_margin": 10.0, "quick": 10.0, "echo": 0.0, "linger": 0.0}
 
 
 class Fixture:

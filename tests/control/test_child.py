@@ -86,10 +86,33 @@ def test_a_worker_that_is_down_is_named(mta: Fixture, start: Callable[..., Runni
 def test_an_error_of_a_worker_is_passed_on(mta: Fixture, start: Callable[..., Running]) -> None:
     """What a worker cannot answer is an error with its text, for the one who asked."""
     start().ready()
-    with client(mta) as asked, pytest.raises(exits.OperatorError, match="is of no use"):
+    with client(mta) as asked, pytest.raises(exits.OperatorError, match="is of no use") as caught:
         asked.message("0000000000000")
-    with client(mta) as asked, pytest.raises(exits.OperatorError, match="is no message id"):
+    assert caught.value.exit_code == exits.UNAVAILABLE
+    with client(mta) as asked, pytest.raises(exits.OperatorError, match="is no message id") as caught:
         asked.message("nonsense")
+    assert caught.value.exit_code == exits.USAGE
+
+
+@pytest.mark.parametrize(("kind", "fields", "says"), [
+    ("reroute", {"pool": "nowhere", "filter": "queue=*"}, "reroute: there is no pool nowhere"),
+    ("suspend", {"target": "source:none"}, "suspend: there is no source none"),
+    ("limit", {"target": "provider:none", "connections": 1}, "limit: there is no provider none"),
+    ("pause", {"filter": "tenat=x"}, "no field 'tenat'"),
+    ("pause", {"filter": "queue=*", "reason": "x" * 1000}, "at most 500 characters"),
+    ("limit", {"target": "mx.test"}, "limit: to what?"),
+])
+def test_an_order_that_makes_no_sense_is_a_fault_of_who_gives_it(
+        mta: Fixture, start: Callable[..., Running], kind: str, fields: dict[str, Any], says: str) -> None:
+    """Exit code 64, whoever finds it out; 69 is for an MTA that does not answer."""
+    start().ready()
+    with client(mta) as asked, pytest.raises(exits.OperatorError) as caught:
+        asked.order(kind, **fields)
+    assert says in str(caught.value)
+    assert caught.value.exit_code == exits.USAGE
+    with client(mta) as asked, pytest.raises(exits.OperatorError) as caught:
+        asked.touched("tenat=x")
+    assert caught.value.exit_code == exits.USAGE
 
 
 def test_reload_reaches_the_child(mta: Fixture, start: Callable[..., Running]) -> None:
@@ -153,9 +176,11 @@ def test_a_worker_that_is_terminated_alone_finishes_and_comes_back(mta: Fixture,
 
 def test_a_blocked_hub_is_shown_and_replaced(mta: Fixture, start: Callable[..., Running]) -> None:
     """A hub that does not turn sends no heartbeat: its stacks are on stderr before it is replaced."""
-    running = start({"heartbeat_limit": 1.5}, worker_0="hang")
+    running = start({"heartbeat_limit": 2.5}, worker_0="hang")
     running.ready()
-    running.line("hangs: no heartbeat")
+    pid = mta.report("worker-0", "started")["pid"]
+    os.kill(pid, signal.SIGUSR1)
+    running.line(f"worker-0 (pid {pid}) hangs: no heartbeat")
     mta.behave()
     running.line("Fatal Python error: Aborted")
     running.line("in main")
@@ -253,6 +278,20 @@ for entry in status.missing: print(entry.worker, entry.reason)
     assert first == "True [1]"
     assert missing[0] == "0 does not answer within 0 s"
     assert missing[1].startswith("2 the answer is not understood (WorkerStatus")
+
+
+@pytest.mark.parametrize(("state", "said"), [
+    ("starting", "is starting: it does not answer yet"), ("ready", "does not answer: nobody listens on its socket"),
+    ("waiting", "is not running (not started yet)")])
+def test_a_worker_that_is_not_there_is_told_in_words(tmp_path: Any, state: str, said: str) -> None:
+    """Operators are shown no number of an error, no socket there or one that nobody serves."""
+    out = run_script(tmp_path, f"""
+import socket
+family.members[:] = [Member("worker", n, n + 10, {state!r}, [n]) for n in (7, 8)]
+socket.socket(socket.AF_UNIX).bind(protocol.worker_socket(run, 8))
+for entry in control.answer("status", {{}}).missing: print(entry.worker, entry.reason)
+""")
+    assert out.splitlines() == [f"7 {said}", f"8 {said}"]
 
 
 def test_counts_of_the_queues_shown_are_complete(tmp_path: Any) -> None:

@@ -18,8 +18,9 @@ def test_what_nobody_waits_for_is_given_the_same_time_to_gather_at_every_group(t
 
 
 def test_a_group_waits_for_the_messages_that_are_coming_and_for_nothing_else(tmp_path: Path) -> None:
-    """A message that is alone is written at once; one beside which another is being sent waits for that, and both are
-    one group; who does not come in time is not waited for again."""
+    """The only client's message is written at once; with others, when there is nothing more to read; one beside which
+    another is being sent waits for that, and both are one group; who does not come in time is not waited for again."""
     assert run("gathering", tmp_path).splitlines() == [
-        "alone: at once", "one comes: waits", "it has come: 1 group", "it does not come: 0 to wait for",
+        "nobody comes: as soon as nothing is to be read", "the only client: at once", "one of two: waits",
+        "one comes: waits", "it has come: 1 group", "it does not come: 0 to wait for",
     ]

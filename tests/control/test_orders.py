@@ -10,8 +10,10 @@ from typing import Any, cast
 
 import pytest
 
+from mta.config.loader import loads
+from mta.control import exits
 from mta.control.answers import Answers
-from mta.control.orders import OrderKeeper, orders_file, read_orders
+from mta.control.orders import OrderKeeper, lacking, orders_file, read_orders
 from mta.control.protocol import Missing, Obeyed, RequestError, SweepRow
 from mta.queue.fileops import FileOps
 from mta.queue.orders import Order, Orders
@@ -100,8 +102,9 @@ def test_what_cannot_be_written_is_not_ordered(workers: Workers, fails: str) -> 
     orders = keeper(workers, files=disk)
     orders.give(given())
     disk.fails = fails
-    with pytest.raises(RequestError, match="nothing was ordered"):
+    with pytest.raises(RequestError, match="nothing was ordered") as caught:
         orders.give(given("delete"))
+    assert caught.value.exit_code == exits.CANNOT_CREATE
     assert workers.told == [(1, 1)]
     assert [one.kind for one in orders.orders.orders] == ["pause"]
 
@@ -134,12 +137,13 @@ def test_a_sweep_is_done_when_all_shards_are(workers: Workers) -> None:
     workers.sweeps = [SweepRow(1, 0, 5, 5, True), SweepRow(1, 1, 5, 5, False)]
     assert orders.look()
     workers.sweeps[1].finished = True
+    workers.sweeps[0].unreadable, workers.sweeps[1].unreadable = 2, 1
     workers.missing = [Missing(1, "")]
     assert orders.look()
     workers.missing = []
     assert not orders.look()
     assert orders.orders.orders == ()
-    assert orders.orders.changes[-1].state == "done"
+    assert (orders.orders.changes[-1].state, orders.orders.changes[-1].unreadable) == ("done", 3)
 
 
 def test_a_worker_that_starts_ends_no_sweep(workers: Workers) -> None:
@@ -156,8 +160,9 @@ def test_a_worker_that_starts_ends_no_sweep(workers: Workers) -> None:
     with pytest.raises(RequestError, match="does not know all orders yet"):
         answers.answer("sweeps", {"serial": orders.orders.serial})
     controls.orders = orders.orders
-    controls.sweeps.progress[(1, 1)] = SimpleNamespace(deliveries=3, recipients=4, finished=False)
-    assert answers.answer("sweeps", {"serial": orders.orders.serial}).rows == [SweepRow(1, 1, 3, 4, False)]
+    controls.sweeps.progress[(1, 1)] = SimpleNamespace(deliveries=3, recipients=4, finished=False,
+                                                       unreadable=2)
+    assert answers.answer("sweeps", {"serial": orders.orders.serial}).rows == [SweepRow(1, 1, 3, 4, False, 2)]
 
 
 def test_an_order_ends_when_its_time_is_over(workers: Workers) -> None:
@@ -184,6 +189,24 @@ def test_a_broken_file_is_not_overwritten(workers: Workers) -> None:
     """It may say what was held: somebody has to look."""
     orders_file(str(workers.spool)).parent.mkdir()
     orders_file(str(workers.spool)).write_bytes(b"{")
-    with pytest.raises(RequestError, match="operator/orders"):
+    with pytest.raises(RequestError, match="operator/orders") as caught:
         keeper(workers).give(given())
+    assert caught.value.exit_code == exits.OS_ERROR
     assert orders_file(str(workers.spool)).read_bytes() == b"{"
+
+
+@pytest.mark.parametrize(("order", "said"), [
+    (Order(0, "reroute", "ann", 0, "pool=news", pool="clan"), "there is no pool clan in the configuration"),
+    (Order(0, "reroute", "ann", 0, "pool=news", pool="clean"), ""),
+    (Order(0, "reroute", "ann", 0, "pool=news", pool="out1"), ""),  # a source alone is a pool, too
+    (Order(0, "suspend", "ann", 0, target="provider:gogle"), "there is no provider gogle in the configuration"),
+    (Order(0, "limit", "ann", 0, target="provider:google", connections=1), ""),
+    (Order(0, "suspend", "ann", 0, target="source:out2"), "there is no source out2 in the configuration"),
+    (Order(0, "suspend", "ann", 0, target="source:out1"), ""),
+    (Order(0, "suspend", "ann", 0, target="out1>mx.example.org"), ""),
+    (Order(0, "suspend", "ann", 0, target="tenant:anybody"), ""),
+])
+def test_a_slip_of_the_pen_orders_nothing(order: Order, said: str) -> None:
+    """A pool that there is none of would stop the mail, and a provider that there is none of would not be suspended."""
+    config = loads("hostname: mta.test\nsources: {out1: {ipv4: 127.0.0.1}}\npools: {clean: {out1: 1}}\n")
+    assert lacking(config, order) == said

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from mta.config.hosts import Endpoint
 from mta.config.loader import loads
 from mta.config.schema import Config
-from mta.config.units import Endpoint
 from mta.control import exits, listen, log, privileges, reload, startup, systemd
 from mta.control.exits import StartError
 from mta.control.supervisor import clear_limits

@@ -39,6 +39,33 @@ def test_memory_is_given_back_in_the_quiet_after_work() -> None:
     assert due_after(WORKED_S / 2)  # a little work adds up
 
 
+NO_THREAD = """
+import gevent
+from gevent.threadpool import ThreadPool
+from mta.control import thrift
+thrift.LOOK_S, thrift.WORKED_S = 0.01, 0.0
+tries = []
+
+def no_memory(pool, call):
+    tries.append(call)
+    raise RuntimeError("can't start new thread")
+
+ThreadPool.spawn = no_memory
+one = thrift.Thrift(lambda: 0.0)
+one.start()
+while len(tries) < 2:
+    gevent.sleep(0.01)
+one.stop()
+"""
+
+
+def test_no_thread_is_no_bug() -> None:
+    """When there is no memory for a thread it is tried again another time, without a traceback."""
+    done = subprocess.run([sys.executable, "-c", NO_THREAD], cwd=Path(__file__).parents[2], capture_output=True,
+                          text=True, timeout=60, check=True)
+    assert done.stderr == ""
+
+
 FULL_POOL = """
 import threading, gevent
 from gevent.hub import get_hub

@@ -135,14 +135,15 @@ def late_mail_whose_read_has_no_answer() -> None:
 def late_mail_in_memory() -> None:
     """What waits in memory for its turn is warned of as well, and keeps its place."""
     world = World(bounces=Bounces(delay_warning=Duration(100)), shaping=shaping(connections=1))
-    world.slow_s = 0.2
+    world.answering.clear()
     for _ in range(3):
         world.make(age_s=200)
-    world.until(lambda: world.open)
+    queue = world.engine.scheduler.queues[(0, "d.test")]
+    world.until(lambda: queue.in_flight)
     warn(world)
-    in_flight = len(world.engine.scheduler.queues[(0, "d.test")].in_flight)
-    assert in_flight
+    in_flight = len(queue.in_flight)
     assert world.shelf.told("notified") == 3 - in_flight
+    world.answering.set()
     world.until(lambda: world.drained() and world.shelf.told("delivered") == 6 - in_flight)
     delivered = [event for event in world.shelf.events if event["event"] == "delivered" and event["sender"]]
     assert [event["attempt"] for event in delivered] == [1, 1, 1]
@@ -209,15 +210,24 @@ def times_that_are_over() -> None:
     it does not it is returned as well. Each once; and nothing is left of it."""
     deadlines.AGAIN_S = 0.05
     world = World(shaping=shaping(connections=1, pipelining=False))
-    world.slow_s = 0.5
     world.answers[b"EHLO"] = b"250-mx.d.test\r\n250 DELIVERBY"
+    world.answering.clear()
     for number in range(3):
-        timed(world, 0.3, "R", f"s{number}@x.test")
-    world.until(lambda: world.shelf.told("delivered") == 1 and world.shelf.told("expired") == 2)
+        timed(world, 1.0, "R", f"s{number}@x.test")
+    world.until(lambda: world.shelf.told("expired") == 2)
+    world.answering.set()
+    # The notifications are delivered, too.
+    world.until(lambda: [event["sender"] for event in world.shelf.events
+                         if event["event"] == "delivered" and event["sender"]] == ["s0@x.test"])
     world.until(lambda: not world.shelf.marks)
-    assert not world.shelf.stored
+    world.until(lambda: not world.shelf.stored)
+    world.answering.clear()
     world.answers[b"RCPT"] = b"451 later"
-    timed(world, 0.3, "R", "s3@x.test")
+    timed(world, 1.0, "R", "s3@x.test")
+    [wishes] = [one.message.wishes for one in world.shelf.stored.values()]
+    world.until(lambda: world.clock_us() > wishes.by_us + 100_000)
+    assert (world.shelf.told("deferred"), world.shelf.told("expired")) == (0, 2)
+    world.answering.set()
     world.until(lambda: world.shelf.told("expired") == 3 and not world.shelf.marks)
     assert world.shelf.told("deferred")
 
@@ -263,7 +273,7 @@ def a_time_that_is_over_while_the_disk_is_full() -> None:
 
     shelf = Full()
     world = World(shelf=shelf)
-    timed(world, 0.1, "R")
+    timed(world, 1.0, "R")
     world.until(lambda: shelf.told("delivered") == 1)
     world.until(lambda: full)
     looks = shelf.looks

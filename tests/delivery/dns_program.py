@@ -16,8 +16,9 @@ import gevent  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from mta.config.hosts import Endpoint  # noqa: E402
 from mta.config.schema import Dns  # noqa: E402
-from mta.config.units import Duration, Endpoint  # noqa: E402
+from mta.config.units import Duration  # noqa: E402
 from mta.delivery import dns  # noqa: E402
 from mta.delivery.dns_answer import Answer  # noqa: E402
 

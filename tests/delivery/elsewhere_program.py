@@ -5,7 +5,7 @@
 Prints nothing and ends with 0 when the rule held.
 """
 
-from tests.delivery.lanes_program import Sited, quick, three  # noqa: I001 - patches first
+from tests.delivery.sited import Sited, quick, three  # noqa: I001 - patches first
 
 import sys
 import time

@@ -7,9 +7,8 @@ Prints nothing and ends with 0 when the rule held.
 
 from tests.delivery.world import CONTENT, FOREVER, HANGS_S, Unlimited, World, clock_us, listen, shaping  # noqa: I001 - patches first
 
-import errno
 import logging
-import os
+import re
 import sys
 import tempfile
 import time
@@ -23,9 +22,6 @@ import gevent.select
 from gevent.event import Event
 
 from mta.config.loader import loads
-from mta.config.schema import ShapingRules
-from mta.config.schema import Delivery as DeliverySettings
-from mta.config.shaping import DefaultLayer, ProviderLayer
 from mta.config.units import Duration
 from mta.delivery import (
     connecting,
@@ -37,94 +33,11 @@ from mta.delivery import (
 )
 from mta.delivery.explain import standing, why_not_now
 from mta.delivery.limits import Limits
+from mta.delivery.pathreasons import of_path
 from mta.delivery.routing import Route, RouteFailure
 from mta.delivery.settle import Verdict
 from mta.queue.orders import Order, Orders
 from mta.queue.records import Delivery, Message, Recipient
-
-
-def a_family_that_the_kernel_lacks() -> None:
-    """IPv6 addresses on a machine without IPv6 are passed over."""
-    world = World()
-    world.addresses_found = [(10, "::1"), (2, "127.0.0.1")]
-    real = wire.socket
-
-    def lacking(family: int, kind: int) -> Any:
-        if family == 10:
-            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
-        return real(family, kind)
-
-    wire.socket = lacking
-    world.make()
-    world.until(world.drained)
-    assert (world.connections, world.shelf.told("delivered")) == (1, 1)
-
-
-def no_descriptors() -> None:
-    """When this machine has no socket, mail waits with that reason; no site is paused for it, and nothing goes round in
-    circles. It goes on by itself, and all of it arrives."""
-    connecting.SHORTAGE_S = 0.05
-    said: list[str] = []
-    connecting.log.addHandler(listening := logging.Handler())
-    listening.emit = lambda record: said.append(record.getMessage())  # type: ignore
-    codes = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-    for code in codes:
-        lack_sockets(code)
-    # Once for each spell, and each world is one.
-    assert said == [f"no socket for an outgoing connection: {os.strerror(code)}" for code in codes]
-
-
-def lack_sockets(code: int) -> None:
-    world = World(pause=60)
-    real, left, tries, rounds = wire.socket, 3, 0, 0
-    look = world.engine.connecting._try_more
-
-    def looks() -> None:
-        nonlocal rounds
-        rounds += 1
-        look()
-
-    world.engine.connecting._try_more = looks  # type: ignore[method-assign]
-
-    def scarce(family: int, kind: int) -> Any:
-        nonlocal left, tries
-        tries += 1
-        if not left:
-            raise OSError(code, os.strerror(code))
-        left -= 1
-        return real(family, kind)
-
-    wire.socket = scarce
-    for number in range(20):
-        world.make(domain=f"d{number}.test")
-    world.until(lambda: len(world.taken) == 3 and world.engine.connecting.room.shortage)
-    world.until(lambda: not world.engine.connections)
-    world.until(lambda: rounds >= 4)
-    assert tries <= 20 + 3 * rounds, (tries, rounds)
-    waits = [standing(world.engine, 0, f"d{number}.test", 1)[:2] for number in range(20)]
-    reason = f"this machine has no socket for one more connection: {os.strerror(code)}"
-    assert waits.count(("ready", reason)) >= 16, waits
-    left = 1000
-    world.until(world.drained)
-    assert world.shelf.told("suspended") == 0
-    assert len(world.taken) == 20
-    wire.socket = real
-
-
-def a_bound_of_descriptors() -> None:
-    """A worker has room for so many connections: those at rest make way for sites that have none, and all mail goes."""
-    world = World()
-    world.slow_s = 0.05
-    world.engine.connecting.room.most = 2
-    for number in range(20):
-        world.make(domain=f"d{number}.test")
-    reason = "the descriptors of a worker allow 2 connections, and there are as many"
-    world.until(lambda: sum(standing(world.engine, 0, f"d{number}.test", 1)[1] == reason for number in range(20)) > 15)
-    while not world.drained():
-        assert len(world.engine.connections) <= 2
-        gevent.sleep(0.001)
-    assert len(world.taken) == 20
-    assert world.shelf.told("suspended") == 0
 
 
 def a_bug_while_opening() -> None:
@@ -210,6 +123,42 @@ def content_that_comes_late_from_disk() -> None:
         assert [event["attempt"] for event in world.shelf.events if event["event"] == "delivered"] == [1, 1]
         if happens is end_connection:
             assert world.connections == 3, world.connections  # of which the second carried nothing
+
+
+def what_is_rerouted_by_itself() -> None:
+    """A delivery that an order has go by another pool is written into the queue of that, untried, when its turn comes;
+    with what its attempt came to when that makes it match. At the end of the order it goes by its own pool from there.
+    """
+    world = World()
+    hand = world.engine.controls
+
+    def reroute(number: int, expression: str) -> None:
+        hand.take(Orders(number, (Order(number, "reroute", "ops", world.clock_us(), expression, pool="other"),)))
+
+    def queues() -> dict[tuple[int, int], str]:
+        return {key: one.queue for key, one in world.shelf.stored.items()}
+
+    reroute(1, "age>1h")
+    old, _ = world.make(age_s=7200), world.make()
+    world.until(lambda: queues() == {old.key: "d.test//1"})
+    assert (len(world.taken), world.shelf.stored[old.key].attempts) == (1, 0)
+
+    reroute(2, "attempts>0")
+    world.answers[b"RCPT"] = b"451 4.3.0 later"
+    tried = world.make()
+    world.until(lambda: queues() == {old.key: "d.test//1", tried.key: "d.test//2"})
+    world.answers.clear()
+    assert (world.shelf.told("deferred"), len(world.taken)) == (1, 1)
+    world.until(lambda: world.shelf.stored[tried.key].due_us <= world.clock_us())
+    world.engine.scheduler._wake(0, "d.test//2", 0)
+    world.until(lambda: world.engine.paths.get("?/other") is not None)  # there is no such pool here
+    assert len(world.taken) == 1
+
+    hand.take(Orders(3))
+    for name in queues().values():
+        world.engine.scheduler._wake(0, name, 0)
+    world.until(world.drained)
+    assert (len(world.taken), world.shelf.told("delivered")) == (3, 3)
 
 
 def a_bug_in_beginning() -> None:
@@ -329,6 +278,32 @@ def why_a_lookup_is_made_again() -> None:
     answers.set()
 
 
+def what_is_told_at_the_moment_a_pause_ends() -> None:
+    """A pause is over, and the mail that waited for that has not come to its lane yet: what failed before is still
+    told, of a host and of a route."""
+
+    def told(world: World) -> str:
+        world.make()
+        world.until(lambda: world.shelf.told("suspended"))
+        [path] = world.engine.paths.values()
+        end_us = path.suspended_until_us
+        world.engine.clock_us = lambda: end_us + 1
+        state, reason = standing(world.engine, 0, "d.test", 1)[:2]
+        assert state == "ready"
+        assert [one.kind for one in of_path(world.engine, path)] == ["turn"]  # for nobody's mail nothing is tried
+        return reason
+
+    class Failing:
+        def route(self, _domain: str) -> RouteFailure:
+            return RouteFailure(False, 451, "4.4.3", "MX of d.test: SERVFAIL", 0.0)
+
+    dead, lost = World(pause=60), World(pause=60)
+    dead.server.stop()
+    lost.engine.router = Failing()  # type: ignore
+    assert told(dead).startswith("mx.d.test is tried again now, after: 4.4.1 mx.d.test")
+    assert told(lost) == "its route is being looked up again, after: MX of d.test: SERVFAIL"
+
+
 def a_host_that_trickles() -> None:
     """A deadline is for a whole reply: a host that sends it octet by octet cannot hold the connection longer."""
     world = World(pause=60, shaping=shaping(timeouts={"greeting": Duration(1)}))
@@ -361,19 +336,19 @@ def a_host_that_is_slow_with_each_recipient() -> None:
 def a_reload_while_a_route_is_looked_up() -> None:
     """What the old rules said is not used after a reload."""
     world = World()
-    asked: list[str] = []
+    asked, answers = Event(), Event()
 
     class Slow:
         def route(self, domain: str) -> Route:
-            asked.append("old")
-            gevent.sleep(0.1)
+            asked.set()
+            answers.wait()
             return Route("wrong", (), FOREVER, False)
 
     world.engine.router = Slow()  # type: ignore
     world.make()
-    gevent.sleep(0.02)
-    assert asked
+    assert asked.wait(HANGS_S)
     world.engine.configure(world.config, world)  # type: ignore
+    answers.set()
     world.until(world.drained)
     assert len(world.taken) == 1
 
@@ -383,11 +358,12 @@ def nothing_is_begun_while_outcomes_cannot_be_written() -> None:
     when it has caught up all goes on by itself."""
     connecting.STALL_S = 0.05
     world = World(shaping=shaping(connections=2))
-    world.slow_s = 0.1
+    world.answering.clear()
     for _ in range(3):
         world.make()
-    world.until(lambda: world.connections == 2)
+    world.until(lambda: sum(connection.messages for connection in world.engine.connections) == 2)  # both are at work
     world.shelf.choked = True
+    world.answering.set()
     world.until(lambda: not world.engine.connections)
     assert (len(world.taken), world.engine.scheduler.deliveries) == (2, 1)
     gevent.sleep(0.2)
@@ -397,185 +373,16 @@ def nothing_is_begun_while_outcomes_cannot_be_written() -> None:
     assert len(world.taken) == 3
 
 
-def a_free_place_is_taken_by_one_who_can_use_it() -> None:
-    """Connections are opened one at a time here. One that waits in line has no mail any more when its turn comes: the
-    next one gets it, nobody waits for ever."""
-    connecting.AT_ONCE = 1
-    connecting.STALL_S = 3600.0
-    world = World()
-    world.trickle_s = 0.01
-    for domain in ("a.test", "b.test", "c.test"):
-        world.make(domain=domain)
-        world.until(lambda domain=domain: f"mx.{domain}" in world.engine.paths)
-    path = world.engine.paths["mx.b.test"]
-    world.until(lambda: path in world.engine.connecting.opening)
-    for queue in list(world.engine.lanes["mx.b.test"].turns):
-        world.engine.scheduler.park(queue, clock_us() + 10**12)
-    world.until(lambda: len(world.taken) == 2)
-
-
-def many_sites_share_a_small_total() -> None:
-    """Two connections in all for a hundred sites: what rests makes room for who waits, in turn, and each lease that
-    becomes free is offered to the next in line only: the work does not grow with the number of those who wait."""
-    sites = 100
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = World(delivery=DeliverySettings(connections=2), limits=limits)
-        gevent.spawn(listen, world, limits)
-        kicks = Counter[str]()
-        kick = world.engine.connecting.kick
-        world.engine.connecting.kick = lambda lane: kicks.update([lane.name]) or kick(lane)  # type: ignore
-        for number in range(sites):
-            world.make(domain=f"d{number}.test")
-        most = 0
-        while not world.drained():
-            gevent.sleep(0.001)
-            most = max(most, len(world.engine.connections))
-        assert (most, world.shelf.told("delivered")) == (2, sites)
-        assert kicks.total() < 10 * sites, kicks.total()
-
-
-def nobody_looks_while_all_wait_for_a_lease() -> None:
-    """Mail of many sites waits for a lease of a limit over all of them, which calls them when there is one: none of
-    them looks now and then, or that work would grow with their number. Whoever waits for a lease of its own does look,
-    as a receiver may take more without a word."""
-    full = Unlimited()
-    full.lacking = connecting.TOTAL
-    world = World(pause=60, limits=full)
-    for number in range(50):
-        world.make(domain=f"d{number}.test")
-    lanes = world.engine.lanes
-    world.until(lambda: len(lanes) == 50 and all(path.waiting_for for path in world.engine.paths.values()))
-    assert not any(lane.stalled for lane in lanes.values())
-    full.lacking = "mx.own.test"
-    world.make(domain="own.test")
-    world.until(lambda: "mx.own.test" in lanes and lanes["mx.own.test"].stalled)
-    full.lacking = None
-    world.engine.connecting.nudged([connecting.TOTAL])
-    world.until(lambda: world.shelf.told("delivered") == 51)
-
-
-def a_lease_of_a_tenant_costs_no_look_at_connections() -> None:
-    """Messages of a tenant with a bound on those in flight are granted one by one, between workers by a nudge for each:
-    however many connections there are, none of them is looked at."""
-
-    class Untouchable:
-        @property
-        def leases(self) -> list[str]:
-            raise AssertionError("it was looked at")
-
-    world = World()
-    world.engine.connections.add(Untouchable())  # type: ignore
-    world.engine.connecting._resting[Untouchable()] = None  # type: ignore
-    nudged = []
-    world.engine.pacing.nudged = nudged.append  # type: ignore
-    world.engine.connecting.nudged(["tenant:acme"])
-    assert nudged == ["tenant:acme"]
-
-
-def a_hold_has_one_timer() -> None:
-    """However often the state of something that is held changes, its end is waited for once; and it does end."""
-    world = World()
-    holds, hub = world.engine.holds, world.engine.hub
-    timers: list[Any] = []
-    later = hub.later
-    hub.later = lambda *args: timers.append(later(*args)) or timers[-1]  # type: ignore
-    for _ in range(20):
-        holds.limit("mx.d.test", "rate", 5.0, 3600, "test", "it wants it so")
-    gevent.sleep(0)
-    assert (len(timers), sum(not timer.dead for timer in timers)) == (20, 1)
-    holds.suspend("source:", 0.3, "test", "for a moment")
-    assert "source:" in holds._held
-    world.until(lambda: "source:" not in holds._held)
-    assert holds._timers.keys() == {"mx.d.test"}
-
-
-def room_for_more_is_used_at_once() -> None:
-    """A reload lets a process have more connections: those who wait for a place are called."""
-    world = World(pause=60)
-    world.lingers_s = world.slow_s = 0.5
-    room = world.engine.connecting.room
-    room.most = 1
-    for number in range(5):
-        world.make(domain=f"d{number}.test")
-    world.until(lambda: world.open == 1 and room.is_awaited)
-    room.most = 5
-    world.engine.connecting.fill_room()
-    assert len(world.engine.connections) == 5
-
-
-def a_limit_over_a_provider_holds_over_its_sites() -> None:
-    """Two connections to all sites of a provider, another two from each source: what rests makes room for other sites
-    at once, a site of nobody does not wait, and the reason of waiting names the limit."""
-    sites = 60
-    rules = ShapingRules(
-        default=DefaultLayer.of(idle=Duration(3600)),
-        providers={"big": ProviderLayer.of(total_connections=2), "other": ProviderLayer.of(source_connections=2)})
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = World(shaping=rules, limits=limits)
-        world.providers = {**{f"b{number}.test": "big" for number in range(sites)},
-                           **{f"o{number}.test": "other" for number in range(sites)}}
-        gevent.spawn(listen, world, limits)
-        for number in range(sites):
-            for kind in ("b", "o"):
-                world.make(domain=f"{kind}{number}.test")
-        world.make(domain="alone.test")
-        world.until(lambda: world.shelf.told("delivered") >= 3)
-        waiting = {path.waiting_for for path in world.engine.paths.values()}
-        assert waiting <= {"", "provider:big", "source:>provider:other"}, waiting
-        held = next(path.name for path in world.engine.paths.values() if path.waiting_for == "provider:big")
-        reason = standing(world.engine, 0, held.removeprefix("mx."), 1)[1]
-        assert reason == "limit of 2 connections in all to provider:big is reached, over all workers", reason
-        most = Counter[str]()
-        while not world.drained():
-            gevent.sleep(0.001)
-            for kind in ("mx.b", "mx.o"):
-                now = sum(one.path.name.startswith(kind) for one in world.engine.connections)
-                most[kind] = max(most[kind], now)
-        assert most == {"mx.b": 2, "mx.o": 2}, most
-        assert world.shelf.told("delivered") == 2 * sites + 1
-        gevent.sleep(0.05)
-        assert sum(one.idle and one.path.name.startswith("mx.b") for one in world.engine.connections) == 2
-        world.providers["new.test"] = "big"
-        world.make(domain="new.test")
-        world.until(world.drained)
-
-
-def recipients_of_a_connection() -> None:
-    """With a limit on them a connection takes no more recipients, and a message is divided for it."""
-    world = World(shaping=shaping(connections=1, recipients_per_connection=5))
-    one = world.make(fresh=False)
-    one.recipients = [Recipient(f"u{number}@d.test") for number in range(12)]
-    world.engine.scheduler.add(0, one)
+def no_message_ends_without_its_mark() -> None:
+    """A message that cannot be marked as on its way is not ended: the connection is cut, the message goes later, and
+    none of it is an attempt, or a failure of the site."""
+    world = World(shaping=shaping(connections=1))
+    world.shelf.unmarked = 2
+    world.make()
     world.until(world.drained)
-    assert (world.connections, len(world.taken)) == (3, 3), (world.connections, world.taken)
-
-
-def what_rests_makes_room() -> None:
-    """All connections that may be are at rest, each to its site. Mail to another site gets the lease of the one that
-    has rested longest, at once, and only that."""
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = World(delivery=DeliverySettings(connections=3), shaping=shaping(idle=Duration(3600)), limits=limits)
-        gevent.spawn(listen, world, limits)
-        for domain in ("a.test", "b.test", "c.test", "d.test"):
-            world.make(domain=domain)
-            world.until(lambda domain=domain: any(one.idle for one in world.engine.connections
-                                                  if one.path.name == f"mx.{domain}"))
-        assert sorted(world.engine.paths) == ["mx.b.test", "mx.c.test", "mx.d.test"]
-        assert len(world.engine.connections) == 3
-
-
-def a_connection_counts_until_the_host_has_ended_it() -> None:
-    """One connection at once is one as the host counts, also while it takes its time to say good-bye: the next one is
-    opened when the host has closed."""
-    world = World(shaping=shaping(connections=1, messages_per_connection=1))
-    world.lingers_s = 0.05
-    for _ in range(5):
-        world.make()
-    world.until(world.drained)
-    assert (world.connections, world.most_open) == (5, 1)
+    assert (world.connections, len(world.taken)) == (3, 1)
+    assert [(event["event"], event.get("attempt")) for event in world.shelf.events] == [("delivered", 1)]
+    assert world.engine.paths["mx.d.test"].failures == 0
 
 
 def a_listed_address_stands_still_and_nothing_bounces() -> None:
@@ -648,9 +455,9 @@ def why_mail_waits() -> None:
     world.server.stop()
     world.make()
     world.until(lambda: shelf.told("suspended"))
-    state, reason, in_flight, _ = standing(world.engine, 0, "d.test", 1)
+    state, reason, in_flight, *_ = standing(world.engine, 0, "d.test", 1)
     assert (state, in_flight) == ("suspended", 0)
-    assert reason.startswith("mx.d.test is suspended for another 59 s: 4.4.1 mx.d.test")
+    assert re.match(r"mx\.d\.test is suspended for another 5\d s: 4\.4\.1 mx\.d\.test", reason), reason
     assert why_not_now(world.engine, 0, "d.test") == reason
     world.until(lambda: not world.engine.connections)
 

@@ -5,7 +5,7 @@
 Prints nothing and ends with 0 when the rule held.
 """
 
-from tests.delivery.lanes_program import Sited, quick, three  # noqa: I001 - patches first
+from tests.delivery.sited import Sited, quick, three  # noqa: I001 - patches first
 
 import datetime
 import socket
@@ -25,7 +25,8 @@ from gevent.server import StreamServer
 
 from mta.config.schema import Source
 from mta.config.shaping import DeliveryTimeouts
-from mta.config.units import Duration, parse_proxy
+from mta.config.hosts import parse_proxy
+from mta.config.units import Duration
 from mta.delivery import pathkeeping
 from mta.delivery.explain import standing
 

@@ -1,13 +1,13 @@
-"""Runs one scenario of sources, pools, tenants and limits with a real engine, in a gevent process of its own.
+"""Runs one scenario of sources, pools and rates with a real engine, in a gevent process of its own.
 
     python -m tests.delivery.lanes_program NAME
 
 Prints nothing and ends with 0 when the rule held.
 """
 
-from tests.delivery.world import CONTENT, World, clock_us, listen, shaping  # noqa: I001 - patches first
+from tests.delivery.sited import Sited, join, quick, three  # noqa: I001 - patches first
+from tests.delivery.world import FOREVER, clock_us, listen, shaping
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,66 +21,16 @@ import gevent.event
 from gevent.server import StreamServer
 
 from mta.config.schema import Delivery as DeliverySettings
-from mta.config.schema import ShapingRules, Source, Tenant
-from mta.config.shaping import Adaptive, DomainLayer, ProviderLayer
-from mta.config.units import Duration, parse_proxy, parse_rate
-from mta.delivery import connecting, dispatch, limit_table, pathkeeping, sources
-from mta.delivery.explain import of_queue, standing
+from mta.config.schema import ShapingRules, Source
+from mta.config.shaping import DomainLayer, ProviderLayer
+from mta.config.hosts import parse_proxy
+from mta.config.units import Duration, parse_rate
+from mta.delivery import dispatch, limit_table, pathkeeping, sources
+from mta.delivery.explain import standing
 from mta.delivery.limits import Limits
-from mta.queue.records import Delivery, Message, Recipient, queue_name
+from mta.delivery.routing import RouteFailure
 
 ABSENT = "192.0.2.77"  # no machine has it (RFC 5737)
-
-
-def quick(**options: Any) -> ShapingRules:
-    """With connections that do not rest for long, and as many as are configured from the beginning."""
-    return shaping(idle=Duration(0.05), adaptive=Adaptive(enabled=False), **options)
-
-
-class Sited(World):
-    """A world whose host notes where its clients come from."""
-
-    def __init__(self, **options: Any) -> None:
-        self.clients: Counter[str] = Counter()  # connections
-        self.messages: Counter[str] = Counter()
-        self.greylisted: dict[bytes, str] = {}  # by sender: where it came from first
-        self.greylists = False
-        options.setdefault("shaping", quick())
-        super().__init__(**options)
-
-    def over(self) -> bool:
-        """Whether nothing is left and every host has counted its session."""
-        return self.drained() and not self.engine.connections and not self.open
-
-    def converse(self, sock: Any) -> None:
-        self.clients[sock.getpeername()[0]] += 1
-        super().converse(sock)
-
-    def took(self, sock: Any, sender: bytes) -> None:
-        self.messages[sock.getpeername()[0]] += 1
-        super().took(sock, sender)
-
-    def make_for(self, pool: str = "", domain: str = "d.test", tenant: str = "", priority: str = "",
-                 sender: str = "a@x.test") -> Delivery:
-        self.number += 1
-        message = Message(self.number << 10, sender, self.clock_us(), CONTENT, header_size=30, size=len(CONTENT))
-        one = Delivery(message, 0, queue_name(domain, tenant, pool=pool, priority=priority), domain,
-                       [Recipient(f"u@{domain}")], self.clock_us())
-        self.shelf.stored[one.key] = deepcopy(one)
-        self.engine.scheduler.add(0, one)
-        return one
-
-
-def join(worlds: list[Sited], world: Sited, limits: Limits) -> None:
-    """One more worker: it delivers to the host of the first one, and hears of the leases."""
-    worlds.append(world)
-    world.port = worlds[0].port
-    gevent.spawn(listen, world, limits)
-
-
-def three(**more: Source) -> dict[str, Source]:
-    """Sources on loopback."""
-    return {"a": Source(ipv4="127.0.0.2"), "b": Source(ipv4="127.0.0.3"), **more}
 
 
 def connections_leave_by_weight() -> None:
@@ -148,7 +98,7 @@ def a_lost_source_is_made_up_for() -> None:
         world.make_for("lost")
     world.until(lambda: len(world.taken) == 5)
     assert dict(world.clients) == {"127.0.0.2": world.connections}
-    state, reason, _, _ = standing(world.engine, 0, "d.test/lost", 1)
+    state, reason, *_ = standing(world.engine, 0, "d.test/lost", 1)
     assert state == "suspended", (state, reason)
     assert f"this machine does not have the address {ABSENT}" in reason
     gevent.sleep(0.3)
@@ -195,7 +145,7 @@ def a_suspended_path_leaves_its_mail_to_the_others() -> None:
     world.engine.keeper.pause(other)
     world.make()
     assert world.engine.scheduler.deliveries == 0
-    state, reason, _, _ = standing(world.engine, 0, "d.test", 1)
+    state, reason, *_ = standing(world.engine, 0, "d.test", 1)
     assert state == "suspended"
     assert "a>mx.d.test is suspended" in reason, reason
     assert "b>mx.d.test is suspended" in reason, reason
@@ -359,6 +309,23 @@ def a_pool_that_is_gone() -> None:
     assert world.shelf.told("deferred") == 0
 
 
+def a_domain_without_a_way_by_our_configuration() -> None:
+    """An address for a name that we do not connect to, or relays that are we ourselves: nothing but a reload helps.
+    Such mail waits with that reason, and goes as soon as a reload brings a way."""
+    world = Sited()
+    route = world.route
+    world.route = lambda domain: RouteFailure(False, 451, "4.4.4", "it is not connected to", FOREVER)  # type: ignore
+    world.make(domain="[127.0.0.1]")
+    world.until(lambda: world.engine.scheduler.parked() == ["[127.0.0.1]"])
+    assert "it is not connected to" in standing(world.engine, 0, "[127.0.0.1]", 1)[1]
+    [told] = [event for event in world.shelf.events if event["event"] == "suspended"]
+    assert told["text"] == "it is not connected to"
+    world.route = route  # type: ignore[method-assign]
+    world.engine.configure(world.config)
+    world.until(world.drained)
+    assert world.shelf.told("delivered") == 1
+
+
 def a_pool_that_is_gone_may_fall_back() -> None:
     """With `unknown_pool: default` such mail takes the default pool."""
     world = Sited(sources=three(), pools={"default": {"a": 1}},
@@ -451,8 +418,8 @@ def a_path_with_a_rate() -> None:
         real, reserve = world.engine.dispatch.next_job, limits.reserve
         world.engine.dispatch.next_job = lambda one: asked.update(["job"]) or real(one)  # type: ignore
 
-        def noted(buckets: Any, count: int = 1) -> float:
-            at_s = reserve(buckets, count)
+        def noted(buckets: Any, count: int = 1, urgent: bool = False) -> float:
+            at_s = reserve(buckets, count, urgent)
             if not at_s:
                 granted.append(time.monotonic())
             return at_s
@@ -477,7 +444,7 @@ def a_reload_takes_no_place_in_line() -> None:
         world = Sited(limits=limits, shaping=shaping(idle=Duration(5), message_rate=(parse_rate("1/s"),)))
         gevent.spawn(listen, world, limits)
         back: list[object] = []
-        limits.hand_back = lambda buckets, count=1: back.append(buckets)  # type: ignore
+        limits.hand_back = lambda buckets, **since: back.append(buckets)  # type: ignore
         for _ in range(2):
             world.make()
         path: Any = None
@@ -533,6 +500,40 @@ def a_rate_over_a_provider() -> None:
         world.until(world.drained)
 
 
+def transactional_mail_overtakes_in_a_rate_that_sites_share() -> None:
+    """A hundred sites wait with bulk mail for the rate of their provider: a transactional message to one more, by
+    another worker, and one to the last of them go next, in two slots at most; the place of the last one is kept."""
+    with tempfile.TemporaryDirectory() as run:
+        env = limit_table.open_table(Path(run, "limits"))
+        limit_table.open_table = lambda directory: env  # one may be open in a process
+        own = quick(message_rate=(parse_rate("20/s"),)).default  # with one of its own each site has a place
+        rules = ShapingRules(default=own,
+                             providers={"big": ProviderLayer.of(total_message_rate=(parse_rate("2/s"),))})
+        worlds: list[Sited] = []
+        for number in range(2):
+            limits = Limits(run, number)
+            world = Sited(shaping=rules, limits=limits)
+            world.providers = dict.fromkeys([*(f"b{one}.test" for one in range(100)), "new.test"], "big")
+            join(worlds, world, limits)
+        host, other = worlds
+        for one in range(100):
+            host.make_for(domain=f"b{one}.test", priority="bulk")
+        host.until(lambda: sum(path.not_before_s > 0 for path in host.engine.paths.values()) >= 95)
+        assert max(path.not_before_s for path in host.engine.paths.values()) > time.monotonic() + 40
+        last = max(host.engine.paths.values(), key=lambda path: path.not_before_s)
+        domain, place = last.name.removeprefix("mx."), last.not_before_s
+        reason = standing(host.engine, 0, f"{domain}^bulk", 1)[1]
+        assert "later if transactional mail to other sites comes first" in reason, reason
+        for world, site in ((other, "new.test"), (host, domain)):
+            before = len(host.taken)
+            world.make_for(domain=site, priority="transactional", sender="urgent@x.test")
+            host.until(lambda before=before: any(b"urgent" in sender for sender in host.taken[before:]))
+            assert len(host.taken) - before <= 3, host.taken
+        host.until(lambda: last.not_before_s > time.monotonic())
+        assert last.not_before_s == place
+        assert not other.engine.scheduler.deliveries
+
+
 def transactional_mail_overtakes_what_is_left_to_a_source() -> None:
     """Deferred mail that other sources leave to the one it came from before is no faster than its priority."""
     world = Sited(sources=three(), pools={"both": {"a": 1, "b": 1}, "one": {"a": 1}}, shaping=quick(connections=1))
@@ -552,371 +553,5 @@ def transactional_mail_overtakes_what_is_left_to_a_source() -> None:
     assert world.messages == {"127.0.0.2": 61}
 
 
-def tenants_share_by_weight() -> None:
-    """One connection, two tenants with full queues: three messages of the heavy one for each of the light one, whoever
-    came first; transactional mail of either goes before all."""
-    world = Sited(tenants={"heavy": Tenant(weight=3)}, shaping=quick(connections=1))
-    for _ in range(40):
-        world.make_for(tenant="light", sender="light@x.test")
-    for _ in range(40):
-        world.make_for(tenant="heavy", sender="heavy@x.test")
-    world.make_for(tenant="light", priority="transactional", sender="urgent@x.test")
-    world.until(world.drained)
-    senders = [sender.partition(b"<")[2].partition(b"@")[0] for sender in world.taken]
-    assert b"urgent" in senders[:3]
-    counts = Counter(senders[3:43])
-    assert 28 <= counts[b"heavy"] <= 32, counts
-
-
-def a_tenant_with_a_rate_does_not_hold_up_others() -> None:
-    """It is passed over until its time; others go at once over the same connection."""
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = Sited(tenants={"slow": Tenant(message_rate=(parse_rate("1/h"),))}, limits=limits,
-                      shaping=shaping(connections=1, idle=Duration(3600)))
-        gevent.spawn(listen, world, limits)
-        for _ in range(4):
-            world.make_for(tenant="slow", sender="slow@x.test")
-        for _ in range(20):
-            world.make_for(tenant="quick", sender="quick@x.test")
-        world.until(lambda: sum(b"quick" in sender for sender in world.taken) == 20)
-        world.until(lambda: "rate of tenant slow (1/h) is used up" in standing(world.engine, 0, "slow@d.test", 1)[1])
-        assert sum(b"slow" in sender for sender in world.taken) == 1
-        config = deepcopy(world.config)
-        object.__setattr__(config, "tenants", {})
-        world.engine.configure(config, world)  # type: ignore
-        world.until(world.drained)
-        assert world.connections == 1
-
-
-def a_tenant_with_a_bound_on_messages_in_flight() -> None:
-    """At most two at once over all connections and sites; each end lets the next one go."""
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = Sited(tenants={"small": Tenant(concurrency=2)}, limits=limits)
-        gevent.spawn(listen, world, limits)
-        world.slow_s = 0.02
-        most = 0
-        for number in range(12):
-            world.make_for(tenant="small", domain=f"d{number % 4}.test")
-        while not world.drained():
-            in_flight = sum(len(one.jobs) for one in world.engine.connections)
-            most = max(most, in_flight)
-            gevent.sleep(0.001)
-        assert most == 2, most
-        assert len(world.taken) == 12
-        assert limits.acquire([("tenant:small", 2)]) is None
-
-
-def in_turn(tenant: Tenant, kind: str) -> None:
-    """Two workers with mail of one tenant to three sites each; `kind` is the reason for which it waits."""
-    with tempfile.TemporaryDirectory() as run:
-        env = limit_table.open_table(Path(run, "limits"))
-        limit_table.open_table = lambda directory: env  # one may be open in a process
-        worlds: list[Sited] = []
-        asked: list[object] = []
-        for number in range(2):
-            limits = Limits(run, number)
-            acquire = limits.acquire
-            limits.acquire = lambda leases, acquire=acquire: asked.append(leases) or acquire(leases)  # type: ignore
-            world = Sited(tenants={"small": tenant}, limits=limits, shaping=shaping(idle=Duration(60)))
-            join(worlds, world, limits)
-        host = worlds[0]
-        host.slow_s = 0.02
-        for number in range(180):
-            for which, world in enumerate(worlds):
-                world.make_for(tenant="small", domain=f"d{number % 3}.test", sender=f"w{which}d{number % 3}@x.test")
-        kinds: set[str] = set()
-
-        def enough() -> bool:
-            kinds.update(found.kind for world in worlds if (found := world.engine.pacing.why("small")) is not None)
-            return len(host.taken) >= 60
-
-        host.until(enough)
-        assert kinds == {kind}
-        counts = Counter(host.taken)
-        assert len(counts) == 6, counts
-        assert 5 <= min(counts.values()) <= max(counts.values()) <= 20, counts
-        assert len(asked) < 1000, len(asked)
-
-
-def lanes_share_a_bound_on_messages_in_flight() -> None:
-    """All sites in all workers get the same of it, and who is refused does not ask again and again."""
-    in_turn(Tenant(concurrency=1), "tenant-concurrency")
-
-
-def lanes_share_the_rate_of_a_tenant() -> None:
-    """The same of a rate."""
-    in_turn(Tenant(message_rate=(parse_rate("20/s"),)), "tenant-rate")
-
-
-def a_bound_on_messages_in_flight_that_comes_meanwhile() -> None:
-    """An operator's limit counts what is in flight when it comes, and nothing goes before that is below it; lowered,
-    raised, ended and given again while messages are under way, it is exact, and in the end nobody holds anything."""
-    class Held(Sited):
-        gates: dict[bytes, gevent.event.Event]
-
-        def took(self, sock: Any, sender: bytes) -> None:
-            gate = self.gates[sender] = gevent.event.Event()
-            self.at_once = max(self.at_once, len(self.gates))
-            gate.wait(20.0)
-            del self.gates[sender]
-            super().took(sock, sender)
-
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = Held(limits=limits, shaping=quick(connections=8))
-        world.gates, world.at_once = {}, 0  # type: ignore[attr-defined]
-        holds, pacing = world.engine.holds, world.engine.pacing
-        gevent.spawn(listen, world, limits)
-
-        def limit(most: int) -> None:
-            holds.limit("tenant:small", "connections", most, 3600, "operator", "a test")
-
-        def under_way(count: int, held: int) -> None:
-            world.until(lambda: len(world.gates) == count)
-            assert sum(limits.holders("tenant:small").values()) == held, limits.holders("tenant:small")
-
-        def end(count: int) -> None:
-            for gate in list(world.gates.values())[:count]:
-                gate.set()
-            gevent.sleep(0.05)
-
-        for number in range(5):
-            world.make_for(tenant="small", domain=f"d{number}.test", sender=f"s{number}@x.test")
-        under_way(5, 0)
-        limit(2)
-        under_way(5, 5)
-        for number in range(5, 20):
-            world.make_for(tenant="small", domain=f"d{number % 5}.test", sender=f"s{number}@x.test")
-        end(2)
-        under_way(3, 3)
-        end(1)
-        under_way(2, 2)
-        end(1)
-        under_way(2, 2)
-        limit(4)
-        under_way(4, 4)
-        limit(1)
-        end(2)
-        under_way(2, 2)
-        end(2)
-        under_way(1, 1)
-        holds.lift("tenant:small", "operator")
-        world.until(lambda: len(world.gates) > 1)
-        limit(3)
-        world.until(lambda: sum(limits.holders("tenant:small").values()) == len(world.gates))
-        holds.lift("tenant:small", "operator")
-        while not world.drained():
-            end(8)
-        assert limits.holders("tenant:small") == {}
-        assert "small" not in pacing.tenants
-        assert len(world.taken) == 20
-
-
-def a_tenant_at_its_bound_costs_nothing() -> None:
-    """While its message is in flight the others wait, and nothing goes round in circles."""
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = Sited(tenants={"small": Tenant(concurrency=1)}, limits=limits)
-        gevent.spawn(listen, world, limits)
-        world.slow_s = 1.0
-        asked: list[object] = []
-        acquire = limits.acquire
-        limits.acquire = lambda leases: asked.append(leases) or acquire(leases)  # type: ignore
-        for _ in range(8):
-            world.make_for(tenant="small")
-        gevent.sleep(0.5)
-        assert len(asked) < 30, len(asked)
-        world.slow_s = 0.0
-        world.until(world.drained)
-        assert len(world.taken) == 8
-
-
-def what_a_tenant_may_have() -> None:
-    """452 when its queue is full, until something of it has left; and for the rest of the day when it had its messages.
-    """
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = Sited(tenants={"t": Tenant(queue_size=3, daily_volume=5)}, limits=limits)
-        gevent.spawn(listen, world, limits)
-        admit = world.engine.pacing.admit
-        world.engine.pacing.await_counts(1)
-        assert admit("other", 100) is None
-        assert [admit("t", 1) for _ in range(3)] == [None] * 3
-        refused = admit("t", 1)
-        assert refused is not None
-        assert (refused.code, refused.enhanced) == (452, "4.2.2")
-        world.make_for(tenant="t")
-        world.until(world.drained)
-        assert admit("t", 1) is None
-        world.engine.pacing.left("t", 3)
-        assert admit("t", 1) is None
-        refused = admit("t", 1)
-        assert refused is not None
-        assert (refused.code, refused.enhanced) == (452, "4.7.1")
-
-
-def a_bound_on_a_queue_that_comes_by_a_reload() -> None:
-    """What a tenant has queued already counts when it gets a bound, also for the second time; what comes and leaves
-    while that is being counted is neither counted twice nor forgotten."""
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = Sited(tenants={"t": Tenant()}, limits=limits)
-        asked: list[Any] = []
-        world.shelf.count_of_tenants = lambda tenants, done: asked.append(done)  # type: ignore
-        admit, left = world.engine.pacing.admit, world.engine.pacing.left
-        for _ in range(2):
-            config = deepcopy(world.config)
-            object.__setattr__(config, "tenants", {"t": Tenant(queue_size=5)})
-            world.engine.configure(config)
-            assert [admit("t", 2) for _ in range(3)] == [None] * 3  # not in force yet
-            left("t", 9)
-            asked.pop()({"t": 7})
-            assert limits.counted("queue:t") == 4
-            assert admit("t", 1) is None
-            refused = admit("t", 1)
-            assert refused is not None
-            assert refused.enhanced == "4.2.2"
-            world.engine.configure(world.config)
-
-
-def a_start_waits_for_what_tenants_have() -> None:
-    """Doors open when all workers have counted the queues of tenants with a bound, so that no worker lets in more than
-    the bound for want of the others' numbers, and none refuses too early. Tenants without a bound wait for nothing."""
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = Sited(tenants={"t": Tenant(queue_size=10)}, limits=limits)
-        pacing = world.engine.pacing
-        asked: list[Any] = []
-        world.shelf.count_of_tenants = lambda tenants, done: asked.append(done)  # type: ignore
-        limits.stock("queue:t", None)
-        pacing.begin()
-        waiting = gevent.spawn(pacing.await_counts, 2)
-        gevent.sleep(0.05)
-        asked.pop()({"t": 4})
-        gevent.sleep(0.05)
-        assert not waiting.dead
-        subprocess.run([sys.executable, "-c", COUNTS, run], check=True)
-        waiting.join(10)
-        assert waiting.dead
-        refused = pacing.admit("t", 2)
-        assert refused is not None
-        assert refused.enhanced == "4.2.2"
-        assert pacing.admit("t", 1) is None
-        Sited(limits=limits).engine.pacing.await_counts(2)
-
-
-COUNTS = """
-import sys
-from mta.delivery.limits import Limits
-limits = Limits(sys.argv[1], 1)
-limits.stock("queue:t", 5)
-limits.close()
-"""
-
-ELSEWHERE = """
-import sys, time
-from mta.delivery.limits import Limits
-from mta.delivery.pathstate import Hold
-run, change = sys.argv[1:]
-verb, _, name = change.partition(" ")
-now_us = time.time_ns() // 1000
-hold = Hold("all", now_us + 60_000_000, "operator", f"no more of {name}", now_us)
-limits = Limits(run, 1)
-limits.update(name, lambda state: state.with_hold(hold) if verb == "suspend" else state.without("operator"))
-limits.close()
-"""
-
-
-def what_is_held_by_name() -> None:
-    """A source, a domain, a tenant, a path may be suspended by a decision, in whichever worker it was made: their mail
-    leaves memory, other mail goes; lifted, it comes back at once. What is decided outlives a worker."""
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = Sited(sources=three(), pools={"default": {"a": 1, "b": 1}, "a": {"a": 1}}, limits=limits)
-        gevent.spawn(listen, world, limits)
-
-        def elsewhere(change: str) -> None:
-            subprocess.run([sys.executable, "-c", ELSEWHERE, run, change], check=True)
-
-        for name, queue, mail in (
-                ("source:a", "d.test/a", {"pool": "a"}), ("domain:d.test", "d.test", {}),
-                ("tenant:t", "t@d.test", {"tenant": "t"}), ("a>mx.d.test", "d.test/a", {"pool": "a"})):
-            taken = len(world.taken)
-            elsewhere(f"suspend {name}")
-            world.until(lambda name=name: world.engine.holds.suspension((name,)))
-            world.make_for(**mail)
-            world.make_for(domain="e.test")
-            world.until(lambda taken=taken: len(world.taken) == taken + 1)
-            gevent.sleep(0.05)
-            assert len(world.taken) == taken + 1
-            state, reason, _, _ = standing(world.engine, 0, queue, 1)
-            assert state == "suspended", (name, state, reason)
-            assert f"no more of {name}" in reason, reason
-            world.until(lambda: not world.engine.scheduler.deliveries)
-            elsewhere(f"lift {name}")
-            world.until(world.over)
-            assert len(world.taken) == taken + 2
-
-        elsewhere("suspend domain:d.test")
-        again = Sited(limits=limits)
-        again.make()
-        gevent.sleep(0.05)
-        assert not again.taken
-        assert standing(again.engine, 0, "d.test", 1)[0] == "suspended"
-
-
-def limits_that_a_hold_lowers() -> None:
-    """Connections and rate of a path, for a while; then what is configured is in force again by itself."""
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = Sited(limits=limits, shaping=quick(connections=10))
-        gevent.spawn(listen, world, limits)
-        world.slow_s = 0.02
-        holds = world.engine.holds
-        holds.limit("mx.d.test", "connections", 1, 3600, "rule few", "421 too many")
-        for _ in range(5):
-            world.make()
-        world.until(lambda: len(world.taken) == 5)
-        assert world.most_open == 1
-        holds.limit("mx.d.test", "connections", 1, 0.2, "rule few", "421 too many")  # in place of the longer one
-        world.make()
-        path = world.engine.paths["mx.d.test"]
-        world.until(lambda: path.most == 10)
-        world.until(world.over)
-        holds.limit("mx.d.test", "rate", 0.001, 3600, "rule slow", "421 slow down")
-        for _ in range(5):
-            world.make()
-        world.until(lambda: "mx.d.test is held to 0.001/s" in standing(world.engine, 0, "d.test", 1)[1])
-        assert len(world.taken) <= 6 + 1
-        holds.limit("mx.d.test", "rate", 0.001, 0.2, "rule slow", "421 slow down")
-        world.until(world.over)
-
-
-def the_lowest_of_several_rates_is_the_reason() -> None:
-    """Of a path's own rate and one of a hold that is named which is lower; both numbers are told."""
-    with tempfile.TemporaryDirectory() as run:
-        limits = Limits(run, 0)
-        world = Sited(limits=limits, shaping=quick(message_rate=(parse_rate("1/h"),)))
-        gevent.spawn(listen, world, limits)
-
-        def told(rates: str, kind: str, remedy: str) -> bool:
-            for one in of_queue(world.engine, 0, "d.test", 1)[1]:
-                if f"({rates})" in one.text and one.kind == kind:
-                    assert remedy in one.remedy, one
-                    return True
-            return False
-
-        world.engine.holds.limit("mx.d.test", "rate", 5.0, 3600, "rule slow", "421 slow down")
-        for _ in range(3):
-            world.make()
-        world.until(lambda: told("1/h, 5/s", "rate", "`message_rate` in shaping"))
-        assert "is held to" not in standing(world.engine, 0, "d.test", 1)[1]
-        world.engine.holds.limit("mx.d.test", "rate", 1 / 7200, 3600, "rule slow", "421 slow down")
-        world.until(lambda: told("1/h, 0.5/h", "rate", "mta rules show slow"))
-
-
 if __name__ == "__main__":
-    assert connecting
     globals()[sys.argv[1]]()

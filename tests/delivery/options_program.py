@@ -5,7 +5,7 @@
 Prints nothing and ends with 0 when the rule held.
 """
 
-from tests.delivery.lanes_program import Sited, quick  # noqa: I001 - patches first
+from tests.delivery.sited import Sited, quick  # noqa: I001 - patches first
 
 import socket
 import ssl
@@ -238,7 +238,7 @@ def families() -> None:
         world = Sited(shaping=quick(families=wanted))
         StreamServer(("::1", world.port), world.serve).start()
         found = [(2, "127.0.0.1"), (10, "::1")]
-        # What the router leaves of them (tests/delivery/test_routing.py).
+        # What the router leaves of them (tests/delivery/test_routing_addresses.py).
         world.addresses_found = [one for one in found if wanted[:4] == {2: "ipv4", 10: "ipv6"}[one[0]] or "-" in wanted]
         world.make()
         world.until(world.over)

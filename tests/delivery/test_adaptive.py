@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mta.delivery.adaptive import FORGET_S, WINDOW_FIRST, Adaptive, Window
+from mta.delivery.pace import Pace
 
 START_S = 100_000.0
 
@@ -43,6 +44,14 @@ def test_it_is_forgotten_after_a_day() -> None:
     assert found.is_forgotten(10.0 + FORGET_S)
 
 
+def test_more_than_was_refused_is_said_to_be_tried() -> None:
+    """Nobody is told that a path is held to 66 a minute because the receiver refused 55; both are in one unit."""
+    found = Adaptive(pace=Pace(rate=0.925, ceiling=0.925))
+    assert found.why(10.0) == "held to 55.5/min since the receiver refused 55.5/min"
+    found.pace.held, found.pace.rate = 0.888, 1.11  # a step
+    assert found.why(10.0) == "66.6/min is tried, as the receiver took 53.3/min for a while"
+
+
 @given(st.lists(st.tuples(st.sampled_from(["taken", "refused", "burdened", "probe"]),
                           st.floats(0.001, 1000), st.floats(0, 50)), max_size=60))
 def test_any_history_survives_the_disk(history: list[tuple[str, float, float]]) -> None:
@@ -58,6 +67,8 @@ def test_any_history_survives_the_disk(history: list[tuple[str, float, float]]) 
             found.burdened(now)
         else:
             found.pace.take_probe(now)
+        if "since the receiver refused" in found.why(now):
+            assert found.pace.rate <= found.pace.ceiling
         assert 1 <= found.connections(20) <= 20
         assert 0 <= found.pace.rate < 10_000
         assert not found.pace.is_blocked or found.pace.probe_at > 0

@@ -47,7 +47,7 @@ def job() -> Any:
 
 
 def connection() -> Any:
-    path = SimpleNamespace(succeeded=lambda now_s: None, prompt=True)
+    path = SimpleNamespace(succeeded=lambda now_s: None, prompt=True, failures=0)
     return SimpleNamespace(path=path, completed=0, peer=None)
 
 

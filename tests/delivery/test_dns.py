@@ -10,7 +10,7 @@ from typing import Any
 import dns.message
 import pytest
 
-from mta.config.units import Endpoint
+from mta.config.hosts import Endpoint
 from tests.delivery.dns_helpers import (
     Behaviour,
     DnsServer,

@@ -21,6 +21,8 @@ ZONE = {
     ("half.org", "MX"): ["10 half.org."],
     ("half.org", "A"): ["192.0.2.7", "127.0.0.1"],
     ("null.org", "MX"): ["0 ."],
+    ("four.org", "MX"): ["0 four.org."],
+    ("four.org", "A"): ["192.0.2.4", "192.0.2.5"],
     ("loopback.org", "MX"): ["10 backup.example.org."],
 }
 
@@ -32,6 +34,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         path.write_text(
             f"hostname: mta.example.net\ndns: {{servers: ['{server.endpoint}'], timeout: 1s}}\n"
             f"routes: {{relayed.org: {{relay: ['192.0.2.9:2525', '127.0.0.1:2626']}}}}\n"
+            f"shaping: {{domains: {{four.org: {{skip_hosts: 192.0.2.5}}}}}}\n"
         )
         yield str(path)
 
@@ -70,6 +73,13 @@ relayed.org
                127.0.0.1  port 2626  127.0.0.1
   site         relay:192.0.2.9:2525,127.0.0.1:2626
 """
+
+
+def test_options_of_the_domain_hold_however_it_is_written(config: str) -> None:
+    """What is not connected to is told as delivery would have it."""
+    code, out, _ = mta_dns(config, "Four.Org", "--json")
+    (host,) = json.loads(out)["hosts"]
+    assert (code, host["addresses"], len(host["skipped"])) == (0, ["192.0.2.4"], 1)
 
 
 def test_failures_are_shown_as_the_sender_would_get_them(config: str) -> None:

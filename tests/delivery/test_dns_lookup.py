@@ -11,8 +11,9 @@ import dns.message
 import dns.rrset
 import pytest
 
+from mta.config.hosts import Endpoint
 from mta.config.schema import Dns
-from mta.config.units import Duration, Endpoint
+from mta.config.units import Duration
 from mta.delivery.dns_answer import MOST_RECORDS, Answer
 from mta.delivery.dns_cache import Cache
 from mta.delivery.dns_lookup import MOST_REST_S, REST_S, SILENT_AFTER, Ask, Lookup, Servers

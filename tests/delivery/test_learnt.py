@@ -89,6 +89,20 @@ def test_what_is_over_or_belongs_to_others_is_left_out(tmp_path: Path, spool: Pa
     tomorrow.close()
 
 
+def test_pauses_of_failing_sites_are_found_out_again(tmp_path: Path, spool: Path, limits: Limits) -> None:
+    """They may be this machine's own fault. The table has them until an hour after the pause: a probe is due."""
+    for name, ended_us in (("lasts", -60_000_000), ("due", 60_000_000), ("old", HOUR_US + 60_000_000)):
+        hold = Hold("all", now() - ended_us, "failures", "421 busy", now(), 3.0)
+        limits.update(f"site:{name}", lambda state, hold=hold: state.with_hold(hold))  # type: ignore[misc]
+    assert learnt.gather(limits, now()).states == []
+    assert sorted(name for name, _ in limits.states()) == ["site:due", "site:lasts"]
+
+    save(limits, spool)
+    new = again(tmp_path, spool)
+    assert list(new.states()) == []
+    new.close()
+
+
 def test_the_same_is_the_same_whenever_it_is_gathered(limits: Limits) -> None:
     """So that a file is only written when there is something new in it."""
     limits.update("google", lambda state: replace(state, adaptive=b"blob", adaptive_us=now()))

@@ -81,11 +81,38 @@ def test_place_in_the_line_is_kept_while_wanting() -> None:
     (2, [(1, 0), (1, 0)], True, False),
     (2, [(0, 1), (2, 0)], True, False),  # has none
     (2, [(3, 1), (1, 1)], False, True),  # above a limit that was lowered
+    (2, [(1, 0), (3, 0), (0, 1)], False, False),  # that has no more than its part; the other one gives way
+    (2, [(1, 0), (3, 0)], True, True),  # but for what rests
 ])
 def test_giving_way(limit: int, shares: list[tuple[int, int]], resting: bool, yields: bool) -> None:
     """Worker 0 gives way when that makes the shares more even, or serves one that has none."""
     state = leases(limit, *((held, want, 0.0) for held, want in shares))
     assert state.should_yield(0, resting) is yields
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 12), st.lists(st.integers(0, 12), min_size=1, max_size=6), st.booleans())
+def test_a_limit_that_was_lowered_is_come_down_to_and_not_below(limit: int, held: list[int], waits: bool) -> None:
+    """All workers with more than the limit together are asked at once, and none knows yet what the others answer. In
+    some rounds they hold no more than the limit; and none of them gives up more than is more than its part."""
+    state = leases(limit, *((count, int(waits), 0.0) for count in held))
+    for _ in range(20):
+        if state.held <= limit:
+            break
+        holders = sum(count > 0 for count in held)
+        before = [state.of(worker).held for worker in range(len(held))]
+        after = []
+        for worker in range(len(held)):
+            alone = leases(limit, *((count, 0, 0.0) for count in before))
+            while alone.should_yield(worker, resting=False):
+                alone.give_back(worker)
+            after.append(alone.of(worker).held)
+            assert after[-1] >= min(before[worker], limit // holders)
+        for worker, count in enumerate(after):
+            state.of(worker).held = count
+        if min(before) >= limit:
+            assert state.held == limit
+    assert state.held <= limit
 
 
 @settings(max_examples=100, deadline=None)
@@ -239,3 +266,11 @@ def test_whom_a_receiver_serves(held: dict[int, int], served_ago: float, took_s:
     state.now = 10_000.0
     assert state.refused(0, state.now - took_s, serves_us=False) is expected
     assert bool(state.taken) is (expected is Refusal.BEYOND)
+
+
+def test_a_receiver_that_never_served_does_not_soon_after_the_machine_started() -> None:
+    """The clock begins with the machine: in its first minutes no time is long ago, and "never" is none of them."""
+    state = served({0: 2, 1: 2})
+    state.now, state.served_at = 20.0, Leases("path", 20).served_at
+    assert state.refused(0, state.now - 0.1, serves_us=False) is Refusal.UNCLEAR
+    assert not state.taken

@@ -2,8 +2,9 @@
 
 Each scenario is a function of `options_program`, whose docstring is the rule; it runs in a process of its own.
 Tested elsewhere: connections and rates (test_limits, test_shared_rates, test_lanes), recipients of a connection
-(test_engine), MX order and addresses (test_targets), hosts that are skipped or prohibited, ports (test_routing), retry
-and expiry by destination (test_settle, test_engine), adaptation (test_adapting).
+(test_engine), MX order and addresses (test_targets), hosts that are skipped or prohibited, ports
+(test_routing_addresses, test_routing), retry and expiry by destination (test_settle, test_engine), adaptation
+(test_adapting).
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def test_a_lower_limit_is_found() -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize(("share", "in_half_an_hour"), [(0.005, 4_000), (0.01, 2_500), (0.02, 800), (0.03, 600)])
+@pytest.mark.parametrize(("share", "in_half_an_hour"), [(0.005, 4_000), (0.01, 2_500), (0.02, 800), (0.03, 500)])
 def test_who_refuses_at_any_rate_is_not_slowed_down_for_ever(share: float, in_half_an_hour: int, seed: int) -> None:
     """Refusals for the rate, it says, but they come as often at half of it: mail still moves after three hours. Each
     time a little less would be next to nothing by then."""
@@ -212,6 +212,52 @@ def test_a_rate_that_is_not_used_does_not_grow() -> None:
     assert pace.rate == 10.0
 
 
+@pytest.mark.parametrize("idle_s", [0.0, 59.0, 180.0, 10_000.0])
+@pytest.mark.parametrize("more", [0, 200])
+def test_a_time_without_mail_is_no_low_rate(idle_s: float, more: int) -> None:
+    """60 messages in three seconds, none for a while, 200 more or none, then refusals for a minute. That is 60 in three
+    minutes to 260 in one, for however long there was nothing to send."""
+    pace, now = Pace(), START_S
+    for messages in (60, more):
+        for _ in range(messages):
+            now += 0.05
+            pace.taken(1, now, now - 0.05)
+        now += idle_s if messages == 60 else 0.0
+    pace.refused(now + 0.05, now)
+    while now < pace.blocked_at + 60:
+        now = pace.probe_at
+        assert pace.take_probe(now)
+        pace.refused(now, now)
+    now = pace.probe_at
+    assert pace.take_probe(now)
+    pace.taken(1, now, now)
+    assert 0.9 * 60 / 180 <= pace.rate <= 1.5 * 260 / 60
+
+
+@pytest.mark.parametrize("idle_s", [0.0, 59.0, 600.0, 10_000.0])
+@pytest.mark.parametrize("asked", [0, 3])
+def test_a_time_without_mail_is_no_long_refusal(idle_s: float, asked: int) -> None:
+    """200 messages in ten seconds, then it refuses, also when it is asked again; then there is none to ask it with for
+    a while. That is 200 in ten seconds to 200 in a minute and a half, and no long refusal after which little is tried.
+    """
+    pace, now = Pace(), START_S
+    for _ in range(200):
+        now += 0.05
+        pace.taken(1, now, now - 0.05)
+    pace.refused(now, now)
+    for _ in range(asked):
+        now = pace.probe_at
+        assert pace.take_probe(now)
+        pace.refused(now, now)
+    now = pace.probe_at + idle_s
+    assert pace.take_probe(now)
+    pace.taken(1, now, now)
+    assert 0.9 * 200 / 90 <= pace.rate <= 200 / 10
+    assert (pace.block_s < 90, pace.span_s) == (True, 0.0)
+
+
 def test_rates_are_written_as_people_say_them() -> None:
     """In the unit in which the number is at least one."""
     assert [per_time(rate) for rate in (12.34, 3.33, 0.08, 0.0001)] == ["12.3/s", "3.33/s", "4.8/min", "0.36/h"]
+    assert per_time(1234.5) == "1,234/s"
+    assert (per_time(1.11, 0.925), per_time(0.925, 1.11)) == ("66.6/min", "55.5/min")  # two that are compared

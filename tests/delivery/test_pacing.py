@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mta.delivery.pacing import Pacing
+from mta.delivery.rates import Bucket
 
 
 class Rates:
@@ -16,8 +17,18 @@ class Rates:
     def __init__(self, *answers: float) -> None:
         self.answers = list(answers)
 
-    def reserve(self, buckets: object) -> float:
+    def reserve(self, buckets: object, urgent: bool = False) -> float:
         return self.answers.pop(0)
+
+
+class Site(SimpleNamespace):
+    """What is asked of a path."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+SHARED, PACE = Bucket("shared", 1, 6.0), Bucket("pace", 1, 6.0)
 
 
 def test_a_place_whose_time_has_come_is_no_permission() -> None:
@@ -26,8 +37,8 @@ def test_a_place_whose_time_has_come_is_no_permission() -> None:
     engine: Any = SimpleNamespace(
         limits=Rates(99.9999, 0.0, 99.9999, 0.0), monotonic=lambda: 100.0,
         hub=SimpleNamespace(later=lambda seconds, *_: timers.append(seconds)))
-    path: Any = SimpleNamespace(message_rates=(1,), connection_rates=(1,), not_before_s=0.0, open_not_before_s=0.0,
-                                blocked=False)
+    path: Any = Site(message_rates=(SHARED,), connection_rates=(1,), not_before_s=0.0, open_not_before_s=0.0,
+                                blocked=False, overtakes=False)
     pacing = Pacing(engine)
     assert [pacing.may_send(path), pacing.may_send(path)] == [False, True]
     assert [pacing.may_open(path), pacing.may_open(path)] == [False, True]
@@ -41,13 +52,14 @@ def test_a_probe_is_not_lost_to_a_rate() -> None:
     is free meanwhile, at a rate of its own, that holds."""
     now, given, back = [100.0], list[bool](), list[object]()
     rates = Rates(103.0, 0.0, 0.0, 0.0, 115.0)
-    limits = SimpleNamespace(reserve=rates.reserve, hand_back=back.append)
-    path: Any = SimpleNamespace(message_rates=("shared",), not_before_s=0.0, blocked=True)
+    limits = SimpleNamespace(reserve=rates.reserve, hand_back=lambda buckets, since=0: back.append(buckets))
+    path: Any = Site(
+        message_rates=(SHARED,), not_before_s=0.0, blocked=True, overtakes=False)
 
     def may_probe(path: Any) -> bool:
         granted = given.pop(0)
         if now[0] == 112.0:
-            path.blocked, path.message_rates = False, ("shared", "pace")
+            path.blocked, path.message_rates = False, (SHARED, PACE)
         return granted
 
     engine: Any = SimpleNamespace(
@@ -60,11 +72,38 @@ def test_a_probe_is_not_lost_to_a_rate() -> None:
     assert not back
     now[0], given[:] = 110.0, [False]
     assert not pacing.may_send(path)
-    assert back == [("shared",)]
+    assert back == [(SHARED,)]
     now[0], given[:] = 112.0, [True]
     assert not pacing.may_send(path)
-    assert back == [("shared",)] * 2
+    assert back == [(SHARED,)] * 2
     assert path.not_before_s == 115.0
+
+
+def test_urgent_mail_asks_although_its_path_waits_with_other_mail() -> None:
+    """Once: then it waits for its own time. After it the path waits for the time that it had before, for which there is
+    a timer already, however often that happens. A path that its receiver blocks waits for its probe."""
+    now, timers = [100.0], list[tuple[Any, ...]]()
+    rates = Rates(700.0, 106.0, 0.0, 112.0, 0.0)
+    engine: Any = SimpleNamespace(
+        limits=rates, monotonic=lambda: now[0], hub=SimpleNamespace(later=lambda *call: timers.append(call)))
+    path: Any = Site(message_rates=(SHARED,), not_before_s=0.0, blocked=False, overtakes=False)
+    pacing = Pacing(engine)
+    assert not pacing.may_send(path)
+    for at_s in (106.0, 112.0):
+        pacing.hasten(path)
+        assert path.not_before_s == 0.0
+        assert not pacing.may_send(path, urgent=True)
+        pacing.hasten(path)
+        assert path.not_before_s == at_s
+        assert not pacing.may_send(path, urgent=True)
+        now[0] = at_s
+        assert pacing.may_send(path, urgent=True)
+        assert not pacing.may_send(path)
+    assert [until_s for *_, until_s in timers] == [700.0, 106.0, 112.0]
+    assert not rates.answers
+    path.blocked = True
+    pacing.hasten(path)
+    assert path.not_before_s == 700.0
 
 
 def test_a_timer_that_comes_too_early_is_set_again() -> None:

@@ -70,6 +70,20 @@ def test_a_single_delivery_behind_a_busy_connection_opens_none_unless_forced() -
     assert wants_connection(one, 0.0, forced=True)
 
 
+def test_a_host_that_greets_late_gets_no_more_connections_than_deliveries_wait() -> None:
+    """One message, and a greeting that takes half a minute: one connection is opened, not one more each second."""
+    one = path()
+    lane_of(one).turns.add(waiting(2))
+    connect(one, 1)
+    one.opening = 1
+    assert wants_connection(one, 0.0, forced=True)
+    connect(one, 1)
+    one.opening = 2
+    assert not wants_connection(one, 0.0, forced=True)
+    one.opening = 1  # the other one is at work
+    assert wants_connection(one, 0.0, forced=True)
+
+
 def test_an_idle_connection_is_used_first() -> None:
     """None is opened while one rests."""
     one = path()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mta.config.units import Proxy, parse_proxy
+from mta.config.hosts import Proxy, parse_proxy
 from mta.delivery.proxy import ProxyError, negotiate
 
 V4, V6 = 2, 10

@@ -74,6 +74,15 @@ def test_an_author_has_one_hold_of_a_kind() -> None:
     assert len(state.holds) == HOLDS_KEPT
 
 
+def test_an_operator_ends_what_rules_decided_and_nothing_else() -> None:
+    """Of the kinds that are named; what operators ordered and failures taught stays."""
+    rule, own = Hold("all", 9, "rule listed", "listed", 1), Hold("all", 9, "operator", "ticket", 1)
+    slow = Hold("rate", 9, "rule listed", "listed", 1, 0.1)
+    state = PathState().with_hold(rule).with_hold(own).with_hold(slow)
+    assert set(state.without_rules(("all",)).holds) == {own, slow}
+    assert set(state.without_rules(("rate", "connections")).holds) == {rule, own}
+
+
 def test_a_state_is_read_back() -> None:
     """Everything that was written; and other bytes are no state."""
     state = PathState((suspension(NOW_US + HOUR_US), Hold("connections", NOW_US, "operator", "", NOW_US, 2.0)), 7, 2.5,

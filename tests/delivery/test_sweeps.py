@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
+import gevent.event
+import pytest
+
+from mta.delivery import sweeps as module
 from mta.delivery.sweeps import MARK, Progress, Sweeps
+from mta.queue.filter import Filter
 
 
 class OfTwoShards(Sweeps):
@@ -55,3 +61,34 @@ def test_one_shard_takes_nothing_from_another() -> None:
     sweeps._sweep(0, order(), sweeps.progress[(0, 1)])
     sweeps._sweep(1, order(), sweeps.progress[(1, 1)])
     assert sweeps.passed == 1 + 2
+
+
+def test_what_an_order_would_touch_is_counted_without_waiting_for_dns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter by provider needs routes. A domain whose servers are silent keeps nobody waiting: what is
+    known is counted, and the count says that it is not all."""
+    monkeypatch.setattr(module, "SURVEY_S", 0.05)
+    silent = gevent.event.Event()
+
+    def look(domain: str) -> Any:
+        if domain == "silent.test":
+            silent.wait()
+        return SimpleNamespace(provider="big")
+
+    rows = [(b"1", SimpleNamespace(name="a.test", deliveries=3, recipients=4)),
+            (b"2", SimpleNamespace(name="silent.test", deliveries=1, recipients=1))]
+    store: Any = SimpleNamespace(sweep_queues=lambda after, limit, done: done(rows, None, 0))
+    hub = SimpleNamespace(monotonic=time.monotonic)
+    engine: Any = SimpleNamespace(stores={0: store}, hub=hub, clock_us=lambda: 0, router=SimpleNamespace(route=look))
+    monkeypatch.setattr(module, "Route", SimpleNamespace)
+    found = Sweeps(engine).survey(0, Filter.parse("provider=big"))
+    assert (found.rows, found.exact) == ([("a.test", 3, 4)], False)
+
+
+def test_what_is_younger_than_a_sweep_does_not_keep_it_going() -> None:
+    """Mail that got another queue behind a sweep counts when the sweep may be about it: without end comes younger."""
+    sweeps = OfTwoShards({})
+    sweeps.progress = {(0, 1): Progress(9)}
+    sweeps.unsettle(0, 10)
+    assert not sweeps.progress[(0, 1)].again
+    sweeps.unsettle(0, 9)
+    assert sweeps.progress[(0, 1)].again

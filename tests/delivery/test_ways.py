@@ -15,7 +15,8 @@ from mta.delivery.path import Path
 
 def engine_with(sites: int) -> Any:
     """An engine that knows so many sites, each by two sources, of which the first failed."""
-    engine: Any = SimpleNamespace(paths={}, lanes={}, connecting=SimpleNamespace(stop_waiting=lambda path: None))
+    engine: Any = SimpleNamespace(paths={}, lanes={}, config=SimpleNamespace(routes={}),
+                                  connecting=SimpleNamespace(stop_waiting=lambda path: None))
     context: Any = None
     for number in range(sites):
         lane = engine.lanes[f"mx{number}"] = Lane(f"mx{number}", "", f"d{number}.test")

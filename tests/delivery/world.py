@@ -32,6 +32,7 @@ from mta.delivery.pathstate import PathState  # noqa: E402
 from mta.delivery.routing import Addresses, Host, Route  # noqa: E402
 from mta.delivery.settle import Settler  # noqa: E402
 from mta.delivery.tally import Tally  # noqa: E402
+from mta.queue.errors import StoreError  # noqa: E402
 from mta.queue.records import Delivery, Message, Recipient  # noqa: E402
 from mta.queue.store import Transaction  # noqa: E402
 from mta.queue.sweeping import Piece  # noqa: E402
@@ -56,7 +57,9 @@ class Shelf:
         self.marks: dict[bytes, bytes] = {}
         self.read = 0  # deliveries, by age
         self.choked = False
+        self.unmarked = 0  # the next so many marks find no room
         self.problem: str | None = None
+        self.damage = ""
         self.last_id = 0
         self.on_checkpoint: Callable[..., None] = print
 
@@ -114,11 +117,16 @@ class Shelf:
     def list_marks(self, after: bytes, limit: int, done: Any) -> None:
         gevent.spawn(lambda: done(sorted(item for item in self.marks.items() if item[0] > after)[:limit]))
 
+    def sweep_queues(self, after: bytes, limit: int, done: Any) -> None:
+        gevent.spawn(done, [], None, 0)
+
     def sweep_message(self, message_id: int, done: Any) -> None:
         gevent.spawn(lambda: done(Piece(self._copies(lambda one: one.message.id == message_id), [], None)))
 
     def mark_inflight(self, delivery: Delivery) -> None:
-        """Nothing."""
+        if self.unmarked:
+            self.unmarked -= 1
+            raise StoreError("no room")
 
     def clear_inflight(self, delivery: Delivery) -> None:
         """Nothing."""
@@ -135,6 +143,7 @@ class Unlimited:
 
     lacking: str | None = None
     trouble = ""
+    has_room = True
 
     def __init__(self) -> None:
         self._states: dict[str, PathState] = {}
@@ -170,8 +179,8 @@ class Unlimited:
         """Nobody else wants any."""
         return None
 
-    def forget(self) -> None:
-        """Nothing."""
+    def forget(self, name: str | None = None) -> None:
+        """There are no copies."""
 
     def states(self) -> list[tuple[str, PathState]]:
         """None."""
@@ -227,6 +236,8 @@ class World:
         self.connections = 0
         self.trickle_s = 0.0  # between the octets of the greeting
         self.slow_s = 0.0  # before each answer to RCPT
+        self.answering = gevent.event.Event()  # RCPT is answered
+        self.answering.set()
         self.lingers_s = 0.0  # before the answer to QUIT
         self.answers: dict[bytes, bytes] = {}  # by verb, in place of 250
         self.closes_after = 0  # messages, without a word
@@ -292,13 +303,15 @@ class World:
             if verb == b"MAIL":
                 sender = line
             if verb == b"RCPT":
+                self.answering.wait()
                 gevent.sleep(self.slow_s)
             if verb == b"DATA":
                 if self.hates in sender:
                     return
                 sock.sendall(b"354 go\r\n")
-                while file.readline() != b".\r\n":
-                    pass
+                while (text := file.readline()) != b".\r\n":
+                    if not text:
+                        return  # it was cut off
                 self.took(sock, sender)
             sock.sendall(self.answers.get(verb, b"250 ok") + b"\r\n")
 

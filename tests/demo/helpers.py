@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mta.config.units import Endpoint
+from mta.config.hosts import Endpoint
 from mta.demo.injection import Injection
 from mta.demo.instance import Instance
 from mta.demo.tally import Tally

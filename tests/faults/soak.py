@@ -91,7 +91,7 @@ CONFIG: Final[dict[str, Any]] = {
     "shaping": {"default": {"connections": 6, "idle": "2s", "timeouts": {
         "connect": "3s", "greeting": "5s", "ehlo": "5s", "starttls": "5s", "mail": "5s", "rcpt": "5s", "data": "5s",
         "block": "5s", "dot": "5s"}}},
-    "store": {"reserve": "1MB", "segment_size": "8MB"},
+    "store": {"reserve": "0B", "segment_size": "8MB"},
     "events": {"size": "10MB", "keep": 10_000},
 }
 
@@ -280,7 +280,7 @@ class Soak:
                 queued = self._queued()
                 if queued > self._backlog:
                     self._gate.open.clear()
-                else:
+                elif queued >= 0:
                     self._gate.open.set()
                 if now >= self._next_report:
                     self._next_report = now + REPORT_S

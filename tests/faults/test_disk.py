@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
 import smtplib
 import subprocess
 import time
@@ -17,7 +18,7 @@ import pytest
 from mta.queue.verify import verify_spool
 from mta.sandbox.client import Sandbox
 from tests.faults.books import assert_balanced, assert_no_bug, queued, rows
-from tests.faults.diskshim import Kind, Shim, build, compiler
+from tests.faults.diskshim import TAKES_SPACE, Kind, Shim, build, compiler
 from tests.integration.support import Injector, Mta, message
 
 ROUNDS = int(os.environ.get("MTA_FAULT_ROUNDS", "1"))
@@ -91,7 +92,7 @@ def refusal(mta: Mta) -> tuple[int, bytes] | None:
                          indirect=["disk"], ids=["bytes", "inodes"])
 def test_a_full_disk(disk: Path, fill: Callable[[Path], None], directory: Path, sandbox: Sandbox) -> None:
     """452 4.3.1 to MAIL, spool files wait where they are, what is queued is delivered; when there is room again mail
-    and files are taken by themselves, and nothing is sent twice. `mta status` says why."""
+    and files are taken by themselves, and nothing is sent twice. `mta status` says why, and the log as an error."""
     sandbox.set("later.test", {"listening": False})
     mta = Mta(directory / "mta", sandbox.dns, sandbox.smtp_port, workers=1,
               pickup=[{"directory": str(directory / "pickup")}], **STORE)
@@ -116,6 +117,7 @@ def test_a_full_disk(disk: Path, fill: Callable[[Path], None], directory: Path, 
             assert said[0] == 452
             assert said[1].startswith(b"4.3.1 Insufficient system storage")
             assert mta.status()["workers"][0]["intake"]
+            mta.wait_until(lambda: any("error worker-0: new mail is refused: " in one for one in mta.log), "an error")
             number = next(sent)
             path = directory / "pickup" / "tmp" / f"{number}.eml"
             path.write_bytes(b"X-Sender: a@x.test\r\nX-Receiver: u@now.test\r\n" + message(number, "u@now.test"))
@@ -168,12 +170,68 @@ def test_a_disk_that_is_full_before_the_index_has_it(disk: Path, directory: Path
     assert verify_spool(disk) == []
 
 
+@pytest.mark.parametrize("disk", ["nr_inodes=100k"], indirect=True)
+def test_a_disk_that_our_own_mail_has_filled(disk: Path, directory: Path, sandbox: Sandbox) -> None:
+    """Whatever `store.reserve` says, room is left to write down what becomes of the mail: the queue gets empty without
+    help, and mail is taken again."""
+    sandbox.set("later.test", {"listening": False})
+    mta = Mta(directory / "mta", sandbox.dns, sandbox.smtp_port, workers=2,
+              store={"segment_size": "2MB", "reserve": "0B"})
+    numbers = iter(range(1 << 30))
+    accepted: set[int] = set()
+    with mta:
+        while refusal(mta) is None:
+            with smtplib.SMTP(*mta.smtp, timeout=30) as client:
+                for number, _ in zip(numbers, range(100), strict=False):
+                    try:
+                        client.sendmail("", ["u@later.test"], message(number, "u@later.test", 20_000))
+                    except smtplib.SMTPResponseException:
+                        break
+                    accepted.add(number)
+        assert len(accepted) > 1000
+        sandbox.set("later.test", {})
+        mta.wait_until(lambda: queued(mta) == 0, "an empty queue", PATIENCE_S)
+        mta.wait_until(lambda: refusal(mta) is None, "that mail is taken", PATIENCE_S)
+    assert_balanced(mta, accepted, sandbox.received())
+    assert_no_bug(mta)
+    assert verify_spool(disk) == []
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shim."""
     if compiler() is None:
         pytest.skip("needs a C compiler, for tests/faults/diskshim.c")
     return build(tmp_path_factory.mktemp("shim"))
+
+
+def test_nothing_is_sent_that_cannot_be_written_down(
+        library: Path, make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """When a full disk takes no outcomes either, deliveries stop at once, and `mta queue` says why. So a crash then has
+    few of them made again, each announced, and when there is room all goes on."""
+    mta = make_mta(workers=1, shaping={"default": {"connections": 5}}, **STORE)
+    spool = Path(mta.config["spool"])
+    spool.mkdir()
+    shim = Shim(library, spool)
+    shim.reset()
+    mta.environment = shim.environment({})
+    sandbox.set("later.test", {"listening": False})
+    with mta:
+        for number in range(500):
+            mta.send("", ["u@later.test"], message(number, "u@later.test"))
+        mta.wait_until(lambda: queued(mta) == 500, "mail that waits", PATIENCE_S)
+        assert rows(mta)["later.test"].deliveries == 500  # so they are in the index, which `rows` are read from
+        shim.fail(TAKES_SPACE, errno.ENOSPC)
+        sandbox.set("later.test", {})
+        mta.wait_until(lambda: "nothing is sent" in str(rows(mta).get("later.test")), "a standstill", PATIENCE_S)
+        assert sandbox.stats()["distinct"] < 100
+        for pid in mta.children()["worker"]:
+            os.kill(pid, signal.SIGKILL)
+        shim.heal()
+        mta.wait_until(lambda: queued(mta) == 0, "an empty queue", PATIENCE_S)
+    assert_balanced(mta, range(500), sandbox.received())
+    assert_no_bug(mta)
+    assert verify_spool(spool) == []
 
 
 def test_a_disk_with_errors(library: Path, make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:

@@ -30,7 +30,7 @@ CODE: Final = {
     "control": ("mta.control.channel", "mta.control.protocol"), "config": ("mta.config",),
     "repetition": ("mta.smtp", "mta.inject.addresses", "mta.inject.formats", "mta.message", "mta.sendmail",
                    "mta.queue.filter"),
-    "units": ("mta.config.units", "mta.config.reply_patterns"),
+    "units": ("mta.config.units", "mta.config.hosts", "mta.config.forms", "mta.config.reply_patterns"),
 }  # fmt: skip
 """The code that a target is about, by the beginnings of module names: it alone is watched, as that makes it slow."""
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from mta.config import loader, reply_patterns, tree, units
+from mta.config import forms, hosts, loader, reply_patterns, tree, units
 
 _ROOT: Final = Path(__file__).parents[2]
 PROBLEMS: Final = 1000
@@ -55,11 +55,11 @@ def run_config(data: bytes) -> None:
 
 
 _PARSERS: Final[tuple[Callable[[str], Any], ...]] = (
-    units.parse_duration, units.parse_size, units.parse_rate, units.parse_domain, units.parse_route_key,
-    units.parse_name,
-    units.parse_host_pattern, units.parse_host_or_network, units.parse_host_name, units.parse_ipv4, units.parse_ipv6,
-    units.parse_endpoint, units.parse_label, units.parse_header_name, units.parse_proxy, units.parse_user_name,
-    units.parse_sender_pattern, units.parse_http_url, units.parse_network, units.parse_directory,
+    units.parse_duration, units.parse_size, units.parse_rate, hosts.parse_domain, hosts.parse_route_key,
+    hosts.parse_name,
+    hosts.parse_host_pattern, hosts.parse_host_or_network, hosts.parse_host_name, hosts.parse_ipv4, hosts.parse_ipv6,
+    hosts.parse_endpoint, forms.parse_label, forms.parse_header_name, hosts.parse_proxy, forms.parse_user_name,
+    forms.parse_sender_pattern, forms.parse_http_url, hosts.parse_network, forms.parse_directory,
     reply_patterns.parse_code, reply_patterns.parse_enhanced, reply_patterns.parse_reply,
 )  # fmt: skip
 UNIT_SEEDS: Final = (
@@ -74,8 +74,8 @@ UNIT_WORDS: Final = (
     b"\0",
 )  # fmt: skip
 _FORMATS: Final[dict[int, Callable[[Any], str]]] = {
-    0: units.format_duration, 1: units.format_size, 2: units.format_rate, 11: units.format_endpoint,
-    18: units.format_network,
+    0: units.format_duration, 1: units.format_size, 2: units.format_rate, 11: hosts.format_endpoint,
+    18: hosts.format_network,
 }
 
 

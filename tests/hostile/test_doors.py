@@ -25,8 +25,8 @@ from mta.access import external
 from mta.access.external import UnknownError
 from mta.access.users import UsersError, parse
 from mta.cli import main
+from mta.config.forms import parse_user_name
 from mta.config.schema import Config, Labels, SmtpIn
-from mta.config.units import parse_user_name
 from mta.control.exits import OperatorError
 from mta.inject import proxyheader
 from mta.inject.batch import BatchReader

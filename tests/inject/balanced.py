@@ -12,8 +12,8 @@ import sys  # noqa: E402
 from typing import Any  # noqa: E402
 
 import mta.inject.listener  # noqa: E402
+from mta.config.hosts import Endpoint  # noqa: E402
 from mta.config.schema import Config, Listener  # noqa: E402
-from mta.config.units import Endpoint  # noqa: E402
 from mta.inject.balance import Balance  # noqa: E402
 from mta.inject.listener import SmtpListener  # noqa: E402
 from mta.inject.occupancy import Occupancy  # noqa: E402

@@ -6,7 +6,10 @@ commands from stdin, one per line: `release` lets one message go on that was sen
 `sessions`, `room yes|no`, `relay NETWORK` reloads with another `relay_from`, `config TEXT` with other options,
 `refresh` looks for changed files, `source` tells of the last message, `checks` what is different in `checks` for it,
 `exhaust` and `relieve` take and give back all file descriptors,
+`busy`: each turn of the loop is over at once, and `turns` tells how often somebody stood in line for the next,
 `steal` takes every one that the listener gives up from now on, `starve` leaves no memory for the next session.
+With the setting `clock` the sessions' time passes by `pass SECONDS` alone, and `heard` tells how many octets they have
+read so far, and how often a client did not take what it was sent.
 """
 
 from gevent import monkey
@@ -29,18 +32,22 @@ from gevent.fileobject import FileObjectThread  # noqa: E402
 from gevent.lock import Semaphore  # noqa: E402
 
 import mta.inject.listener  # noqa: E402
+from mta.config.hosts import Endpoint  # noqa: E402
 from mta.config.loader import loads  # noqa: E402
 from mta.config.schema import Config, Listener, Memory, SmtpIn, SmtpTimeouts  # noqa: E402
-from mta.config.units import Duration, Endpoint, Size  # noqa: E402
+from mta.config.units import Duration, Size  # noqa: E402
 from mta.inject.listener import SmtpListener  # noqa: E402
 from mta.inject.logins import Logins  # noqa: E402
 from mta.inject.occupancy import Occupancy  # noqa: E402
 from mta.inject.usage import Usage  # noqa: E402
+from mta.loop.burst import Burst  # noqa: E402
 from mta.smtp.reply import Reply  # noqa: E402
+from tests.inject.listener_clock import HandClock  # noqa: E402
 
 settings = json.loads(sys.argv[1])
 released = Semaphore(0)
-state = SimpleNamespace(closed=None, taken=[], config=None)
+state = SimpleNamespace(closed=None, taken=[], config=None, turns=0)
+clock = HandClock() if "clock" in settings else None
 
 
 def tell(*event):
@@ -79,6 +86,11 @@ def obey(listener, command, *arguments):
     elif command == "source":
         labels = state.source.labels
         tell("source", state.source.tls, state.source.authenticated, labels.tenant if labels else None)
+    elif command == "pass":
+        clock.go_on(float(arguments[0]))
+        tell("ok")
+    elif command == "heard":
+        tell("heard", clock.heard, clock.choked)
     elif command == "sessions":
         tell("sessions", listener.sessions)
     elif command == "room":
@@ -126,6 +138,17 @@ def obey(listener, command, *arguments):
 
         mta.inject.listener.Session = no_memory
         tell("ok")
+    elif command == "busy":
+        later = Burst.later
+
+        def note_and_later(burst, call, *arguments):
+            state.turns += 1
+            later(burst, call, *arguments)
+
+        Burst.is_over, Burst.later = (lambda burst: True), note_and_later
+        tell("ok")
+    elif command == "turns":
+        tell("turns", state.turns)
     elif command == "relieve":
         mta.inject.listener._close = os.close
         for fd in state.taken:

@@ -161,3 +161,9 @@ def left(directory: Path) -> list[str]:
     return sorted(
         str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir() and path.name not in ours
     )
+
+
+TOLERANT = (
+    "XACK OFF\n" + transactions("1@x.example", "bad").replace("RCPT TO:<1@x", "RCPT TO:<worse>\nRCPT TO:<1@x")
+    + transactions("2@x.example").replace("Subject: x", "Subject: x\n..")
+)

@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 
+from mta.config.loader import loads
 from mta.config.schema import Config, SmtpIn
+from mta.inject.formats import parse_message
 from mta.inject.intake import Accepted, Intake, Source, store_reply
 from mta.message.headers import HEADER_LIMIT
 from mta.queue.errors import StoreError, StoreFull
 from mta.queue.ids import format_id, parse_id
 from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, REQUIRE_TLS, SMTPUTF8, Recipient, Wishes
+from mta.smtp.address import parse_address
 from mta.smtp.envelope import Envelope
 from mta.smtp.reply import Reply
+from mta.smtp.server import MessageReceived
 from mta.smtp.transaction import Capabilities, Transaction, commands_for
+from tests.smtp.helpers import new_server, talk
 
 NOW_US = 1_136_214_245_123_456
 ID = parse_id("0kx8zzg800001")
@@ -94,6 +99,24 @@ def test_the_event_is_that_of_the_message() -> None:
     assert (event["sender"], event["recipients"]) == ("alice@sender.example", ["bob@example.org"])
 
 
+@pytest.mark.parametrize("written", ["[IPv6:2001:DB8::1]", "[ipv6:2001:db8:0:0::1]", "[IPV6:2001:db8::0001]"])
+@pytest.mark.parametrize("configured", ["[IPv6:2001:db8::1]", "[2001:DB8:0:0::1]", "[ipv6:2001:db8:0::1]"])
+def test_an_address_is_the_domain_of_its_section(written: str, configured: str) -> None:
+    """However a client writes an address literal, and whatever the configuration does: options for it are in force."""
+    config = loads(f"""
+hostname: mta.example
+routes: {{"{configured}": {{relay: "192.0.2.9:25"}}}}
+shaping: {{domains: {{"{configured}": {{connections: 3}}}}}}
+""")
+    found = Intake(config, lambda: ID, lambda: NOW_US).prepare(
+        envelope(parse_address(f"bob@{written}").text), WHOLE, SOURCE)
+    assert isinstance(found, Accepted)
+    domain = found.deliveries[0].domain
+    assert config.shaping.separates(domain)
+    assert config.shaping.effective(domain=domain).connections == 3
+    assert domain in config.routes
+
+
 def test_recipients_are_grouped_by_domain() -> None:
     """One delivery per domain in order of appearance, domains without case; local parts stay as they are."""
     given = envelope("bob@Example.org", "x@b.example", "Carol@example.ORG", "y@B.example", "z@[192.0.2.1]")
@@ -122,6 +145,30 @@ def test_an_internationalized_domain_is_routed_by_its_a_labels() -> None:
     assert delivery.queue == delivery.domain == "xn--bcher-kva.example"
     assert [one.address for one in delivery.recipients] == ["a@bücher.example", "b@xn--bcher-kva.example"]
     assert accepted.message.flags & SMTPUTF8
+
+
+@pytest.mark.parametrize("door", ["smtp", "file", "header"])
+def test_who_reads_an_address_finds_its_a_labels(door: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a message is stored no domain of its recipients is converted any more, however many other ones were since:
+    that of all of them would hold up the hub for a second."""
+    addresses = [f"ü{number}@Bücher{number}.example" for number in range(3)]
+    if door == "smtp":
+        server = new_server()
+        group = "".join(f"RCPT TO:<{one}>\r\n" for one in addresses)
+        talk(server, f"MAIL FROM:<alice@sender.example> SMTPUTF8\r\n{group}DATA\r\n".encode())
+        (event,) = talk(server, WHOLE + b"\r\n.\r\n")[1]
+        assert isinstance(event, MessageReceived)
+        given = event.envelope
+    else:
+        field = "To" if door == "header" else "X-Receiver"
+        first = "From: alice@sender.example\n" if door == "header" else "X-Sender: alice@sender.example\n"
+        given = parse_message((first + "".join(f"{field}: {one}\n" for one in addresses) + "\n").encode(), SmtpIn()
+                              ).envelope
+    monkeypatch.setattr("mta.inject.intake.domain_to_ascii", None)
+    deliveries = accept(WHOLE, given).deliveries
+    assert [one.queue for one in deliveries] == ["xn--bcher0-3ya.example", "xn--bcher1-3ya.example",
+                                                 "xn--bcher2-3ya.example"]
+    assert [one.recipients[0].address for one in deliveries] == [one.replace("B", "b") for one in addresses]
 
 
 def test_an_address_without_domain_is_ours() -> None:

@@ -70,13 +70,17 @@ def test_places_by_precedence() -> None:
     """Header, then the door, then the sender's domain, then the tenant, then the default."""
     options = {
         "labels": LabelOptions(
-            senders={"news.example.org": LabelValues(tenant="sender", campaign="sender")},
+            senders={"news.example.org": LabelValues(tenant="sender", campaign="sender"),
+                     "xn--bcher-kva.example": LabelValues(tenant="books"),
+                     "[ipv6:2001:db8::1]": LabelValues(tenant="host")},
             default=LabelValues(tenant="default", campaign="default", priority="bulk")),
         "tenants": {"door": Tenant(pool="marketing", priority="transactional"), "sender": Tenant(pool="marketing")},
     }
     door = Door.smtp("192.0.2.9", 1, "h.test", labels=LabelValues(tenant="door"))
     assert queue(b"", sender="a@x.test", **options) == "default:default@d.test^bulk"
     assert queue(b"", sender="a@NEWS.example.org", **options) == "sender:sender@d.test/marketing^bulk"
+    assert queue(b"", sender="a@bücher.example", **options) == "default:books@d.test^bulk"
+    assert queue(b"", sender="a@[IPv6:2001:db8::1]", **options) == "default:host@d.test^bulk"
     assert queue(b"", door, **options) == "sender:door@d.test/marketing^transactional"
     assert queue(b"X-Tenant: head\r\nX-Priority-Class: normal\r\n", door, **options) == "sender:head@d.test"
 

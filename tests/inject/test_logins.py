@@ -1,4 +1,4 @@
-"""Reading the file of users again; `tests/inject/test_session_access.py` has logins on sessions."""
+"""Reading the file of users again; `tests/inject/test_session_logins.py` has logins on sessions."""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ def test_ipv6_is_counted_by_what_one_customer_has() -> None:
     assert one.enter("2001:db8:1:2::3", 10, 2) == TOO_MANY_OF_YOURS
     assert one.enter("2001:db8:1:3::3", 10, 2) is None
     assert one.enter("192.0.2.1", 3, 2) == TOO_MANY
+    assert one.coming.clients == 3  # the store is told, too
     one.leave("2001:db8:1:2::1")
+    assert one.coming.clients == 2
     assert one.enter("2001:db8:1:2::9", 10, 2) is None
     assert not one.comes_too_often("2001:db8:1:2::1", 1, 0.0)
     assert one.comes_too_often("2001:db8:1:2::2", 1, 0.0)

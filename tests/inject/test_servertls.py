@@ -74,6 +74,33 @@ def test_the_end_behind_text_is_seen(pair: tuple[Client, ServerTls]) -> None:
     assert server.decrypt(client.outgoing.read()) == (b"QUIT\r\n", True)
 
 
+def test_what_tls_has_to_say_stands_before_the_text(tmp_path: Path) -> None:
+    """Who encrypts sends that, too: records are numbered, so text could not be read without the tickets before it."""
+    pki = make_pki(tmp_path)
+    server = ServerTls(make_contexts([Certificate(certificate=pki.make("mx.test"))], None, "mx.test"))
+    client = Client(pki.context())
+    with pytest.raises(ssl.SSLWantReadError):
+        client.tls.do_handshake()
+    server.shake_hands(client.outgoing.read())
+    client.incoming.write(server.output())
+    client.tls.do_handshake()
+    assert server.shake_hands(client.outgoing.read())
+    client.incoming.write(server.encrypt(b"220 mx.test\r\n"))
+    assert server.output() == b""
+    assert client.tls.read(1000) == b"220 mx.test\r\n"
+
+
+def test_the_last_octets_of_a_long_record_are_enough(pair: tuple[Client, ServerTls]) -> None:
+    """What ends a record may be far less than what is in it: all of it is read at once, and nothing waits."""
+    client, server = pair
+    text = bytes(range(256)) * 64
+    client.tls.write(text)
+    ciphertext = client.outgoing.read()
+    assert server.decrypt(ciphertext[:8000]) == (b"", False)
+    assert server.decrypt(ciphertext[8000:-1]) == (b"", False)
+    assert server.decrypt(ciphertext[-1:]) == (text, False)
+
+
 def test_a_forged_record_ends_it(pair: tuple[Client, ServerTls]) -> None:
     """What was changed on the way is not read, nor what stands behind it."""
     client, server = pair
@@ -82,3 +109,19 @@ def test_a_forged_record_ends_it(pair: tuple[Client, ServerTls]) -> None:
     forged[-1] ^= 1
     with pytest.raises(TlsError):
         server.decrypt(bytes(forged))
+
+
+def test_a_command_behind_the_handshake_is_read(tmp_path: Path) -> None:
+    """A client need not wait for us to have seen the end of its handshake (RFC 8446 2): what came with that is asked
+    for with nothing new."""
+    pki = make_pki(tmp_path)
+    server = ServerTls(make_contexts([Certificate(certificate=pki.make("mx.test"))], None, "mx.test"))
+    client = Client(pki.context())
+    with pytest.raises(ssl.SSLWantReadError):
+        client.tls.do_handshake()
+    assert not server.shake_hands(client.outgoing.read())
+    client.incoming.write(server.output())
+    client.tls.do_handshake()
+    client.tls.write(b"EHLO client.test\r\n")
+    assert server.shake_hands(client.outgoing.read())
+    assert server.decrypt(b"") == (b"EHLO client.test\r\n", False)

@@ -12,16 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.programs import free_port
+
 POSTFIX_DAEMONS = Path("/usr/lib/postfix/sbin")
 EXIM = next((path for path in (os.environ.get("EXIM4", ""), "/usr/sbin/exim4") if path and os.path.exists(path)), "")
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody uses now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def wait_for_port(port: int, timeout_s: float = 20.0) -> None:
@@ -45,7 +39,7 @@ class Postfix:
         if os.getuid() != 0:
             pytest.skip("Postfix's master needs root")
         self.directory = directory
-        self.port = free_port()
+        self.port = free_port(["127.0.0.1"])
         self.log = directory / "log"
         for name in ("etc", "queue", "data"):
             (directory / name).mkdir(parents=True)
@@ -91,7 +85,7 @@ class Exim:
             pwd.getpwnam("Debian-exim")
         except KeyError:
             pytest.skip("needs the user Debian-exim that Debian's package makes")
-        self.port = free_port()
+        self.port = free_port(["127.0.0.1"])
         self.mailbox = directory / "mailbox"
         directory.mkdir(parents=True)
         shutil.chown(directory, "Debian-exim")

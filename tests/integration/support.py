@@ -173,11 +173,12 @@ class Mta:
         return -1 if status["missing"] else sum(worker["queued_recipients"] for worker in status["workers"])
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """All events on disk, shard by shard."""
+        """All events on disk, shard by shard; of a line that is being written just now there may be a part only."""
         for path in sorted((self.directory / "spool" / "shards").glob("*/events/*")):
             with path.open("rb") as lines:
                 for line in lines:
-                    yield json.loads(line)
+                    if line.endswith(b"\n"):
+                        yield json.loads(line)
 
     def wait_until(self, happened: Any, what: str, timeout_s: float = 60.0) -> None:
         """Wait for `happened()`; for states of other processes that announce nothing."""
@@ -250,7 +251,7 @@ class Injector:
         while not self._stop.is_set():
             try:
                 if client is None:
-                    client = smtplib.SMTP(*self.mta.smtp, timeout=10)
+                    client = smtplib.SMTP(*self.mta.smtp, timeout=60)
             except (OSError, smtplib.SMTPException):
                 self._stop.wait(0.02)
                 continue

@@ -65,9 +65,13 @@ def test_a_hidden_rate_is_found_by_all_workers_and_held_to(
 def test_a_limit_told_at_the_greeting_pauses_no_site(
         reply: str, make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
     """The first three connections are refused for number or rate. The path gives less for a moment and goes on; its
-    site is not taken for one that fails, whose pause is an hour here."""
+    site is not taken for one that fails, whose pause is an hour here.
+
+    Three are all that both workers may have at once to begin with, so there is no further one, that is served, before
+    a worker has heard of a refusal: beside one that is served it would be told from the number, and nothing learnt.
+    """
     sandbox.set("busy.test", {"rules": [{"at": "connect", "times": 3, "reply": reply}]})
-    with make_mta(workers=2, retry=A_LONG_TIME) as mta:
+    with make_mta(workers=2, retry=A_LONG_TIME, shaping={"default": {"adaptive": {"connections_first": 3}}}) as mta:
         inject(mta, 40, "busy.test")
         sandbox.wait({"messages": 40}, domain="busy.test", timeout_s=60)
         found = learnt(mta)

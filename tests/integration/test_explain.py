@@ -15,8 +15,9 @@ import pytest
 
 from mta.control.causes import CauseRow, Causes
 from mta.control.client import ControlClient
-from mta.control.explanation import Explained
+from mta.control.explanation import Explained, subject_of
 from mta.control.protocol import from_wire
+from mta.delivery.reason import Reason
 from mta.sandbox.client import Sandbox
 from tests.integration.support import Mta, message
 
@@ -56,7 +57,7 @@ TROUBLES: dict[str, Trouble] = {
     "greeting": Trouble(answers("connect", "421 4.3.2 System not accepting messages"),
                         {"site": "System not accepting messages"}),
     "breaks": Trouble({"rules": [{"at": "ehlo", "drop": "rst"}]}, {"site": "mx1.breaks.test"}),
-    "silent": Trouble({"rules": [{"at": "connect", "hang": True}]}, {"opening": "being opened"}),
+    "silent": Trouble({"rules": [{"at": "connect", "hang": True}]}, {"opening": "waits for the greeting"}),
     "grey": Trouble({"greylist": "1h"}, {"retry": "Greylisted"}),
     "full": Trouble(answers("rcpt", "452 4.2.2 Mailbox full"), {"retry": "Mailbox full"}),
     "later": Trouble(answers("dot", "451 4.3.0 Try again later"), {"retry": "Try again later"}),
@@ -187,3 +188,70 @@ def test_the_cause_of_every_delivery_that_waits(make_mta: MAKE, sandbox: Sandbox
         assert "ticket 3" in mta.command("explain", "source=b")
         assert "refused" in mta.command("explain", "a>mx1.closed.test")
         mta.command("explain", "nobody.test", check=False)
+
+
+def suspensions(client: ControlClient, what: str) -> list[Reason]:
+    """The reasons of that kind that are told of what a person writes."""
+    if " and " in what:
+        rows = [from_wire(Explained, json.loads(line)) for page in client.pages(what, causes=False)
+                for line in page.lines.splitlines()]
+    else:
+        rows = client.explain(*subject_of(what)).rows
+    return [one for row in rows for one in row.reasons if one.kind == "suspension"]
+
+
+def questions(sandbox: Sandbox, domain: str) -> dict[str, int]:
+    """What DNS was asked about `domain`."""
+    return {one: count for one, count in sandbox.questions().items() if domain in one}
+
+
+def test_a_suspension_is_told_at_once_after_a_restart(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """Mail that waits for its retry has no lane yet in a process that has just begun. All the same each door says which
+    suspension of its path, source or provider it would meet: by whom, since when, until when, and what lifts it, until
+    it is lifted; mail that could go another way is not said to stand still. Each door comes first for some mail, and
+    nothing is asked about other mail."""
+    targets = {"listed": "a>mx1.listed.test", "path": "a>mx1.path.test", "provider": "provider=books",
+               "source": "source=b"}
+    names = (*targets, "free")
+    for name in names:
+        reply = "450 4.7.77 your address is listed" if name == "listed" else "450 4.2.1 later"
+        sandbox.set(f"{name}.test", answers("rcpt", reply))
+    mta = make_mta(
+        retry={"first": "1h", "cap": "1h"}, rules=[SUSPENDED_RULE],
+        sources={"a": {"ipv4": "127.0.0.2"}, "b": {"ipv4": "127.0.0.3"}},
+        pools={"default": {"a": 1}, "b": {"b": 1}, "both": {"a": 1, "b": 1}},
+        shaping={"providers": {"books": {"match": {"domains": ["provider.test"]}}}})
+    with mta:
+        with smtplib.SMTP(*mta.smtp, timeout=30) as client:
+            for number, name in enumerate(names):
+                pool = {"source": "X-Pool: b\r\n", "free": "X-Pool: both\r\n"}.get(name, "")
+                client.sendmail("x@client.test", [f"u@{name}.test"], pool.encode() + message(number, "u"))
+        mta.wait_until(lambda: sum(one["event"] == "deferred" for one in mta.events()) == len(names), "all are tried")
+        for name in ("path", "provider", "source"):
+            mta.command("suspend", targets[name], "--for", "2h", "--reason", f"ticket of {name}", "--yes")
+        ids = {one["recipients"][0]: one["message"] for one in mta.events() if one["event"] == "deferred"}
+        began_us = time.time_ns() // 1000
+        mta.stop()
+        before = questions(sandbox, "free.test")
+        mta.start()
+        with ControlClient(mta.config["run"]) as control:
+            for number, (name, target) in enumerate(targets.items()):
+                domain, queue = f"{name}.test", f"{name}.test" + ("/b" if name == "source" else "")
+                doors = [ids[f"u@{domain}"], domain, f"queue={queue}", f"domain={domain} and age<1d"]
+                for what in doors[number:] + doors[:number]:
+                    if " and " in what:  # of many it waits for a moment only
+                        mta.wait_until(lambda what=what: suspensions(control, what), "the answer of DNS")
+                    found = suspensions(control, what)
+                    assert found, what
+                    for one in found:
+                        assert one.text.startswith(f"{target.replace('=', ':')} is suspended"), (what, one)
+                        assert ("by rule test-listed" if name == "listed" else "by order") in one.text, (what, one)
+                        assert f"mta unsuspend {target}" in one.remedy.replace("'", ""), (what, one)
+                        assert 0 < one.since_us < began_us < one.until_us, (what, one)
+                assert control.queues(queue, 1, "name").rows[0].state == "suspended"
+                if ">" in target:
+                    assert suspensions(control, f"path={target}")
+            assert questions(sandbox, "free.test") == before  # it is in none of these lists
+            assert suspensions(control, "free.test") == []
+            mta.command("unsuspend", *targets.values())
+            assert [suspensions(control, f"{name}.test") for name in names] == [[]] * len(names)

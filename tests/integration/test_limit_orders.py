@@ -50,7 +50,7 @@ def test_a_domain_is_limited_in_connections(make_mta: MAKE, sandbox: Sandbox) ->
         assert "mta limit domain=a.test off" in mta.command("explain", "a.test")
         mta.stop()
         mta.start()
-        kept = "domain:a.test is held to 1 connections: ticket 9 (by order 1"
+        kept = "domain:a.test is held to 1 connection: ticket 9 (by order 1"
         mta.wait_until(lambda: says(mta, "domain=a.test", "limit", kept), "the same after a restart")
         assert connections(mta, "a.test") <= 1
         mta.command("limit", "domain=a.test", "off")
@@ -68,6 +68,8 @@ def test_a_domain_and_a_tenant_are_limited_in_rate(make_mta: MAKE, sandbox: Sand
     """One message goes, the others wait, and the cause is told; after the end of the order all go at once."""
     with make_mta() as mta:
         mta.command("limit", "domain=a.test", "rate=1/h", "--yes")
+        assert causes(mta, "domain=a.test") == {("limit", "domain:a.test is held to 1/h: by order 1 of root")}
+        assert "until" not in mta.command("explain", "domain=a.test")  # nobody said when it ends
         mta.command("limit", "tenant=acme", "rate=1/h", "--reason", "ticket 3", "--yes")
         fill(mta, 20, ["a.test"])
         for number in range(20):
@@ -97,3 +99,35 @@ def test_a_tenant_is_limited_in_messages_in_flight(make_mta: MAKE, sandbox: Sand
                            "its limit as the cause")
             mta.command("limit", "tenant=acme", "off")
             mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+
+
+def test_a_source_is_limited_over_all_its_paths(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """Two connections from it to ten sites, over both workers, though it had more; another source goes on; the reason
+    names the order and what ends it; kept over a restart."""
+    domains = [f"d{number}.test" for number in range(10)]
+    for domain in (*domains, "other.test"):
+        sandbox.set(domain, {"latency": "400ms"})
+    sources = {"a": {"ipv4": "127.0.0.2"}, "b": {"ipv4": "127.0.0.3"}}
+    with make_mta(sources=sources, pools={"default": {"a": 1}, "b": {"b": 1}}) as mta:
+        fill(mta, 500, domains)
+        mta.wait_until(lambda: leaving(mta, "a") > 4, "many connections")
+        mta.command("limit", "source=a", "connections=2", "--reason", "ticket 8", "--yes")
+        mta.wait_until(lambda: leaving(mta, "a") <= 2, "as few as ordered, while there is mail")
+        assert mta.queued() > 0
+        words = "limit of 2 connections in all to source:a is reached, over all workers: ticket 8 (by order 1"
+        mta.wait_until(lambda: any(says(mta, domain, "limit", words) for domain in domains), "its limit as the cause")
+        mta.send("a@x.test", ["u@other.test"], b"X-Pool: b\r\n" + message(9000, "u@other.test"))
+        sandbox.wait({"messages": 1}, domain="other.test")
+        mta.stop()
+        mta.start()
+        mta.wait_until(lambda: says(mta, "source=a", "limit", "source:a is held to 2 connections"), "the same")
+        for _ in range(5):
+            assert leaving(mta, "a") <= 2
+        mta.command("limit", "source=a", "off")
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+
+
+def leaving(mta: Mta, source: str) -> int:
+    """How many connections leave from a source, over all workers."""
+    return sum(row["connections"] for worker in mta.status()["workers"] for row in worker["sources"]
+               if row["name"] == source)

@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 
 from bench.fill import fill as fill_spool
+from mta.queue.encoding import pack, unpack
+from mta.queue.ids import format_id
+from mta.queue.index import DELIVERY_KEY
 from mta.queue.orders import SWEEPS
 from mta.sandbox.client import Sandbox
 from tests.integration.support import ENDS, Injector, Mta, ends_of, message
+from tests.queue.damage import records
 
 MAKE = Callable[..., Mta]
 SLOW = {"retry": {"first": "1h", "cap": "1h"}}
@@ -173,6 +177,35 @@ def test_a_long_queue_is_swept_across_a_kill(make_mta: MAKE, sandbox: Sandbox) -
     assert 9_900 < len(deleted) < 10_000
 
 
+def test_a_sweep_ends_although_records_cannot_be_read(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """It goes on behind them, says in its event and in the log how many there were, and is over; the mail that can be
+    read has its end. A sweep of one message whose record is damaged ends as well."""
+    mta = make_mta(**SLOW)
+    fill_spool(mta.directory / "spool", 400, 4, 2, size=500, spread_s=400_000)
+    broken = []
+    with records(mta.directory / "spool/shards/000") as (txn, db):
+        deliveries = [(key, value) for key, value in txn.cursor(db["messages"]) if len(key) == DELIVERY_KEY.size]
+        for key, value in deliveries[10:13]:
+            txn.put(key, value[:20] + b"\xc1" + value[21:], db=db["messages"])
+            broken.append(format_id(DELIVERY_KEY.unpack(key)[0]))
+        key, value = deliveries[50]
+        fields = list(unpack(value[20:]))
+        fields[7] = [(1, "mx", 451)]
+        txn.put(key, value[:20] + pack(fields), db=db["messages"])
+    with mta:
+        order(mta, "retry", f"message={broken[0]}")
+        order(mta, "delete", "reply~later or domain=x")
+        mta.wait_until(lambda: is_over(mta), "the end of the sweeps")
+        mta.wait_until(lambda: mta.queued() == 4, "what cannot be read alone in the queue")
+    done = {event["command"]: event["unreadable"] for event in told(mta, "order") if event["state"] == "done"}
+    assert done == {"retry": 1, "delete": 4}
+    ends, last = ends_of(mta.events())
+    assert set(ends.values()) == {1}
+    assert len(ends) == 396
+    assert Counter(event["event"] for event in last.values())["deleted"] > 390  # a few are due at once
+    assert any("(delete) is done in shard 0 but for 4 records" in line for line in mta.log)
+
+
 def test_suspensions_and_limits_hold_over_a_restart(make_mta: MAKE, sandbox: Sandbox) -> None:
     """A suspended domain waits while others go; ended, its mail goes at once."""
     with make_mta() as mta:
@@ -205,6 +238,92 @@ def test_mail_is_rerouted(make_mta: MAKE, sandbox: Sandbox) -> None:
         "127.0.0.2"}
     assert {address.partition(":")[0] for to, address in by.items() if "e.test" in to or to == "back@d.test"} == {
         "127.0.0.1"}
+
+
+def test_single_deliveries_are_rerouted(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """By their sender, while the source of their own pool is suspended: what waits and what comes leaves by the other
+    pool, the rest waits. It stays so over kill -9, is said, and what has not left at the end goes by its own pool."""
+    pools = {"sources": {"one": {"ipv4": "127.0.0.1"}, "two": {"ipv4": "127.0.0.2"}},
+             "pools": {"default": {"one": 1}, "other": {"two": 1}}}
+
+    def send(mta: Mta, sender: str, *numbers: int) -> set[str]:
+        tos = {f"{sender}{number}@d.test" for number in numbers}
+        for to in tos:
+            mta.send(f"{sender}@x.test", [to], message(100, to))
+        return tos
+
+    def by(address: str) -> set[str]:
+        return {event["recipients"][0] for event in told(mta, "delivered")
+                if event["source_address"].partition(":")[0] == address}
+
+    with make_mta(**pools) as mta:
+        order(mta, "suspend", "source=one")
+        others, waiting = send(mta, "b", *range(10)), send(mta, "a", *range(10))
+        number = order(mta, "reroute", "other", "sender=a@x.test")["orders"][0]["number"]
+        waiting |= send(mta, "a", 10, 11)
+        mta.wait_until(lambda: by("127.0.0.2") == waiting, "what waited and what came since")
+        mta.wait_until(lambda: mta.queued() == 10, "a checkpoint")
+        order(mta, "suspend", "source=two")
+        waiting |= send(mta, "a", 20, 21, 22)
+        text = f"it goes by pool other by order {number} of "
+        row = json.loads(mta.command("queue", "list", f"d.test//{number}", "--json"))
+        assert (row["deliveries"], row["state"], text in row["reason"]) == (3, "suspended", True)
+        found = [json.loads(line) for line in mta.command("explain", "d.test", "--json").splitlines()]
+        said = {one["name"]: one["reasons"][-1]["text"] for one in found if one["what"] in ("queue", "delivery")}
+        assert said[f"d.test//{number}"].startswith(text)
+        assert text not in said["d.test"]
+        [one] = [one for one in found if one["recipients"] == ["a20@d.test"]]
+        assert text in mta.command("message", one["message"].partition("/")[0])
+        mta.kill()
+        mta.start()
+        assert mta.queued() == 13
+        mta.command("unsuspend", "source=two")
+        mta.wait_until(lambda: by("127.0.0.2") == waiting, "what waited over the restart")
+        order(mta, "suspend", "source=two")
+        back = send(mta, "a", 30, 31, 32)
+        mta.command("reroute", "off", "sender=a@x.test")
+        back |= send(mta, "a", 33)
+        mta.command("unsuspend", "source=one")
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+        assert by("127.0.0.1") == others | back
+        assert by("127.0.0.2") == waiting
+    assert set(ends_of(mta.events())[0].values()) == {1}
+    assert [(one["command"], one["state"]) for one in told(mta, "order") if one["command"] == "reroute"] == [
+        ("reroute", "given"), ("reroute", "ended")]
+
+
+def test_a_long_queue_is_rerouted_across_a_kill(make_mta: MAKE, sandbox: Sandbox) -> None:
+    """Everything is killed in the middle of the move, twice: it goes on by itself, each delivery is in one queue, and
+    leaves once, by the pool that it is to go by."""
+    mta = make_mta(**SLOW, sources={"one": {"ipv4": "127.0.0.1"}, "two": {"ipv4": "127.0.0.2"}},
+                   pools={"default": {"one": 1}, "other": {"two": 1}})
+    fill_spool(mta.directory / "spool", 4_000, 2, 2, size=500, spread_s=400_000)
+    with mta:
+        before = sum(1 for event in mta.events() if event["event"] in ENDS)
+        number = order(mta, "reroute", "other", "domain=d?.dead and not recipient=u1??@*")["orders"][0]["number"]
+        for _ in range(2):
+            mta.kill()
+            mta.start()
+
+        def moved() -> bool:
+            said = mta.command("orders", "--json", check=False)
+            row = json.loads(said) if said else {"shards": 0}
+            return row["shards"] == row["shards_done"] == 2
+
+        mta.wait_until(moved, "the end of the move", 300)
+        rows = [json.loads(line) for line in mta.command("queue", "list", "--json").splitlines()]
+        sizes = {row["name"]: row["deliveries"] for row in rows}
+        assert sum(sizes.values()) == 4_000 - sum(1 for event in mta.events() if event["event"] in ENDS)
+        assert sizes["d0.dead"] == sizes["d1.dead"] == 50
+        assert set(sizes) == {"d0.dead", "d1.dead", f"d0.dead//{number}", f"d1.dead//{number}"}
+        order(mta, "retry", "queue=*")
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue", 300)
+    assert before < 20
+    ends, last = ends_of(mta.events())
+    assert (len(ends), set(ends.values())) == (4_000, {1})
+    by_own = {to for (_, to), event in last.items() if event["source_address"].partition(":")[0] == "127.0.0.1"}
+    assert {f"u{n}@d{n % 2}.dead" for n in range(100, 200)} <= by_own
+    assert len(by_own) < 100 + 20 + before  # what was due at once may have been under way by its own
 
 
 def test_nothing_is_ordered_without_a_word(make_mta: MAKE, sandbox: Sandbox) -> None:

@@ -48,6 +48,48 @@ def test_matches_are_counted_over_workers_and_restarts(make_mta: Callable[..., M
         "rule odd: 550 5.7.1 your mail is odd"]
 
 
+def test_an_operator_ends_what_a_rule_decided(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
+    """The listing is over: `mta explain` names the command that ends the suspension, in both workers, and the log who
+    gave it; a limit of a rule is ended likewise. A part of a queue's name finds it."""
+    sandbox.set("strict.test", {"rules": [{"at": "mail", "reply": "550 5.7.1 you are listed"}]})
+    mta = make_mta(retry={"first": "1h", "cap": "1h"}, rules=[
+        {"name": "listing", "text": "you are listed", "class": "blocklist", "message": "defer",
+         "suspend": "path for 1h", "slow": "1/h for 1h", "samples": ["550 5.7.1 you are listed"]}])
+
+    def row() -> dict[str, object]:
+        [line] = mta.command("queue", "list", "stric", "--json").splitlines()
+        return dict(json.loads(line))
+
+    with mta:
+        for number in range(2):
+            mta.send("x@x.test", ["u@strict.test"], message(number, "u@strict.test"))
+            mta.wait_until(lambda: row()["state"] == "suspended", "the suspension")
+        assert "`mta unsuspend 'mx1.strict.test'` ends it before" in mta.command("explain", "strict.test")
+        sandbox.set("strict.test", {})
+        for words in (["unsuspend", "mx1.strict.test"], ["limit", "mx1.strict.test", "off"]):
+            assert mta.command(*words, "--dry-run").startswith("would be ended: ")
+        assert row()["state"] == "suspended"
+        rows = [json.loads(line) for line in mta.command("orders", "--json").splitlines()]
+        assert sorted((one["kind"], one["target"], one["by"], one["reason"]) for one in rows) == [
+            (kind, "mx1.strict.test", "rule listing", "550 5.7.1 you are listed") for kind in ("limit", "suspend")]
+        said = mta.command("unsuspend", "mx1.strict.test")
+        assert said == "ended: suspension of mx1.strict.test by rule listing: 550 5.7.1 you are listed\n"
+        assert mta.command("unsuspend", "mx1.strict.test", check=False) == ""  # there is nothing to end
+        assert "ended: limit of mx1.strict.test by rule listing" in mta.command("limit", "mx1.strict.test", "off")
+        assert mta.command("orders") == "no orders are in force\n"
+        mta.wait_until(lambda: row()["state"] != "suspended", "that nothing is suspended")
+        assert "suspended" not in mta.command("explain", "strict.test")
+        mta.command("retry", "domain=strict.test", "--yes")
+        mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
+        ended = [(event["state"], event["order"], event["command"], event["target"], event["limit"], event["rule"],
+                  event["reason"]) for event in mta.events()
+                 if event["event"] == "order" and event["command"] != "retry"]
+        said = "550 5.7.1 you are listed"
+        assert ended == [("ended", "", "suspend", "mx1.strict.test", "", "listing", said),
+                         ("ended", "", "limit", "mx1.strict.test", "rate=1/h", "listing", said)]
+        assert any("has ended the suspension of mx1.strict.test by rule listing" in line for line in mta.log)
+
+
 @pytest.mark.parametrize("pipelining", [True, False])
 def test_a_silent_close_of_yahoo_counts_no_failure(make_mta: Callable[..., Mta], sandbox: Sandbox,
                                                    pipelining: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ from mta.queue.store import Transaction
 from mta.smtp.reply import Reply
 from tests.queue.helpers import Bench, outcome
 
+INDEX_PAGE: Final = 4096
 REMOTE = events.Remote("path", "mx.test", "192.0.2.1:25")
 TAKEN = Reply(250, "2.0.0", ("Ok",))
 
@@ -79,6 +82,33 @@ def records(directory: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
             yield txn, databases
     finally:
         env.close()
+
+
+def pages_with(directory: Path, key: bytes) -> list[int]:
+    """Where the leaf pages begin, in the file of a shard's index, that have this key; also those that are free by now
+    (LMDB's mdb.c: a header of 16 bytes, offsets of nodes up to `lower`, nodes of 8 bytes and their key)."""
+    data = (directory / "queue.mdb" / "data.mdb").read_bytes()
+    found = []
+    for page in range(0, len(data), INDEX_PAGE):
+        flags, lower = struct.unpack_from("<HH", data, page + 10)
+        if flags == 2 and 16 <= lower <= INDEX_PAGE:
+            for (offset,) in struct.iter_unpack("<H", data[page + 16:page + lower]):
+                node = page + offset
+                size = int.from_bytes(data[node + 6:node + 8], "little")
+                if data[node + 8:node + 8 + size] == key:
+                    found.append(page)
+                    break
+    return found
+
+
+def overwrite_pages(directory: Path, key: bytes, filling: bytes = b"\xff") -> None:
+    """Damage them; without `filling` by noise that is no kind of page. Pure noise is one now and then: LMDB follows
+    that and ends the process by an assertion."""
+    with (directory / "queue.mdb" / "data.mdb").open("r+b") as file:
+        for page in pages_with(directory, key):
+            file.seek(page)
+            noise = os.urandom(10) + b"\xff\xff" + os.urandom(INDEX_PAGE - 12)
+            file.write(filling * INDEX_PAGE if filling else noise)
 
 
 def segment(bench: Bench, number: int = 1) -> Path:

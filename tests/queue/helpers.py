@@ -22,6 +22,14 @@ START_US = 1_700_000_000_000_000
 PATIENCE_S = 20.0
 
 
+def empty_spool(directory: Path) -> Path:
+    """Make `directory` a spool without shards, as a start does."""
+    (directory / "version").write_text("1\n")
+    (directory / "lock").write_text("4711\n")
+    (directory / "shards").mkdir()
+    return directory
+
+
 def config(**store: Any) -> schema.Config:
     """A configuration with small files, and checkpoints only when they are asked for."""
     options: dict[str, Any] = {

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from mta.queue.encoding import Position
 from mta.queue.errors import BodyDamaged
-from mta.queue.fileops import FileOps
+from mta.queue.fileops import Buffer, FileOps
 from mta.queue.ids import format_id
 from mta.queue.journal import PAGE, Journal, Segment, content_crc, segment_numbers
 from mta.queue.records import Delivery
 from mta.queue.store import Counts, Transaction
-from tests.queue.faults import Counting, Unsynced
+from tests.queue.faults import Counting, Failing, Unsynced
 from tests.queue.helpers import START_US, Bench, config, removal
 
 
@@ -60,6 +62,87 @@ def test_frames_begin_on_pages(tmp_path: Path) -> None:
         journal.append(b"x", [bytes(size)], START_US)
     assert all(offset % PAGE == 0 and length % PAGE == 0 for offset, length in writes)
     assert [offset for offset, _ in writes[1:]] == [offset + length for offset, length in writes[:-1]]
+    journal.close()
+
+
+class Ahead(Counting):
+    """Takes down where zeros are written ahead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead: list[tuple[int, int]] = []
+
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        """Only what is written ahead is all zeros."""
+        data = b"".join(buffers)
+        if not any(data):
+            self.ahead.append((offset, offset + len(data)))
+        return super().pwritev(fd, buffers, offset)
+
+
+def test_the_place_of_small_frames_is_written_ahead(tmp_path: Path) -> None:
+    """A mebibyte at once in a new segment, with a sync of its own, when there is little left of the one before; never
+    where a frame is, and not behind the segment's end."""
+    files, size = Ahead(), 2_500_000 // PAGE * PAGE
+    journal = Journal(tmp_path, size, files, Position(0, 0))
+    frames = []
+    while not frames or frames[-1].end.segment == 1:
+        frames.append(journal.append(b"operations", [bytes([1]) * 5000], START_US))
+        syncs, rounds = files.calls["fdatasync"], len(files.ahead)
+        journal.write_ahead()
+        assert files.calls["fdatasync"] - syncs == len(files.ahead) - rounds
+        if frames[-1].end.segment == 1:
+            assert files.ahead[-1][1] - frames[-1].end.offset >= min(32 << 10, size - frames[-1].end.offset)
+            assert len(files.ahead) == rounds or files.ahead[-1][0] >= frames[-1].end.offset
+    *first, last = files.ahead
+    assert [end for _, end in first] == [begin for begin, _ in first[1:]] + [size]
+    assert last[0] == frames[-1].end.offset
+    journal.close()
+    segment = Segment.open(tmp_path, 1, FileOps())
+    assert segment is not None
+    offset = PAGE
+    for _ in frames[:-1]:
+        frame = segment.frame(offset)
+        assert frame is not None
+        assert segment.is_whole(frame)
+        offset = frame.end.offset
+    assert segment.frame(offset) is None
+    segment.close()
+
+
+def test_nothing_is_written_ahead_for_large_frames_or_in_a_file_used_before(tmp_path: Path) -> None:
+    """Zeros would cost more there than they save, or were written long ago."""
+    files = Ahead()
+    journal = Journal(tmp_path, 4_000_000, files, Position(0, 0))
+    for _ in range(20):
+        journal.append(b"x", [bytes([1]) * 100_000], START_US)
+        journal.write_ahead()
+    assert files.ahead == []
+    journal.append(b"x", [], START_US)
+    journal.write_ahead()
+    assert len(files.ahead) == 1
+    journal.append(b"x", [bytes([1]) * 3_000_000], START_US)  # in the second segment, which is new
+    journal.retire(1)
+    journal.append(b"x", [bytes([1]) * 3_000_000], START_US)
+    assert journal.end.segment == 3
+    for _ in range(20):
+        journal.append(b"x", [], START_US)
+        journal.write_ahead()
+    assert len(files.ahead) == 1
+    journal.close()
+
+
+@pytest.mark.parametrize("name", ["pwritev", "fdatasync"])
+def test_what_cannot_be_written_ahead_is_left(tmp_path: Path, name: str) -> None:
+    """No frame fails for it, and in that segment it is not tried again."""
+    files = Failing(name)
+    journal = Journal(tmp_path, 1_000_000, files, Position(0, 0))
+    for number in range(5):
+        frame = journal.append(b"x", [b"content"], START_US)
+        files.error = errno.EIO
+        journal.write_ahead()
+        files.error = 0
+        assert (files.failures, frame.end.segment) == (1, 1), number
     journal.close()
 
 

@@ -23,7 +23,7 @@ class Loop:
 
     def next(self) -> None:
         """Wait for a wake, and run what has completed."""
-        assert self.woken.wait(10)
+        assert self.woken.wait(60)
         self.woken.clear()
         run(self.completions)
 
@@ -111,7 +111,7 @@ class Slow(FileOps):
             gate = native_lock()
             gate.acquire()
             waiting.append(gate)
-            syncs.append(gate.acquire(timeout=10))
+            syncs.append(gate.acquire(timeout=60))
 
 def go_on():
     while True:

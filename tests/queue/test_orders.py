@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mta.queue.filter import Filter
 from mta.queue.ids import format_id
 from mta.queue.orders import (
     HELD_US,
@@ -17,8 +18,10 @@ from mta.queue.orders import (
     due_of,
     facts_of,
     queue_facts,
+    same_mail,
 )
-from mta.queue.records import Attempt, Delivery, Message, Recipient, queue_name
+from mta.queue.records import Attempt, Delivery, Message, Recipient, detour, queue_name
+from mta.queue.scheduler import domain_of, pool_of
 
 NOW_US = 1_700_000_000_000_000
 
@@ -67,6 +70,30 @@ def test_a_pause_of_queues_holds_them_as_a_whole() -> None:
     assert found.ruling(queue_facts("other@e.test"), NOW_US) == (None, None, (), False)
 
 
+def test_a_suspension_by_an_expression_holds_mail_and_one_of_a_target_does_not() -> None:
+    """The former is a pause by another name; the latter is about the way, and no matter of a queue."""
+    found = book(order("suspend", "campaign=spring"), order("suspend", target="domain:d.test"),
+                 order("suspend", "sender=a@*"))
+    held = found.ruling(queue_facts("spring:@d.test"), NOW_US).held
+    assert held is not None
+    assert (held.kind, held.filter) == ("suspend", "campaign=spring")
+    ruling = found.ruling(queue_facts("d.test"), NOW_US)
+    assert (ruling.held, [one.order.filter for one in ruling.each]) == (None, ["sender=a@*"])
+    assert found.holds_singly(queue_facts("d.test"), delivery(), NOW_US) is not None
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ("tenant=acme", ' Tenant = "ACME"', True), ("age>2h", 'age>"2h"', True), ("", "", True), ("", "tenant=a", False),
+    ("tenant=acme", "tenant=acme2", False), ("tenant=acme", "tenant!=acme", False),
+    (r"reply~\d", r"reply~\D", False), (r"reply~\d", r'reply ~ "\\d"', True),
+    ("tenant=a and not domain=b", "tenant=a AND NOT domain=B", True), ('tenant="and"', "tenant=and", True),
+    ("tenant=a and domain=b", "tenant=a or domain=b", False),
+])
+def test_what_was_ordered_is_known_again_however_it_is_typed(one: str, other: str, same: bool) -> None:
+    """Spaces, quotes and case make no other expression, but for the case in a regular expression."""
+    assert same_mail(one, other) is same_mail(other, one) is same
+
+
 def test_a_pause_ends_by_itself() -> None:
     """From its time on it holds nothing."""
     found = book(order("pause", "domain=d.test", until_us=NOW_US + 1))
@@ -106,11 +133,43 @@ def test_the_last_reroute_wins() -> None:
     assert found.ruling(queue_facts("d.test"), NOW_US).pool == "one"
 
 
+def test_a_reroute_by_what_a_delivery_has_gives_it_a_queue_beside_its_own() -> None:
+    """Which goes by the order's pool while that is in force, then by its own again. The last one that matches wins,
+    be it about the queue as a whole or not; what is rerouted stays so, whatever becomes of what made it match."""
+    given = orders(order("reroute", "sender=a@*", pool="one"), order("reroute", "tenant=acme", pool="two"),
+                   order("reroute", "attempts>0", pool="three"), order("reroute", "sender=z@*", pool="four"))
+    found, one = Book(given), delivery()
+
+    def goes(name: str, **fields: Any) -> tuple[str | None, str | None]:
+        moves_by = found.detour(queue_facts(name), delivery(**fields), NOW_US)
+        return found.ruling(queue_facts(name), NOW_US).pool, moves_by.pool if moves_by is not None else None
+
+    assert goes("d.test") == (None, "three")
+    assert goes("acme@d.test", attempts=0) == ("two", None)
+    assert goes("acme@d.test") == ("two", "three")
+    assert goes("d.test", attempts=0) == (None, "one")
+    name = detour("c:acme@d.test/p^bulk", 3)
+    assert (name, detour("d.test", 3), detour(name, 4)) == (
+        "c:acme@d.test/p/3^bulk", "d.test//3", "c:acme@d.test/p/4^bulk")
+    assert goes(name) == goes(name, attempts=0) == ("three", None)
+    assert [meant.order.pool for meant in found.ruling(queue_facts("d.test"), NOW_US).each] == ["four", "three", "one"]
+    facts = queue_facts(name)
+    assert (facts.pool, facts.priority, facts.tenant, facts.detour) == ("p", "bulk", "acme", 3)
+    for text in (f'queue="{name}"', 'queue="c:acme@d.test/p^bulk"', "pool=p"):
+        assert Filter.parse(text).of_queue(facts)
+    found = Book(given.end(given.orders[2], "ended", "root", NOW_US))
+    assert goes(name) == ("two", None)
+    assert goes("d.test//3") == (None, "one")
+    assert pool_of(name) == "p"
+    assert (pool_of("d.test//3"), domain_of("d.test//3"), one.queue) == ("", "d.test", "d.test")
+
+
 @pytest.mark.parametrize(("wrong", "why"), [
     (order("pause", "tenat=x"), "did you mean tenant"),
-    (order("reroute", "tenant=x and age>2h", pool="p"), "whole queues"),
     (order("reroute", "tenant=x"), "which pool"),
     (order("suspend"), "what"),
+    (order("suspend", "campaign=c", target="mx.test"), "not both"),
+    (order("suspend", "source=out* and tenant=x"), "`mta pause 'source=out\\* and tenant=x'` keeps mail"),
     (order("limit", target="mx.test"), "to what"),
 ])
 def test_an_order_that_makes_no_sense_is_refused(wrong: Order, why: str) -> None:
@@ -125,8 +184,12 @@ def test_orders_survive_being_written_down() -> None:
                    order("delete", "queue=*", notify=True), order("retry", "queue=*", now=True),
                    order("reroute", "queue=*", pool="p"), order("limit", target="a", connections=0))
     given = given.end(given.orders[1], "ended", "alice", NOW_US + 5)
+    given = given.end(given.orders[1], "done", "mta", NOW_US + 6, 7)
+    given = given.lifted([Order(0, "suspend", "rule x", NOW_US, target="a>b")], "bob", NOW_US + 7)
     assert Orders.decode(given.encode()) == given
-    assert [one.serial for one in given.changes] == list(range(1, 8))
+    assert [one.serial for one in given.changes] == list(range(1, 10))
+    assert [one.unreadable for one in given.changes] == [0] * 7 + [7, 0]
+    assert (given.changes[-1].order.by_rule, given.changes[-1].order.id) == ("x", "")
 
 
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b"{}", b'{"version": 99}', b"\xff"])
@@ -138,10 +201,12 @@ def test_a_broken_file_is_said_to_be_one(broken: bytes) -> None:
 
 def test_the_end_of_a_pause_releases_what_it_held_singly() -> None:
     """By a sweep; a pause of whole queues needs none."""
-    given = orders(order("pause", "domain=d.test"), order("freeze", f"message={format_id(7 << 10)}"))
+    given = orders(order("pause", "domain=d.test"), order("freeze", f"message={format_id(7 << 10)}"),
+                   order("suspend", "campaign=c"), order("suspend", target="mx.test"), order("suspend", "sender=a@*"))
     for one in given.orders:
         given = given.end(one, "ended", "root", NOW_US)
-    assert [(one.kind, one.message) for one in given.orders] == [("release", 7 << 10)]
+    assert [(one.kind, one.filter) for one in given.orders] == [
+        ("release", f"message={format_id(7 << 10)}"), ("release", "sender=a@*")]
 
 
 def test_numbers_are_never_given_twice() -> None:

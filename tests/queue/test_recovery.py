@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +29,8 @@ NO_START = Position(0, 0)
 def quick(tmp_path: Path) -> Iterator[Path]:
     """A directory in memory where there is one, as these tests sync a lot."""
     memory = Path("/dev/shm")
-    if not memory.is_dir():
-        yield tmp_path
-        return
-    directory = memory / f"mta-test-{tmp_path.parent.name}-{tmp_path.name}"
-    directory.mkdir()
-    yield directory
-    shutil.rmtree(directory)
+    with tempfile.TemporaryDirectory(prefix="mta-test-", dir=memory if memory.is_dir() else tmp_path) as name:
+        yield Path(name)
 
 
 def segment_file(bench: Bench, number: int = 1) -> Path:

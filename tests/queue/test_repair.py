@@ -40,15 +40,6 @@ Account = tuple[int, str]  # message id, address
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Path:
-    """A spool with nothing in it."""
-    (tmp_path / "version").write_text("1\n")
-    (tmp_path / "lock").write_text("4711\n")
-    (tmp_path / "shards").mkdir()
-    return tmp_path
-
-
-@pytest.fixture
 def bench(spool: Path) -> Bench:
     """A store with a past, in the index and beyond it."""
     return used(spool / "shards" / "000")

@@ -17,7 +17,7 @@ class Smtp:
     """One connection to an MX host. Replies are `(code, lines)`; an end of the connection is `(0, [])`."""
 
     def __init__(self, sandbox: Sandbox, host: str, source: str = "127.0.0.1") -> None:
-        self.socket = socket.create_connection((sandbox.address(host), sandbox.smtp_port), 10, (source, 0))
+        self.socket = socket.create_connection((sandbox.address(host), sandbox.smtp_port), 60, (source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stream = self.socket.makefile("rb")
 
@@ -86,7 +86,7 @@ def content(key: str, body: bytes = b"hello\r\n") -> bytes:
     return b"X-Test-Id: %b\r\nSubject: test\r\n\r\n%b" % (key.encode(), body)
 
 
-def ask(sandbox: Sandbox, name: str, rdtype: str, *, tcp: bool = False, timeout_s: float = 5.0) -> dns.message.Message:
+def ask(sandbox: Sandbox, name: str, rdtype: str, *, tcp: bool = False, timeout_s: float = 60.0) -> dns.message.Message:
     """One DNS question to the sandbox."""
     host, _, port = sandbox.dns.rpartition(":")
     question = dns.message.make_query(name, rdtype, use_edns=0, payload=1232)

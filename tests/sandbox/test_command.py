@@ -29,7 +29,7 @@ def test_it_runs_in_the_foreground_until_a_signal(tmp_path: Path) -> None:
     ready = json.loads(process.stdout.readline())
     assert ready["control"] == control
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0
     assert f'dns: {{servers: ["{ready["dns"]}"]}}' in stderr
     assert f"port: {ready['smtp_port']}" in stderr
@@ -42,12 +42,12 @@ def test_errors_have_their_exit_codes(tmp_path: Path, sandbox: Sandbox) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("latency: 5\n")
     process = start("-c", str(path))
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 78
     assert stderr.startswith(f"{path}:1:1: latency: unknown option, expected one of dns, smtp_port, ")
     assert stderr.count("\n") == 1
     process = start("--dns", sandbox.dns, "--port", "0", "--stats", str(tmp_path / "c"))
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 69
     assert "Address already in use" in stderr
 
@@ -58,7 +58,7 @@ def test_errors_have_their_exit_codes(tmp_path: Path, sandbox: Sandbox) -> None:
 def test_nothing_outside_loopback(tmp_path: Path, option: str, where: str) -> None:
     """Neither DNS server nor control socket can be put where others reach them."""
     process = start("--dns", "127.0.0.1:0", "--port", "0", "--stats", str(tmp_path / "c"), option, where)
-    out, stderr = process.communicate(timeout=10)
+    out, stderr = process.communicate(timeout=60)
     assert (process.returncode, out) == (69, "")
     assert stderr == f"mta sandbox: cannot start: {where} is not on loopback, where the sandbox has to stay\n"
 
@@ -103,4 +103,4 @@ def test_stop() -> None:
     """`mta sandbox stop` ends it."""
     with Sandbox() as sandbox:
         assert main(["sandbox", "stop", "--stats", sandbox.control.where]) == 0
-        assert sandbox.process.wait(10) == 0
+        assert sandbox.process.wait(60) == 0

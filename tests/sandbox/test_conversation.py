@@ -231,7 +231,7 @@ def test_idle_clients_are_sent_away(sandbox: Sandbox) -> None:
     """A silent client gets 421 and the end of the connection."""
     sandbox.set("idle.test", {"idle": "300ms"})
     with Smtp(sandbox, "mx1.idle.test") as client:
-        client.hello()
+        assert client.code() == 220
         assert client.reply() == (421, ["4.4.2 Idle for too long"])
         assert client.code() == 0
 

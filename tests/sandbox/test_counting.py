@@ -146,7 +146,7 @@ def test_waiting_for_counts(sandbox: Sandbox) -> None:
 
     thread = threading.Timer(0.1, deliver)
     thread.start()
-    counts = sandbox.wait({"messages": 3}, domain="waited.test", timeout_s=10)
+    counts = sandbox.wait({"messages": 3}, domain="waited.test", timeout_s=60)
     assert counts["messages"] == 3
     thread.join()
     with pytest.raises(TimeoutError, match="'messages': 3"):
@@ -208,7 +208,7 @@ def test_the_sandbox_ends_with_whoever_started_it() -> None:
     sandbox = Sandbox()
     assert sandbox.process.stdin is not None
     sandbox.process.stdin.close()
-    assert sandbox.process.wait(10) == 0
+    assert sandbox.process.wait(60) == 0
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", sandbox.smtp_port), 5)
     assert "0 messages" in sandbox.stop()

@@ -93,6 +93,16 @@ def test_small_bursts_are_found(rate: str, per_minute: int) -> None:
     assert_found(steady, per_minute * 30)
 
 
+@pytest.mark.parametrize("rate", ["15/min, burst 3", "30/2m, burst 3"])
+def test_small_bursts_after_a_faster_limit_are_found(rate: str) -> None:
+    """A pause fills such a bucket, so a probe and some messages more are taken: that is not refusing at any rate."""
+    sim = begun((5, f"{SLOW}, connections: 20"), (6, "latency: 20ms, rate: 200/min"),
+                (34, f'latency: 20ms, rate: "{rate}"'))
+    until(sim, 13)
+    steady = until(sim, 43)
+    assert_found(steady, 15 * 30)
+
+
 @pytest.mark.parametrize("window", ["bucket", "fixed", "sliding"])
 @pytest.mark.parametrize(("rate", "per_minute"), [("300/100s", 180), ("30/100s", 18), ("200/2m", 100), ("30/2m", 15)])
 def test_windows_longer_than_a_minute_are_found(rate: str, per_minute: int, window: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mta.delivery.reason import KINDS
+from mta.delivery.settle import Verdict
+from mta.queue.records import Delivery
 from mta.simulate.kernel import BEGIN_US
 from tests.simulate.helpers import HOUR, by_site, simulation
 
@@ -96,6 +100,46 @@ def test_transactional_mail_overtakes_and_bulk_does_not_starve() -> None:
     result = sim.run(0.1)
     share = result.priorities["bulk"]["delivered"] / result.delivered
     assert share == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("own", ["", "message_rate: 1/s"])
+def test_transactional_mail_overtakes_in_a_rate_that_sites_share(own: str) -> None:
+    """A hundred sites with bulk mail wait for ten messages a minute, whether each has a rate besides or not: two
+    transactional messages a minute to yet another one leave within two spacings each, the bulk mail has the rest."""
+    sim = simulation(f"""shaping:
+  default: {{adaptive: {{enabled: no}}, {own}}}
+  sources: {{out: {{total_message_rate: 10/min}}}}
+sources: {{out: {{}}}}
+""", 'domains: {"d*.test": {latency: 10ms}, u.test: {latency: 10ms}}', """parts:
+      - {messages: 5000, domains: {"d{1-100}.test": 1}, priority: bulk}
+      - {messages: 40, over: 20m, start: 5m, domains: {u.test: 1}, priority: transactional}""")
+    waited: list[float] = []
+    deliver = sim.engine.settler.deliver
+
+    def noted(delivery: Delivery, *rest: Any) -> Verdict:
+        if delivery.domain == "u.test":
+            waited.append((sim.hub.clock_us() - delivery.message.arrival_us) / 1e6)
+        return deliver(delivery, *rest)
+
+    sim.engine.settler.deliver = noted  # type: ignore[method-assign]
+    result = sim.run(0.5)
+    assert len(waited) == 40
+    assert max(waited) <= 2 * 6.1, sorted(waited)[-5:]
+    assert result.priorities["bulk"]["delivered"] + 40 >= 0.95 * 30 * 10
+
+
+def test_bulk_mail_has_its_part_of_a_rate_that_sites_share() -> None:
+    """Transactional mail to ten sites without end, beside bulk mail to thirty others."""
+    sim = simulation("""shaping:
+  default: {adaptive: {enabled: no}}
+  sources: {out: {total_message_rate: 60/min}}
+sources: {out: {}}
+""", 'domains: {"d*.test": {latency: 10ms}, "u*.test": {latency: 10ms}}', """parts:
+      - {messages: 5000, domains: {"d{1-30}.test": 1}, priority: bulk}
+      - {messages: 9000, domains: {"u{1-10}.test": 1}, priority: transactional}""")
+    result = sim.run(0.5)
+    assert result.priorities["bulk"]["delivered"] / result.delivered == pytest.approx(0.1, abs=0.02)
+    assert result.delivered >= 0.95 * 1800
 
 
 @pytest.mark.parametrize("limit", ["message_rate: 2/s", "concurrency: 2"])

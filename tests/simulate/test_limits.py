@@ -55,6 +55,19 @@ def test_a_change_of_the_rate_moves_those_who_wait() -> None:
     assert fast[-1] < hub.now + 6
 
 
+def test_what_is_handed_back_late_is_no_later_one() -> None:
+    """As of the table: its time is over."""
+    hub = VirtualHub()
+    limits = SimulatedLimits(hub)
+    path = (Bucket("path", 10, 1.0),)
+    assert limits.reserve(path) == 0.0
+    since = hub.now
+    hub.now = limits.reserve(path)
+    assert limits.reserve(path) == 0.0
+    limits.hand_back(path, since=since)
+    assert limits.reserve(path) > hub.now
+
+
 def test_a_place_that_is_handed_back_moves_nobody_behind_it() -> None:
     """The others have their times."""
     limits = SimulatedLimits(VirtualHub())
