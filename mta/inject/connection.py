@@ -91,14 +91,15 @@ class Connection(ABC):
     def _gone(self) -> None:
         """The connection has ended: nothing is to be kept of it."""
 
-    def _listen(self, *, anew: bool) -> None:
+    def _listen(self, anew: bool) -> None:
         """Wait for input: each block of content has its time, and so has each command as a whole. Hot path."""
         if not (self._reading or self._unsent):
             self._reading = True
             self._io.start(self._on_readable)
         now_s = time.monotonic()
-        if self.machine.state in RECEIVING:
-            if self._content_until_s == inf or (anew and self.machine.state == CONTENT):
+        state = self.machine.state
+        if state in RECEIVING:
+            if self._content_until_s == inf or (anew and state == CONTENT):
                 self._content_until_s = now_s + self._timeouts.transaction
             self._deadline_s = min(now_s + self._timeouts.data, self._content_until_s)
         elif anew:
@@ -123,22 +124,17 @@ class Connection(ABC):
 
     def _go_on(self, *, anew: bool = False) -> None:
         """Say what there is to say, and wait for what comes of it; `anew`: with the time of a new wait. Hot path."""
-        output = self.machine.output()
-        if output:
-            self._say(output)
-        else:
-            self._listen(anew=anew)
-
-    def _say(self, data: bytes) -> None:
-        """Send `data`, then listen again. Hot path."""
-        if self._tls is not None:
-            data = self._tls.encrypt(data)
-        if not self._send(data):
-            return
-        if self.machine.state != CLOSED:
-            self._listen(anew=True)
-        else:
-            self._said_last()
+        data = self.machine.output()
+        if data:
+            anew = True
+            if self._tls is not None:
+                data = self._tls.encrypt(data)
+            if not self._send(data):
+                return
+            if self.machine.state == CLOSED:
+                self._said_last()
+                return
+        self._listen(anew)
 
     def _say_rest(self, data: bytes) -> None:
         """The client has to take more of our output before anything else is done."""
@@ -164,7 +160,7 @@ class Connection(ABC):
                 elif self.machine.state == CLOSED:
                     self._said_last()
                 elif not self._storing:
-                    self._listen(anew=True)
+                    self._listen(True)
         except BlockingIOError:
             pass
         except OSError:

@@ -106,7 +106,8 @@ class Opening(Connection):
             self._on_readable = self._readable
         self._talks = True
         rest, self._input = self._input, b""
-        self._say(self.machine.greeting())
+        self.machine.greet()
+        self._go_on()
         if rest:  # it did not wait for the greeting: as with others, that is read as if it had
             self._took(rest)
 
@@ -126,7 +127,7 @@ class Opening(Connection):
         """STARTTLS: our last words in clear, then the handshake. Nothing of it was read yet: what stood behind the
         command was refused by the machine (RFC 3207 6, CVE-2011-0411)."""
         assert self._contexts is not None
-        self._say(self.machine.output())
+        self._go_on()
         self._talks = False
         self._tls = ServerTls(self._contexts)
         if self._unsent:
@@ -184,17 +185,14 @@ class Opening(Connection):
         self._talks = True
         if self.machine.state == TLS:
             self._act(self.machine.tls_started(tls, identity))
-            if refusal is not None:
-                self.machine.close(refusal)
-            if not self._storing:
-                self._go_on(anew=True)
         else:
             self.machine = Server(self._settings, replace(peer, identity=identity))
-            if refusal is not None:
-                self.machine.close(refusal)
-                self._go_on()
-            else:
-                self._say(self.machine.greeting())
+            if refusal is None:
+                self.machine.greet()
+        if refusal is not None:
+            self.machine.close(refusal)
+        if not self._storing:
+            self._go_on(anew=True)
         if not self._parting:
             self._take_ciphertext(b"")  # what came with the last of the handshake
 

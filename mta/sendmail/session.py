@@ -66,7 +66,8 @@ class Session:
     def run(self) -> int:
         """Until the client says QUIT or goes away, or is sent away; returns the exit code."""
         try:
-            self._say(self._server.greeting())
+            self._server.greet()
+            self._say(self._server.output())
             while data := os.read(self._read, _CHUNK):
                 self._buffer += data
                 while self._server.state != CLOSED and (piece := self._next()):

@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-The caller owns the socket and the clock. It writes `greeting`, feeds what it reads to `receive`, acts on the events
+The caller owns the socket and the clock. It has it `greet`, feeds what it reads to `receive`, acts on the events
 and writes what `output` gives: one write for all replies of a pipelined group. When a message has come the event is
 `MessageReceived` and the machine is PAUSED: it holds whatever the client sent behind the message until the caller
 says with `answer` what became of it (I1: `250` only once it is durable). Likewise with `StartTls` and `Authenticate`,
@@ -116,9 +116,9 @@ class Server(Receiving, Identifying):
 
     # -- what the caller does ---------------------------------------------------------------------------------------
 
-    def greeting(self) -> bytes:
-        """The first thing to be written."""
-        return self._settings.greeting
+    def greet(self) -> None:
+        """Begin: the greeting is to be written."""
+        self._replies.append(self._settings.greeting)
 
     def receive(self, data: bytes) -> list[ServerEvent]:
         """Take bytes of the client. While PAUSED they are only kept, so do not read then.

@@ -22,7 +22,8 @@ class Pair:
         self.server = Server(server_settings(**limits), TRUSTED)
         self.client = Client("client.example", tls="off", pipelining=pipelining, chunking=chunks)
         self.client.pipeline_across = across
-        self.client.receive(self.server.greeting())
+        self.server.greet()
+        self.client.receive(self.server.output())
         self.arrived: list[tuple[Envelope, bytes]] = []
         self.verdicts: list[Reply] = []
         assert converse(self.server, self.client, self.answer, cut) == [Ready()]

@@ -32,7 +32,8 @@ from tests.smtp.server_helpers import TRANSACTION, outcome
 def test_session() -> None:
     """Greeting, EHLO with all that is offered, one message, QUIT."""
     server = Server(server_settings(message_size=1000, recipients=50), TRUSTED)
-    assert server.greeting() == b"220 mx.example.net ESMTP\r\n"
+    server.greet()
+    assert server.output() == b"220 mx.example.net ESMTP\r\n"
     output, _ = talk(server, b"EHLO client.example\r\n")
     lines = output.decode().split("\r\n")[:-1]
     assert lines[0] == "250-mx.example.net"
