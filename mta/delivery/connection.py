@@ -17,7 +17,7 @@ from mta.config.shaping import Shaping
 from mta.delivery.approach import QUIT_S, Approach, LateError
 from mta.delivery.wire import ShortageError, TlsError, WireError
 from mta.queue.errors import StoreError
-from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, REQUIRE_TLS, SMTPUTF8, Delivery, Wishes
+from mta.queue.records import REQUIRE_TLS, Delivery, Wishes
 from mta.queue.scheduler import Queue
 from mta.smtp.client import ClientEvent, Finished, Transaction
 from mta.smtp.errors import RemoteProtocolError
@@ -159,7 +159,7 @@ class Connection(Approach):
             if job is None:
                 self._write()
                 return
-            if job.transaction.require_tls and not self.engine.protection.admits(self, job):
+            if job.transaction.flags & REQUIRE_TLS and not self.engine.protection.admits(self, job):
                 continue
             if job.cold:
                 try:
@@ -255,24 +255,12 @@ class Connection(Approach):
 def transaction_for(delivery: Delivery, at_most: int) -> Transaction:
     """The next transaction of `delivery`: those of its recipients that this attempt has not tried, up to `at_most`."""
     message = delivery.message
-    flags = message.flags
     recipients = delivery.recipients
     untried = len(recipients) - delivery.tried
     if untried > at_most or delivery.tried:
         recipients = recipients[: min(untried, at_most)]
-    return Transaction(
-        sender=message.sender,
-        recipients=recipients,
-        content=message.content or b"",
-        eight_bit=(flags & EIGHT_BIT) != 0,
-        smtputf8=(flags & SMTPUTF8) != 0,
-        ret=message.ret,
-        envid=message.envid,
-        priority=None if message.wishes is None else message.wishes.priority,
-        binary=(flags & BINARY) != 0,
-        require_tls=(flags & REQUIRE_TLS) != 0,
-        dotless=(flags & DOTLESS) != 0,
-    )
+    return Transaction(message.sender, recipients, message.content or b"", message.flags, message.ret, message.envid,
+                       None if message.wishes is None else message.wishes.priority)
 
 
 def ask_for_time(transaction: Transaction, wishes: Wishes, shaping: Shaping, now_us: int) -> None:

@@ -21,7 +21,7 @@ from mta.delivery.pacing import Right
 from mta.delivery.path import Path
 from mta.delivery.settle import EARLY, Verdict
 from mta.queue.ids import format_id
-from mta.queue.records import Delivery
+from mta.queue.records import EIGHT_BIT, Delivery
 from mta.queue.scheduler import Queue
 from mta.queue.store import BodyDamaged, BodyUnreadable
 
@@ -132,7 +132,7 @@ class Dispatch:
         if rcpt_max and rcpt_max < at_most:
             at_most = rcpt_max
         transaction = transaction_for(delivery, at_most)
-        if transaction.eight_bit:
+        if transaction.flags & EIGHT_BIT:
             transaction.eight_bit_offered = path.shaping.eight_bit == "return"
         if delivery.message.wishes is not None:
             ask_for_time(transaction, delivery.message.wishes, path.shaping, now_us)

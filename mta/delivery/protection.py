@@ -28,6 +28,7 @@ from mta.delivery.sources import Source
 from mta.delivery.targets import Target
 from mta.delivery.tls import verifying_context
 from mta.loop.threads import in_thread
+from mta.queue.records import REQUIRE_TLS
 from mta.smtp.reply import Reply
 from mta.smtp.transaction import NO_REQUIRETLS
 
@@ -108,7 +109,7 @@ class Protection:
         if refusal is None:
             return True
         if not job.transaction.sender:
-            job.transaction.require_tls = False
+            job.transaction.flags &= ~REQUIRE_TLS
             return True
         job.transaction.local_reply = refusal
         engine.dispatch.settle(connection, job)

@@ -30,6 +30,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 from mta.config.schema import SmtpIn
 from mta.inject.formats import FormatError, Submission, check_lines, line_at
+from mta.queue.records import DOTLESS, EIGHT_BIT
 from mta.smtp import data
 from mta.smtp.peer import ALL_RIGHTS, SameForAll
 from mta.smtp.reply import Reply
@@ -177,8 +178,10 @@ class BatchReader:
                 self._server.answer(_TAKEN)
                 self._server.output()
                 self.position = Position(self._offset, self._line, self._goes_on)
-                event.envelope.dotless = stuffed and len(content) == len(raw)  # the machine saw no content
-                event.envelope.eight_bit = event.envelope.eight_bit or not content.isascii()
+                if not stuffed or len(content) != len(raw):
+                    event.envelope.flags &= ~DOTLESS  # the machine saw no content, so it found no dot
+                if not content.isascii():
+                    event.envelope.flags |= EIGHT_BIT
                 return Submission(event.envelope, content)
         raise FormatError(line, _said(self._server))
 

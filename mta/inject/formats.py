@@ -30,7 +30,7 @@ from mta.config.schema import SmtpIn
 from mta.inject import addresses
 from mta.message import headers
 from mta.message.headers import Field
-from mta.queue.records import Recipient
+from mta.queue.records import EIGHT_BIT, SMTPUTF8, Recipient
 from mta.smtp import xtext
 from mta.smtp.address import Address, AddressError, domain_to_ascii, parse_address, parse_path
 from mta.smtp.envelope import (
@@ -89,7 +89,8 @@ def parse_message(data: bytes, limits: SmtpIn, label_fields: frozenset[bytes] = 
             first_line, f"{len(envelope.recipients)} recipients, more than smtp.recipients ({limits.recipients})"
         )
     envelope.esmtp = True
-    envelope.eight_bit = not submission.content.isascii()
+    if not submission.content.isascii():
+        envelope.flags |= EIGHT_BIT
     return submission
 
 
@@ -199,7 +200,7 @@ class _HeaderReader:
         if not recipient.address:
             raise self.error(field, "X-Receiver: the null path takes no mail")
         if recipient.orcpt and not recipient.orcpt.isascii():
-            self.envelope.smtputf8 = True
+            self.envelope.flags |= SMTPUTF8
         return recipient
 
     def mailbox(self, field: Field, read: Callable[[bytes], None]) -> str:
@@ -277,7 +278,7 @@ class _HeaderReader:
         if not address.domain:
             raise AddressError("the domain is missing")
         if not address.local.isascii():
-            self.envelope.smtputf8 = True
+            self.envelope.flags |= SMTPUTF8
             if address.a_labels:
                 self.a_labels[address.text] = address.a_labels
         elif not address.domain.isascii():

@@ -39,23 +39,12 @@ from mta.message import headers, trace
 from mta.queue import events
 from mta.queue.errors import StoreError, StoreFull
 from mta.queue.ids import format_id
-from mta.queue.records import (
-    BINARY,
-    DOTLESS,
-    EIGHT_BIT,
-    REQUIRE_TLS,
-    SMTPUTF8,
-    Delivery,
-    Message,
-    Recipient,
-    Wishes,
-    queue_name,
-)
+from mta.queue.records import EIGHT_BIT, SMTPUTF8, Delivery, Message, Recipient, Wishes, queue_name
 from mta.smtp.address import domain_to_ascii, with_a_labels
 from mta.smtp.reply import Reply
 
 if TYPE_CHECKING:
-    from mta.smtp.envelope import Envelope
+    from mta.smtp.envelope import Asked, Envelope
 
 
 HONOURED: Final = frozenset(("FUTURERELEASE", "MT-PRIORITY"))
@@ -168,8 +157,10 @@ class Intake:
         if isinstance(labelled, Reply):
             return labelled
         labels, unwanted = labelled
-        if labels.priority or envelope.is_special:
-            labels = _with_class(labels, envelope.priority if source.label_headers else None)
+        asked = envelope.asked
+        priority = None if asked is None else asked.priority
+        if labels.priority or priority is not None:
+            labels = _with_class(labels, priority if source.label_headers else None)
         verdict = self.checker.check(content, scan, envelope, labels, source.checks, source.origin)
         if isinstance(verdict, Reply):
             return verdict
@@ -191,12 +182,11 @@ class Intake:
             only = ""
             groups = self._group(recipients)
 
-        smtputf8 = envelope.smtputf8
+        flags = envelope.flags
         if source.address:
-            protocol = trace.protocol(envelope.esmtp, source.tls, source.authenticated, smtputf8)
+            protocol = trace.protocol(envelope.esmtp, source.tls, source.authenticated, flags & SMTPUTF8 != 0)
             clause = trace.from_clause(envelope.helo, source.address)
-            added = trace.received(clause, hostname, f"with {protocol}", queue_id, only, now_us,
-                                   envelope.priority)
+            added = trace.received(clause, hostname, f"with {protocol}", queue_id, only, now_us, priority)
         else:
             added = trace.received("", hostname, source.comment, queue_id, only, now_us)
         message_id = scan.message_id
@@ -213,15 +203,8 @@ class Intake:
         content = added.encode() + content
 
         size = len(content)
-        flags = SMTPUTF8 if smtputf8 else 0
-        if envelope.dotless:
-            flags |= DOTLESS
-        if envelope.require_tls:
-            flags |= REQUIRE_TLS
-        if envelope.binary:
-            flags |= BINARY
-        wishes = _wishes(envelope, now_us) if envelope.is_special else None
-        if envelope.eight_bit or not content.isascii():
+        wishes = None if asked is None else _wishes(asked, now_us)
+        if not content.isascii():
             flags |= EIGHT_BIT
         message = Message(
             message_number,
@@ -285,10 +268,10 @@ def _with_class(labels: Labels, wished: int | None) -> Labels:
     return labels._replace(priority=_PRIORITIES[wished > 0]) if wished and not labels.priority else labels
 
 
-def _wishes(envelope: Envelope, now_us: int) -> Wishes:
+def _wishes(asked: Asked, now_us: int) -> Wishes:
     return Wishes(
-        now_us + int(envelope.hold_s * 1_000_000) if envelope.hold_s else 0, envelope.hold,
-        now_us + envelope.by_s * 1_000_000 if envelope.by_s is not None else 0, envelope.by_mode, envelope.priority)
+        now_us + int(asked.hold_s * 1_000_000) if asked.hold_s else 0, asked.hold,
+        now_us + asked.by_s * 1_000_000 if asked.by_s is not None else 0, asked.by_mode, asked.priority)
 
 
 def store_reply(error: StoreError) -> Reply:

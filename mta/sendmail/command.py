@@ -20,6 +20,7 @@ from types import FrameType
 
 from mta.control import exits
 from mta.message import headers
+from mta.queue.records import EIGHT_BIT
 from mta.sendmail import drop, message, options
 from mta.sendmail.message import Author, MessageError
 from mta.sendmail.settings import Settings, find
@@ -98,7 +99,8 @@ def send(wanted: options.Options, settings: Settings, author: Author, raw: bytes
                            f"({settings.message_size})")
     if fault := message.fault(content, settings):
         raise MessageError(fault)
-    envelope.eight_bit = not content.isascii()
+    if not content.isascii():
+        envelope.flags |= EIGHT_BIT
     for recipient in envelope.recipients:
         recipient.notify = wanted.notify
     return drop.put(settings.directory, drop.batch(envelope, content, settings.recipients))

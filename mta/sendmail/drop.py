@@ -27,9 +27,7 @@ def batch(envelope: Envelope, content: bytes, most: int) -> Iterator[bytes]:
     stuffed = stuff(content)
     for start in range(0, len(envelope.recipients), most):
         recipients: list[Recipient] = envelope.recipients[start : start + most]
-        transaction = Transaction(
-            envelope.sender, recipients, content, envelope.eight_bit, envelope.smtputf8, envelope.ret, envelope.envid
-        )
+        transaction = Transaction(envelope.sender, recipients, content, envelope.flags, envelope.ret, envelope.envid)
         commands = commands_for(transaction, _EVERYTHING)
         if transaction.local_reply is not None:
             raise exits.OperatorError(exits.DATA, str(transaction.local_reply))

@@ -30,7 +30,7 @@ from typing import Final
 from mta.control import exits
 from mta.inject import addresses
 from mta.message import checks, headers, trace
-from mta.queue.records import Recipient
+from mta.queue.records import SMTPUTF8, Recipient
 from mta.sendmail.settings import Settings
 from mta.smtp.address import AddressError, domain_to_ascii, parse_address
 from mta.smtp.envelope import Envelope
@@ -179,7 +179,7 @@ def canonical(text: str, envelope: Envelope) -> str:
         if not address.domain:
             raise AddressError("the domain is missing")
         if not address.local.isascii():
-            envelope.smtputf8 = True
+            envelope.flags |= SMTPUTF8
         elif not address.domain.isascii():
             address.domain = domain_to_ascii(address.domain)
     except AddressError as error:

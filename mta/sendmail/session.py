@@ -14,6 +14,7 @@ import os
 from typing import Final
 
 from mta.control import exits
+from mta.queue.records import EIGHT_BIT
 from mta.sendmail import drop, message
 from mta.sendmail.settings import Settings
 from mta.smtp.data import END
@@ -112,7 +113,8 @@ class Session:
         content, envelope = event.content, event.envelope
         if fault := message.fault(content, self._settings):
             return Reply(550, "5.6.0", (fault,))
-        envelope.eight_bit = envelope.eight_bit or not content.isascii()
+        if not content.isascii():
+            envelope.flags |= EIGHT_BIT
         try:
             pieces = drop.batch(envelope, content, self._settings.recipients)
             name = drop.put(self._settings.directory, pieces)

@@ -62,6 +62,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal
 
+from mta.queue.records import BINARY, DOTLESS
 from mta.smtp.client_events import ClientEvent, Finished, Greeted, Phase, Ready, Refused, StartTls
 from mta.smtp.data import stuff
 from mta.smtp.errors import LocalProtocolError, RemoteProtocolError
@@ -423,7 +424,7 @@ class Client:
         """Everything is answered that comes before the content: the whole of it as one chunk (RFC 3030 2)."""
         if self._taken:
             content = transaction.content
-            if not (transaction.dotless or transaction.binary or content.endswith(b"\r\n") or not content):
+            if not (transaction.flags & (DOTLESS | BINARY) or content.endswith(b"\r\n") or not content):
                 content += b"\r\n"
             self._asked.append("dot")
             self._output += (b"BDAT %d LAST\r\n" % len(content), content)
@@ -441,7 +442,8 @@ class Client:
             transaction.data = reply
             self._asked.append("dot")
             if self._taken:
-                self._output += (transaction.content if transaction.dotless else stuff(transaction.content), _DOT)
+                content = transaction.content
+                self._output += (content if transaction.flags & DOTLESS else stuff(content), _DOT)
                 self._dot_at = len(self._output)
                 self._content_waits = True
                 transaction.dot_sent = True

@@ -22,7 +22,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from mta.queue.records import NOTIFY_DELAY, NOTIFY_FAILURE, NOTIFY_NEVER, NOTIFY_SUCCESS, Recipient
+from mta.queue.records import (
+    BINARY,
+    EIGHT_BIT,
+    NOTIFY_DELAY,
+    NOTIFY_FAILURE,
+    NOTIFY_NEVER,
+    NOTIFY_SUCCESS,
+    REQUIRE_TLS,
+    SMTPUTF8,
+    Recipient,
+)
 from mta.smtp.address import AddressError, parse_address
 from mta.smtp.extensions import IN_FILES, Offers
 from mta.smtp.reply import Reply
@@ -34,27 +44,35 @@ SIZE_DIGITS = 20  # RFC 1870 5
 
 
 @dataclass(slots=True)
+class Asked:
+    """What few senders ask for."""
+
+    hold: str = ""  # as asked, `for;3600` or `until;2030-01-02T03:04:05Z`, for notifications
+    hold_s: float = 0.0  # how long from now
+    by_s: int | None = None  # time to deliver, which may be over already
+    by_mode: str = ""  # "R", "N", "RT" or "NT"
+    priority: int | None = None  # MT-PRIORITY, -9 to 9
+
+
+@dataclass(slots=True)
 class Envelope:
     """The envelope of one message, checked."""
 
     sender: str = ""  # "" is the null sender
     recipients: list[Recipient] = field(default_factory=list)
     size: int = 0  # as declared, 0 when it was not
-    eight_bit: bool = False  # BODY=8BITMIME
-    smtputf8: bool = False
+    flags: int = 0  # as those of a message: `mta.queue.records`
     ret: str = ""  # "FULL", "HDRS" or not given
     envid: str | None = None  # as received, in xtext
     helo: str = ""
     esmtp: bool = False
-    dotless: bool = field(default=False, compare=False)  # no line of the content begins with a dot, as was seen
-    binary: bool = False  # BODY=BINARYMIME: the content is no text, not even lines
-    require_tls: bool = False
-    hold: str = ""  # as asked, `for;3600` or `until;2030-01-02T03:04:05Z`, for notifications
-    hold_s: float = 0.0  # how long from now
-    by_s: int | None = None  # time to deliver, which may be over already
-    by_mode: str = ""  # "R", "N", "RT" or "NT"
-    priority: int | None = None  # MT-PRIORITY, -9 to 9
-    is_special: bool = False  # one of the last ones is given
+    asked: Asked | None = None
+
+    def ask(self) -> Asked:
+        """`asked`, to be filled in."""
+        if self.asked is None:
+            self.asked = Asked()
+        return self.asked
 
 
 class ParameterError(Exception):
@@ -74,7 +92,7 @@ def read_mail_parameters(envelope: Envelope, text: bytes, offers: Offers = IN_FI
             _read_body(envelope, value, offers)
         elif key == b"SMTPUTF8":
             _no_value(key, value)
-            envelope.smtputf8 = True
+            envelope.flags |= SMTPUTF8
         elif key == b"RET":
             ret = value.upper()
             if ret not in (b"FULL", b"HDRS"):
@@ -86,18 +104,18 @@ def read_mail_parameters(envelope: Envelope, text: bytes, offers: Offers = IN_FI
             _check_auth(value)
         elif key == b"REQUIRETLS":
             _no_value(key, value)
-            envelope.require_tls = True
+            envelope.flags |= REQUIRE_TLS
         elif key in (b"HOLDFOR", b"HOLDUNTIL"):
-            _read_hold(envelope, key, value, offers)
+            _read_hold(envelope.ask(), key, value, offers)
         elif key == b"MT-PRIORITY":
             if re.fullmatch(rb"-?[1-9]|0", value) is None:
                 raise _bad_value(key)
-            envelope.priority = int(value)
-            envelope.is_special = True
+            envelope.ask().priority = int(value)
         else:
             assert key == b"BY", key
-            _read_by(envelope, value, offers)
-    if envelope.by_s is not None and envelope.by_mode[0] == "R" and envelope.by_s <= envelope.hold_s:
+            _read_by(envelope.ask(), value, offers)
+    asked = envelope.asked
+    if asked is not None and asked.by_s is not None and asked.by_mode[0] == "R" and asked.by_s <= asked.hold_s:
         raise ParameterError(501, "BY is over before the message is released")
 
 
@@ -133,9 +151,9 @@ def _parameters(text: bytes, offered: Collection[bytes]) -> dict[bytes, bytes]:
 def _read_body(envelope: Envelope, value: bytes, offers: Offers) -> None:
     kind = value.upper()
     if kind == b"BINARYMIME" and offers.binary:
-        envelope.binary = envelope.eight_bit = True
+        envelope.flags |= BINARY | EIGHT_BIT
     elif kind == b"8BITMIME":
-        envelope.eight_bit = True
+        envelope.flags |= EIGHT_BIT
     elif kind != b"7BIT":
         raise _bad_value(b"BODY")
 
@@ -154,13 +172,13 @@ def _check_auth(value: bytes) -> None:
 _DATE_TIME: Final = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,20})?(?:Z|[+-]\d\d:\d\d)", re.IGNORECASE)
 
 
-def _read_hold(envelope: Envelope, key: bytes, value: bytes, offers: Offers) -> None:
+def _read_hold(asked: Asked, key: bytes, value: bytes, offers: Offers) -> None:
     """HOLDFOR=seconds or HOLDUNTIL=date and time (RFC 4865 4); one of them."""
-    if envelope.hold:
+    if asked.hold:
         raise ParameterError(501, "HOLDFOR and HOLDUNTIL exclude each other")
     if key == b"HOLDFOR":
         hold_s: float = _number(key, value, 9)
-        envelope.hold = f"for;{value.decode()}"
+        asked.hold = f"for;{value.decode()}"
     else:
         if _DATE_TIME.fullmatch(value) is None:
             raise _bad_value(key)
@@ -171,17 +189,16 @@ def _read_hold(envelope: Envelope, key: bytes, value: bytes, offers: Offers) -> 
             raise _bad_value(key) from None
         if hold_s <= 0:
             raise ParameterError(501, "HOLDUNTIL is in the past")
-        envelope.hold = f"until;{text}"
+        asked.hold = f"until;{text}"
     if hold_s > offers.future_release_s:
         raise ParameterError(501, f"{_shown(key)} is more than {offers.future_release_s} seconds from now")
-    envelope.hold_s = hold_s
-    envelope.is_special = True
+    asked.hold_s = hold_s
 
 
 _BY: Final = re.compile(rb"([+-]?\d{1,9});([NR]T?)")
 
 
-def _read_by(envelope: Envelope, value: bytes, offers: Offers) -> None:
+def _read_by(asked: Asked, value: bytes, offers: Offers) -> None:
     """BY=seconds;mode (RFC 2852 4)."""
     match = _BY.fullmatch(value.upper())
     if match is None:
@@ -192,8 +209,7 @@ def _read_by(envelope: Envelope, value: bytes, offers: Offers) -> None:
             raise _bad_value(b"BY")
         if seconds < offers.deliver_by_s:
             raise ParameterError(555, f"BY is less than {offers.deliver_by_s} seconds")
-    envelope.by_s, envelope.by_mode = seconds, mode
-    envelope.is_special = True
+    asked.by_s, asked.by_mode = seconds, mode
 
 
 def _number(key: bytes, value: bytes, digits: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from mta.queue.records import Recipient
+from mta.queue.records import BINARY, DOTLESS, SMTPUTF8, Recipient
 from mta.smtp import replies
 from mta.smtp.address import AddressError, parse_path
 from mta.smtp.conversation import CHUNK, CHUNKED, CLOSED, CONTENT, MAIL, PAUSED, RCPT, READY, START, Conversation
@@ -53,7 +53,7 @@ class Receiving(Conversation):
             if envelope.size > self._settings.message_size:
                 self._refuse(replies.TOO_BIG)
                 return
-        if not (plain or envelope.smtputf8 or envelope.sender.isascii()):
+        if not (plain or envelope.flags & SMTPUTF8 or envelope.sender.isascii()):
             self._refuse(replies.NEEDS_SMTPUTF8)
             return
         refusal = (self._rights or self._ask_rights()).check_sender(sender)
@@ -101,11 +101,12 @@ class Receiving(Conversation):
             recipient.a_labels = address.a_labels
         if end != len(argument):
             try:
-                read_rcpt_parameters(recipient, argument[end:], utf8=envelope.smtputf8, offers=self._offers)
+                utf8 = envelope.flags & SMTPUTF8 != 0
+                read_rcpt_parameters(recipient, argument[end:], utf8=utf8, offers=self._offers)
             except ParameterError as error:
                 self._refuse(error.reply.to_bytes())
                 return
-        if not (plain or envelope.smtputf8 or recipient.address.isascii()):
+        if not (plain or envelope.flags & SMTPUTF8 or recipient.address.isascii()):
             self._refuse(replies.NEEDS_SMTPUTF8)
             return
         assert self._rights is not None
@@ -133,7 +134,7 @@ class Receiving(Conversation):
             self._close(replies.OUT_OF_TURN)
         elif argument.strip(b" "):
             self._refuse(replies.NO_ARGUMENT)
-        elif self._envelope is not None and self._envelope.binary:
+        elif self._envelope is not None and self._envelope.flags & BINARY:
             self._refuse(replies.BINARY_NEEDS_BDAT)
         else:
             self._reader = DataReader(self._settings.message_size, self._settings.line_length)
@@ -154,7 +155,8 @@ class Receiving(Conversation):
                 return
             if self._reader is None:
                 settings = self._settings
-                self._reader = ChunkReader(settings.message_size, settings.line_length, binary=self._envelope.binary)
+                self._reader = ChunkReader(settings.message_size, settings.line_length,
+                                           binary=self._envelope.flags & BINARY != 0)
         else:
             self._chunk_refusal = {
                 START: replies.EHLO_FIRST, READY: replies.MAIL_FIRST, MAIL: replies.NO_RECIPIENT,
@@ -216,12 +218,13 @@ class Receiving(Conversation):
             self._reject(replies.bad_content(reader.fault))
         else:
             content = reader.content()
-            if envelope.binary:
+            if envelope.flags & BINARY:
                 wrong = header_fault(content, self._settings.line_length)
                 if wrong:
                     self._reject(replies.bad_content(wrong))
                     return
-            envelope.dotless = reader.dotless
+            if reader.dotless:
+                envelope.flags |= DOTLESS
             self._enter(PAUSED)
             self._events.append(MessageReceived(envelope, content))
 

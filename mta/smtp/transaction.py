@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from mta.queue.records import NOTIFY_DELAY, NOTIFY_FAILURE, NOTIFY_NEVER, NOTIFY_SUCCESS, Recipient
+from mta.queue.records import (
+    BINARY,
+    EIGHT_BIT,
+    NOTIFY_DELAY,
+    NOTIFY_FAILURE,
+    NOTIFY_NEVER,
+    NOTIFY_SUCCESS,
+    REQUIRE_TLS,
+    SMTPUTF8,
+    Recipient,
+)
 from mta.smtp.address import AddressError, domain_to_ascii
 from mta.smtp.reply import Reply
 from mta.smtp.xtext import orcpt_to_ascii
@@ -82,29 +92,12 @@ def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
-@dataclass(slots=True)
-class Transaction:
-    """One message to some recipients: what is to be sent, and what came of it."""
+class Results:
+    """What came of a transaction. Attributes of the class, so that what is not there yet costs nothing: hot path."""
 
-    sender: str  # "" is the null sender
-    recipients: list[Recipient]
-    content: bytes  # CRLF line ends, not stuffed
-    eight_bit: bool = False
-    smtputf8: bool = False
-    ret: str = ""
-    envid: str | None = None
-    priority: int | None = None  # MT-PRIORITY, for a host that knows of it (RFC 6710 4.2)
-    by_mode: str = ""  # DELIVERBY: "R", "N", "RT" or "NT"; empty when it was not asked for (RFC 2852)
-    by_s: int = 0  # what is left of the time to deliver; with N it may be over
-    by_required: bool = True  # with R, it goes only to hosts that keep to it, too (RFC 2852 4.1.4.2)
-    binary: bool = False  # the content is no text: as it is in chunks, or not at all (RFC 3030 3)
-    require_tls: bool = False  # REQUIRETLS: the session is known to be good for it, but for the offer (RFC 8689)
-    eight_bit_offered: bool = False  # 8-bit content goes only to hosts with 8BITMIME, as RFC 6152 3 has it
-    dotless: bool = False  # no line of the content begins with a dot, and it ends with CRLF: it needs no stuffing
-
-    # Results. Replies are None where the machine did not get to ask, or the peer to answer.
+    # Replies are None where the machine did not get to ask, or the peer to answer.
     mail: Reply | None = None
-    rcpts: list[Reply | None] = field(init=False)  # by position in `recipients`
+    rcpts: list[Reply | None]  # by position in `recipients`
     data: Reply | None = None
     final: Reply | None = None  # to the content: the verdict for every recipient that was accepted
     dot_sent: bool = False  # content and its end were put into the output: the peer may have the message
@@ -116,6 +109,23 @@ class Transaction:
     dsn_offered: bool = False  # the host takes over what RET, ENVID, NOTIFY and ORCPT ask for (RFC 3461 5.2)
     pipelined: Pipelining = ""  # how its envelope was sent
     chunked: bool = False  # its content goes as a chunk (RFC 3030)
+
+
+@dataclass
+class Transaction(Results):
+    """One message to some recipients: what is to be sent, and what came of it."""
+
+    sender: str  # "" is the null sender
+    recipients: list[Recipient]
+    content: bytes  # CRLF line ends, not stuffed
+    flags: int = 0  # those of the message (`mta.queue.records`); DOTLESS content ends with CRLF, too
+    ret: str = ""
+    envid: str | None = None
+    priority: int | None = None  # MT-PRIORITY, for a host that knows of it (RFC 6710 4.2)
+    by_mode: str = ""  # DELIVERBY: "R", "N", "RT" or "NT"; empty when it was not asked for (RFC 2852)
+    by_s: int = 0  # what is left of the time to deliver; with N it may be over
+    by_required: bool = True  # with R, it goes only to hosts that keep to it, too (RFC 2852 4.1.4.2)
+    eight_bit_offered: bool = False  # 8-bit content goes only to hosts with 8BITMIME, as RFC 6152 3 has it
 
     def __post_init__(self) -> None:
         self.rcpts = [None] * len(self.recipients)
@@ -140,7 +150,8 @@ def commands_for(transaction: Transaction, can: Capabilities, chunking: bool = T
             transaction.local_reply = Reply(552, "5.3.4", (text,), local=True)
             return []
         parameters = f" SIZE={size}"
-    if transaction.require_tls:
+    flags = transaction.flags
+    if flags & REQUIRE_TLS:  # the session is known to be good for it, but for the offer (RFC 8689)
         if not can.require_tls:
             transaction.local_reply = Reply(550, "5.7.30", (NO_REQUIRETLS,), local=True)
             return []
@@ -153,12 +164,12 @@ def commands_for(transaction: Transaction, can: Capabilities, chunking: bool = T
             return []
         if not untimed:
             parameters += f" BY={transaction.by_s};{transaction.by_mode}"
-    if transaction.binary:
+    if flags & BINARY:  # as it is in chunks, or not at all (RFC 3030 3)
         transaction.local_reply = _binary_refusal(can, chunking)
         if transaction.local_reply is not None:
             return []
         parameters += " BODY=BINARYMIME"
-    elif transaction.eight_bit:
+    elif flags & EIGHT_BIT:
         if can.eight_bit:
             parameters += " BODY=8BITMIME"
         elif transaction.eight_bit_offered and not transaction.content.isascii():
@@ -180,7 +191,7 @@ def commands_for(transaction: Transaction, can: Capabilities, chunking: bool = T
     else:
         commands = [f"RCPT TO:<{to.address}>\r\n" for to in recipients]
     commands.insert(0, f"MAIL FROM:<{sender}>{parameters}\r\n")
-    if transaction.smtputf8 or not "".join(commands).isascii():
+    if flags & SMTPUTF8 or not "".join(commands).isascii():
         return _international(transaction, can, commands)
     return commands
 
@@ -222,7 +233,7 @@ def _international(transaction: Transaction, can: Capabilities, commands: list[s
     addresses = [transaction.sender, *(to.address for to in transaction.recipients)]
     needed = not all(address.rpartition("@")[0].isascii() for address in addresses)
     utf8_header = False
-    if transaction.smtputf8 and (not needed or not can.smtputf8):
+    if transaction.flags & SMTPUTF8 and (not needed or not can.smtputf8):
         end = transaction.content.find(b"\r\n\r\n")
         utf8_header = not (transaction.content[:end] if end >= 0 else transaction.content).isascii()
     if needed or utf8_header:

@@ -6,10 +6,10 @@ from typing import Final
 
 from mta.inject import addresses
 from mta.message import checks
-from mta.queue.records import Recipient
+from mta.queue.records import EIGHT_BIT, SMTPUTF8, Recipient
 from mta.smtp import xtext
 from mta.smtp.address import Address, AddressError, domain_to_ascii, parse_address, parse_path
-from mta.smtp.envelope import Envelope, ParameterError, read_mail_parameters, read_rcpt_parameters
+from mta.smtp.envelope import Asked, Envelope, ParameterError, read_mail_parameters, read_rcpt_parameters
 from mta.smtp.extensions import BEYOND, Offers
 from mta.smtp.transaction import Capabilities, Transaction, commands_for
 from tests.fuzz.script import expand
@@ -191,18 +191,19 @@ def run_parameters(data: bytes) -> None:
     except ParameterError as error:
         _check_reply(error)
     else:
-        assert envelope.is_special == bool(
-            envelope.hold or envelope.by_mode or envelope.priority is not None), "nobody would look"
-        assert 0 <= envelope.hold_s <= 86_400
-        assert envelope.hold.isprintable()
-        sent = Transaction(
-            envelope.sender, [], b"", envelope.eight_bit, envelope.smtputf8, envelope.ret, envelope.envid,
-            envelope.priority)
+        asked = envelope.asked
+        assert asked != Asked(), "nothing was asked for"
+        if asked is not None:
+            assert 0 <= asked.hold_s <= 86_400
+            assert asked.hold.isprintable()
+        priority = asked and asked.priority
+        passed_on = envelope.flags & (EIGHT_BIT | SMTPUTF8)
+        sent = Transaction(envelope.sender, [], b"", passed_on, envelope.ret, envelope.envid, priority)
         (command,) = commands_for(sent, _CAN)
         again = Envelope("a@example.com")
         read_mail_parameters(again, command[len("MAIL FROM:<a@example.com>") : -2].encode() or b" ", _OFFERS)
-        assert (again.eight_bit, again.ret, again.envid, again.priority) == (
-            envelope.eight_bit, envelope.ret, envelope.envid, envelope.priority)
+        assert (again.flags & EIGHT_BIT, again.ret, again.envid, again.asked and again.asked.priority) == (
+            passed_on & EIGHT_BIT, envelope.ret, envelope.envid, priority)
     for utf8 in (False, True):
         recipient = Recipient("b@example.org")
         try:
@@ -210,7 +211,7 @@ def run_parameters(data: bytes) -> None:
         except ParameterError as error:
             _check_reply(error)
             continue
-        _, command = commands_for(Transaction("a@example.com", [recipient], b"", smtputf8=True), _CAN)
+        _, command = commands_for(Transaction("a@example.com", [recipient], b"", SMTPUTF8), _CAN)
         again_recipient = Recipient("b@example.org")
         text = command[len("RCPT TO:<b@example.org>") : -2].encode() or b" "
         read_rcpt_parameters(again_recipient, text, utf8=utf8, offers=_OFFERS)

@@ -11,7 +11,7 @@ from random import Random
 from typing import Final
 
 from mta.delivery.outcome import End, judge
-from mta.queue.records import Recipient
+from mta.queue.records import BINARY, EIGHT_BIT, REQUIRE_TLS, SMTPUTF8, Recipient
 from mta.smtp.client import Client, ClientEvent, Finished, Greeted, Ready, Refused, StartTls
 from mta.smtp.data import stuff
 from mta.smtp.errors import RemoteProtocolError
@@ -146,13 +146,12 @@ class Host:
                 random.choice(_SENDERS) if random.random() < 0.3 else "a@example.com",
                 [random.choice(_RECIPIENTS) if random.random() < 0.2 else _RECIPIENTS[0]
                  for _ in range(random.choice((1, 1, 2, 3)))],
-                random.choice(_CONTENTS), eight_bit=random.random() < 0.3, smtputf8=random.random() < 0.2,
+                random.choice(_CONTENTS), EIGHT_BIT * (random.random() < 0.3) | SMTPUTF8 * (random.random() < 0.2),
                 ret=random.choice(("", "FULL")), envid=random.choice((None, "id+2B")),
                 priority=random.choice((None, 3)),
             )  # fmt: skip
             if self.wishes is not None:
-                transaction.binary = self.wishes.random() < 0.2
-                transaction.require_tls = self.wishes.random() < 0.2
+                transaction.flags |= BINARY * (self.wishes.random() < 0.2) | REQUIRE_TLS * (self.wishes.random() < 0.2)
                 transaction.eight_bit_offered = self.wishes.random() < 0.2
                 transaction.by_mode = self.wishes.choice(("", "", "R", "N", "RT", "NT"))
                 transaction.by_s = self.wishes.choice((-5, 50, 500))
@@ -246,7 +245,7 @@ def _check_end(done: Transaction, wire: set[bytes], good: bool) -> None:
         assert str(result.reply).isprintable()
     if done.dot_sent:
         assert written
-        assert not done.binary or (done.chunked and done.content in wire), "binary content goes as it is"
+        assert not done.flags & BINARY or (done.chunked and done.content in wire), "binary content goes as it is"
         assert done.mail is not None
         assert done.mail.positive
         assert any(reply is not None and reply.positive for reply in done.rcpts)

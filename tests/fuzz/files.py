@@ -12,7 +12,7 @@ from mta.control.exits import OperatorError
 from mta.inject.batch import BEGIN, BatchReader, Position
 from mta.inject.formats import FormatError, Submission, parse_message
 from mta.message import headers
-from mta.queue.records import Recipient
+from mta.queue.records import EIGHT_BIT, SMTPUTF8, Recipient
 from mta.sendmail import drop
 from mta.sendmail import message as sendmail
 from mta.sendmail import options as sendmail_options
@@ -75,11 +75,11 @@ def _check(found: Submission) -> None:
     for address in (envelope.sender, *(to.address for to in envelope.recipients)):
         if address and address.lower() != "postmaster":
             assert parse_address(address).text == address
-        assert envelope.smtputf8 or address.rpartition("@")[0].isascii()
+        assert envelope.flags & SMTPUTF8 or address.rpartition("@")[0].isascii()
     assert not _BARE.search(content.replace(b"\r\n", b""))
     assert not content or content.endswith(b"\r\n")
     assert max(map(len, content.split(b"\r\n"))) <= LIMITS.line_length
-    assert envelope.eight_bit or content.isascii()
+    assert envelope.flags & EIGHT_BIT or content.isascii()
 
 
 # Octets from 128 on stand for these (`tests.fuzz.script`).

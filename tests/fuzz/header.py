@@ -14,7 +14,7 @@ from mta.config.schema import Config, LabelValues
 from mta.inject.intake import Accepted, Intake, Source
 from mta.message import checks, headers
 from mta.queue.ids import parse_id
-from mta.queue.records import Recipient
+from mta.queue.records import SMTPUTF8, Recipient
 from mta.smtp.envelope import Envelope
 from mta.smtp.reply import Reply
 
@@ -128,7 +128,7 @@ def run_intake(data: bytes) -> None:
     sender = ("", "a@b.example", "ä@bücher.example", "postmaster")[flags >> 2 & 3]
     recipients = [Recipient("r@example.org"), Recipient("R@EXAMPLE.org"), Recipient("ü@bücher.example"),
                   Recipient("r@xn--bcher-kva.example"), Recipient("postmaster")]
-    envelope = Envelope(sender, recipients[: 1 + (flags >> 4 & 7) % 5], helo="c.example", esmtp=True, smtputf8=True)
+    envelope = Envelope(sender, recipients[: 1 + (flags >> 4 & 7) % 5], helo="c.example", esmtp=True, flags=SMTPUTF8)
     accepted = _doors()[flags >> 7].prepare(envelope, content, source)
     if isinstance(accepted, Reply):
         assert 400 <= accepted.code < 600

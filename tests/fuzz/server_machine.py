@@ -15,6 +15,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Final
 
+from mta.queue.records import BINARY, DOTLESS, SMTPUTF8
 from mta.smtp import replies, sasl
 from mta.smtp.address import Address, parse_address
 from mta.smtp.budget import Budget
@@ -262,9 +263,9 @@ class Session:
         assert [to.address for to in envelope.recipients] == rights.granted[: len(envelope.recipients)]
         for address in (envelope.sender, *(to.address for to in envelope.recipients)):
             assert not address or parse_address(address).text == address
-            assert envelope.smtputf8 or address.isascii()
+            assert envelope.flags & SMTPUTF8 or address.isascii()
         assert len(content) <= SIZE
-        if not envelope.binary:
+        if not envelope.flags & BINARY:
             assert not content or content.endswith(b"\r\n")
             assert b"\0" not in content
             assert content.count(b"\r") == content.count(b"\n") == content.count(b"\r\n")
@@ -272,7 +273,7 @@ class Session:
         if self.unstuffed:
             assert b"\r\n%b\r\n" % content in self.unstuffed, "content between CRLF and CRLF.CRLF"
         starts_with_dot = content.startswith(b".") or b"\r\n." in content
-        assert not envelope.dotless or not starts_with_dot
+        assert not envelope.flags & DOTLESS or not starts_with_dot
 
     def end(self) -> None:
         """The client goes: nothing is left of it."""

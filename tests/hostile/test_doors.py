@@ -37,6 +37,7 @@ from mta.inject.intake import Accepted, Intake, Source
 from mta.message import headers
 from mta.queue import notices
 from mta.queue.notices import Fate
+from mta.queue.records import EIGHT_BIT, SMTPUTF8
 from mta.sendmail import command, options
 from mta.sendmail.message import Author
 from mta.sendmail.settings import Settings
@@ -84,7 +85,8 @@ def check(accepted: Accepted, *more: str) -> None:
     assert set(names_of(content)) <= own, content
     for delivery in accepted.deliveries:
         message = accepted.message
-        transaction = Transaction(message.sender, delivery.recipients, content, True, True, message.ret, message.envid)
+        transaction = Transaction(
+            message.sender, delivery.recipients, content, EIGHT_BIT | SMTPUTF8, message.ret, message.envid)
         for line in commands_for(transaction, EVERYTHING):
             assert line.endswith("\r\n")
             assert line[:-2].isprintable(), line

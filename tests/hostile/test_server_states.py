@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from mta.queue.records import BINARY
 from mta.smtp.budget import Budget
 from mta.smtp.coming import Coming
 from mta.smtp.peer import ALL_RIGHTS, NO_RIGHTS, Identity, Peer, Rights, Tls
@@ -105,7 +106,7 @@ class Ear:
             self.said += server.output()
             if isinstance(event, MessageReceived):
                 to = [one.address for one in event.envelope.recipients]
-                self.taken.append((event.envelope.sender, to, event.content, event.envelope.binary))
+                self.taken.append((event.envelope.sender, to, event.content, event.envelope.flags & BINARY))
                 pending += server.answer(verdict)
             elif isinstance(event, Authenticate):
                 attempt = event.attempt

@@ -17,7 +17,7 @@ from mta.inject.intake import Accepted, Intake, Source
 from mta.inject.labels import NO_LABELS, Labels
 from mta.message import headers
 from mta.queue.records import Recipient
-from mta.smtp.envelope import Envelope
+from mta.smtp.envelope import Asked, Envelope
 from mta.smtp.reply import Reply
 
 SOURCE = Source.smtp("192.0.2.9", 4711, "client.example")
@@ -169,7 +169,7 @@ def test_unsubscription_of_bulk_mail() -> None:
 def test_bulk_by_mt_priority_is_bulk() -> None:
     """What makes mail bulk does not matter."""
     for priority, warnings in ((-3, ["unsubscribe"]), (3, []), (0, [])):
-        envelope = Envelope("a@sender.example", [Recipient("b@example.org")], priority=priority, is_special=True)
+        envelope = Envelope("a@sender.example", [Recipient("b@example.org")], asked=Asked(priority=priority))
         accepted = Intake(Config(hostname="mta.example"), lambda: 1 << 10, lambda: 1_700_000_000_000_000).prepare(
             envelope, WHOLE + b"\r\nx\r\n", SOURCE)
         assert isinstance(accepted, Accepted)

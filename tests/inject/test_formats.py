@@ -12,7 +12,7 @@ from mta.config.schema import SmtpIn
 from mta.config.units import Size
 from mta.inject.formats import FormatError, Submission, parse_message
 from mta.message.headers import HEADER_LIMIT
-from mta.queue.records import NOTIFY_FAILURE, NOTIFY_NEVER, NOTIFY_SUCCESS, Recipient
+from mta.queue.records import EIGHT_BIT, NOTIFY_FAILURE, NOTIFY_NEVER, NOTIFY_SUCCESS, SMTPUTF8, Recipient
 
 LIMITS = SmtpIn()
 
@@ -209,11 +209,11 @@ def test_a_mailbox_separator_is_dropped() -> None:
 def test_eight_bit_and_utf8() -> None:
     """The envelope says what the content and the addresses need."""
     plain = parse(MESSAGE).envelope
-    assert (plain.eight_bit, plain.smtputf8, plain.esmtp) == (False, False, True)
+    assert (plain.flags, plain.esmtp) == (0, True)
     eight = parse(MESSAGE + b"\xfc\n").envelope
-    assert (eight.eight_bit, eight.smtputf8) == (True, False)
+    assert eight.flags == EIGHT_BIT
     local = parse("X-Sender: <>\nX-Receiver: jürgen@bücher.example\n\n".encode()).envelope
-    assert local.smtputf8
+    assert local.flags & SMTPUTF8
     assert local.recipients[0].address == "jürgen@bücher.example"
 
 
@@ -222,7 +222,7 @@ def test_an_internationalized_domain_alone_needs_no_smtputf8() -> None:
     found = parse("From: a@bücher.example\nTo: Jürgen <b@Bücher.example>\n\n".encode()).envelope
     assert found.sender == "a@xn--bcher-kva.example"
     assert found.recipients[0].address == "b@xn--bcher-kva.example"
-    assert not found.smtputf8
+    assert not found.flags & SMTPUTF8
 
 
 pieces = st.sampled_from(

@@ -15,7 +15,7 @@ from mta.config.units import Size
 from mta.inject import batch
 from mta.inject.batch import BatchReader, Position
 from mta.inject.formats import FormatError, Submission
-from mta.queue.records import NOTIFY_NEVER, Recipient
+from mta.queue.records import DOTLESS, EIGHT_BIT, NOTIFY_NEVER, SMTPUTF8, Recipient
 
 
 def reader(data: bytes, position: Position | None = None, **limits: Any) -> BatchReader:
@@ -65,9 +65,8 @@ def test_parameters_are_those_of_smtp() -> None:
         "rcpt to:<b@b.example> notify=never ORCPT=rfc822;B@b.example\ndata\nx\n.\n".encode()
     )
     found = one.envelope
-    assert (found.sender, found.ret, found.envid, found.eight_bit, found.smtputf8) == (
-        "ä@a.example", "FULL", "Q+2B1", True, True
-    )
+    assert (found.sender, found.ret, found.envid) == ("ä@a.example", "FULL", "Q+2B1")
+    assert found.flags == EIGHT_BIT | SMTPUTF8 | DOTLESS
     assert found.recipients == [Recipient("b@b.example", NOTIFY_NEVER, "rfc822;B@b.example")]
 
 
@@ -83,7 +82,7 @@ def test_content_with_dots_is_known_to_have_them(newline: str) -> None:
     """What is marked as dotless is sent without stuffing: a dot alone would end it there, and the rest be commands."""
     data = transaction(1, "one\n..\nMAIL FROM:<x@x.example>") + transaction(2) + transaction(3, "..begins")
     found = read_all(data.replace("\n", newline).encode())
-    assert [one.envelope.dotless for one in found] == [False, True, False]
+    assert [one.envelope.flags & DOTLESS for one in found] == [0, DOTLESS, 0]
     assert b"\r\n.\r\nMAIL" in found[0].content
 
 
@@ -97,7 +96,7 @@ def test_content_in_chunks(newline: str) -> None:
     found = read_all((data + TWO.replace("\n", newline)).encode())
     assert len(found) == 3
     assert found[0].content == "".join(parts).replace("\r", "").replace("\n", "\r\n").encode()
-    assert not found[0].envelope.dotless
+    assert not found[0].envelope.flags & DOTLESS
 
 
 def test_a_last_chunk_without_a_line_end() -> None:

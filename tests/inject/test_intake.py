@@ -16,7 +16,7 @@ from mta.queue.errors import StoreError, StoreFull
 from mta.queue.ids import format_id, parse_id
 from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, REQUIRE_TLS, SMTPUTF8, Recipient, Wishes
 from mta.smtp.address import parse_address
-from mta.smtp.envelope import Envelope
+from mta.smtp.envelope import Asked, Envelope
 from mta.smtp.reply import Reply
 from mta.smtp.server import MessageReceived
 from mta.smtp.transaction import Capabilities, Transaction, commands_for
@@ -139,7 +139,7 @@ def test_a_mailbox_is_one_recipient() -> None:
 
 def test_an_internationalized_domain_is_routed_by_its_a_labels() -> None:
     """The queue has the A-labels; the address stays as given. Both spellings of a domain are one."""
-    given = envelope("a@bücher.example", "b@xn--bcher-kva.example", "a@xn--bcher-kva.example", smtputf8=True)
+    given = envelope("a@bücher.example", "b@xn--bcher-kva.example", "a@xn--bcher-kva.example", flags=SMTPUTF8)
     accepted = accept(WHOLE, given)
     (delivery,) = accepted.deliveries
     assert delivery.queue == delivery.domain == "xn--bcher-kva.example"
@@ -188,7 +188,7 @@ def test_received_tells_the_protocol() -> None:
     plain.esmtp = False
     assert b" with SMTP id " in stored(WHOLE, plain)
     assert b" with ESMTPS id " in stored(WHOLE, source=SOURCE._replace(tls=True))
-    assert b" with UTF8SMTP id " in stored(WHOLE, envelope(smtputf8=True))
+    assert b" with UTF8SMTP id " in stored(WHOLE, envelope(flags=SMTPUTF8))
     assert stored(WHOLE, source=Source.pickup("/p/x", 1000)).startswith(
         b"Received: by mta.example (spool directory, userid 1000) id 0kx8zzg800001\r\n\tfor <bob@example.org>;"
     )
@@ -256,7 +256,7 @@ def test_return_path_is_removed() -> None:
 def test_eight_bit_is_what_the_client_said_or_what_is_there() -> None:
     """BODY=8BITMIME, or any octet above 127."""
     assert accept(WHOLE).message.flags == 0
-    assert accept(WHOLE, envelope(eight_bit=True)).message.flags == EIGHT_BIT
+    assert accept(WHOLE, envelope(flags=EIGHT_BIT)).message.flags == EIGHT_BIT
     assert accept(WHOLE + b"\r\n\xfc\r\n").message.flags == EIGHT_BIT
 
 
@@ -313,13 +313,13 @@ def test_a_new_configuration_holds_for_the_next_message() -> None:
 
 def test_what_is_known_of_dots_is_kept_with_the_message() -> None:
     """Content that was seen to have no line with a dot at its beginning is not searched for one when it is sent."""
-    assert accept(WHOLE, envelope(dotless=True)).message.flags & DOTLESS
+    assert accept(WHOLE, envelope(flags=DOTLESS)).message.flags & DOTLESS
     assert not accept(WHOLE).message.flags & DOTLESS
 
 
 def test_a_message_to_be_held_is_due_when_it_is_to_be_released() -> None:
     """RFC 4865: counted from acceptance; what was asked stays with the message, for notifications."""
-    accepted = accept(WHOLE + b"\r\n", envelope(hold="for;3600", hold_s=3600.0, is_special=True))
+    accepted = accept(WHOLE + b"\r\n", envelope(asked=Asked(hold="for;3600", hold_s=3600.0)))
     assert accepted.message.wishes == Wishes(NOW_US + 3_600_000_000, "for;3600")
     assert [one.due_us for one in accepted.deliveries] == [NOW_US + 3_600_000_000]
     assert accepted.message.is_held(NOW_US)
@@ -334,7 +334,7 @@ def test_a_message_to_be_held_is_due_when_it_is_to_be_released() -> None:
 )  # fmt: skip
 def test_mt_priority_makes_a_class(priority: int, queue: str) -> None:
     """RFC 6710: above 0 it overtakes, below 0 others do; the trace says what was asked, and the record keeps it."""
-    accepted = accept(WHOLE + b"\r\n", envelope(priority=priority, is_special=True))
+    accepted = accept(WHOLE + b"\r\n", envelope(asked=Asked(priority=priority)))
     assert [one.queue for one in accepted.deliveries] == [queue]
     assert accepted.message.wishes == Wishes(priority=priority)
     assert accepted.message.content is not None
@@ -343,22 +343,22 @@ def test_mt_priority_makes_a_class(priority: int, queue: str) -> None:
 
 def test_our_lines_need_no_smtputf8() -> None:
     """What can go to a host without SMTPUTF8, with A-labels, still can behind our Received and From."""
-    given = envelope("b@b\u00fccher.example", smtputf8=True)
+    given = envelope("b@b\u00fccher.example", flags=SMTPUTF8)
     given.sender = "a@b\u00fccher.example"
     content = stored(b"Subject: x\r\n\r\nx\r\n", given)
     assert b"\r\n\tfor <b@xn--bcher-kva.example>;\r\n" in content
     assert b"\r\nFrom: a@xn--bcher-kva.example\r\n" in content
-    transaction = Transaction(given.sender, given.recipients, content, smtputf8=True)
+    transaction = Transaction(given.sender, given.recipients, content, SMTPUTF8)
     assert commands_for(transaction, Capabilities(esmtp=True)) == [
         "MAIL FROM:<a@xn--bcher-kva.example>\r\n", "RCPT TO:<b@xn--bcher-kva.example>\r\n"]
     assert transaction.local_reply is None
-    local = stored(b"Subject: x\r\n\r\nx\r\n", envelope("\u00e4@b\u00fccher.example", smtputf8=True))
+    local = stored(b"Subject: x\r\n\r\nx\r\n", envelope("\u00e4@b\u00fccher.example", flags=SMTPUTF8))
     assert "\r\n\tfor <\u00e4@b\u00fccher.example>;\r\n".encode() in local  # which needs it anyway
 
 
 def test_mt_priority_yields_to_labels() -> None:
     """A label says more; and of clients whose labels are not believed the priority is not, either (RFC 6710 4.1)."""
-    given = envelope(priority=5, is_special=True)
+    given = envelope(asked=Asked(priority=5))
     for label, queue in ((b"bulk", "example.org^bulk"), (b"normal", "example.org")):
         content = WHOLE + b"X-Priority-Class: " + label + b"\r\n\r\n"
         assert accept(content, given).deliveries[0].queue == queue
@@ -368,7 +368,7 @@ def test_mt_priority_yields_to_labels() -> None:
 
 def test_deliver_by_and_flags_are_kept() -> None:
     """What others have to see to stands in the record."""
-    given = envelope(by_s=60, by_mode="NT", is_special=True, require_tls=True, binary=True)
+    given = envelope(asked=Asked(by_s=60, by_mode="NT"), flags=REQUIRE_TLS | BINARY)
     message = accept(WHOLE + b"\r\n", given).message
     assert message.wishes == Wishes(by_us=NOW_US + 60_000_000, by_mode="NT")
     assert message.flags == REQUIRE_TLS | BINARY

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mta.config.schema import SmtpIn
-from mta.queue.records import NOTIFY_SUCCESS
+from mta.queue.records import EIGHT_BIT, NOTIFY_SUCCESS, SMTPUTF8
 from mta.sendmail import main
 from mta.sendmail.settings import Settings
 from tests.sendmail.helpers import addresses, run, sent, taken
@@ -30,7 +30,7 @@ def test_a_whole_message_is_sent_as_it_is(pickup: Path) -> None:
     submission = sent(pickup, ["-f", "s@s.example", "b@b.example"], WHOLE + b"\n.dot\n\n8-bit: \xfc\n")
     assert submission.content == (WHOLE + b"\n.dot\n\n8-bit: \xfc\n").replace(b"\n", b"\r\n")
     assert submission.envelope.sender == "s@s.example"
-    assert submission.envelope.eight_bit
+    assert submission.envelope.flags & EIGHT_BIT
     assert addresses(submission) == ["b@b.example"]
 
 
@@ -130,11 +130,11 @@ def test_many_recipients_are_several_transactions(pickup: Path) -> None:
 def test_addresses_beyond_ascii(pickup: Path) -> None:
     """A domain goes in A-labels, a local part asks for SMTPUTF8."""
     submission = sent(pickup, ["-f", "a@bücher.example", "b@bücher.example"], WHOLE)
-    assert (submission.envelope.sender, submission.envelope.smtputf8) == ("a@xn--bcher-kva.example", False)
+    assert (submission.envelope.sender, submission.envelope.flags & SMTPUTF8) == ("a@xn--bcher-kva.example", 0)
     for path in pickup.glob("*.bsmtp"):
         path.unlink()
     submission = sent(pickup, ["jürgen@b.example"], "From: Jürgen <a@a.example>\n\n".encode())
-    assert submission.envelope.smtputf8
+    assert submission.envelope.flags & SMTPUTF8
 
 
 def test_a_name_beyond_ascii_is_encoded(pickup: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mta.queue.records import NOTIFY_NEVER
+from mta.queue.records import NOTIFY_NEVER, SMTPUTF8
 from mta.sendmail import session as session_module
 from mta.sendmail.session import Session
 from mta.sendmail.settings import Settings
@@ -96,7 +96,8 @@ def test_a_session_that_waits_for_its_replies(pickup: Path) -> None:
         assert process.wait(20) == 0
     (submission,) = taken(pickup)
     envelope = submission.envelope
-    assert (envelope.sender, envelope.ret, envelope.envid, envelope.smtputf8) == ("a@a.example", "HDRS", "e1", True)
+    assert (envelope.sender, envelope.ret, envelope.envid) == ("a@a.example", "HDRS", "e1")
+    assert envelope.flags & SMTPUTF8
     assert addresses(submission) == ["jürgen@b.example"]
     assert (envelope.recipients[0].notify, envelope.recipients[0].orcpt) == (NOTIFY_NEVER, "rfc822;c@c.example")
     assert submission.content == b"Subject: x\r\n\r\n.dot\r\n\xfc\r\n"

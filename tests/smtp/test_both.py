@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta.queue.records import Recipient
+from mta.queue.records import EIGHT_BIT, SMTPUTF8, Recipient
 from mta.smtp.client import Client, Ready, Transaction
 from mta.smtp.reply import Reply
 from mta.smtp.server import Envelope, MessageReceived, Server
@@ -56,7 +56,7 @@ transactions = st.builds(
     st.sampled_from(["", "s@example.com", "ä@example.com"]),
     st.lists(recipients, min_size=1, max_size=4),
     lines.map(lambda found: b"".join(line + b"\r\n" for line in found)),
-    eight_bit=st.booleans(),
+    st.sampled_from([0, EIGHT_BIT]),
     ret=st.sampled_from(["", "FULL", "HDRS"]),
     envid=st.sampled_from([None, "id+2B"]),
 )
@@ -79,15 +79,15 @@ def test_what_is_sent_arrives(sent: list[Transaction], cut: int, pipelining: str
             address.rpartition("@")[0].isascii()
             for address in (transaction.sender, *(to.address for to in transaction.recipients))
         )
-        assert envelope.smtputf8 == international
+        assert bool(envelope.flags & SMTPUTF8) == international
         expected = transaction.recipients
         if not international:
             expected = [
                 Recipient(to.address.replace("bücher", "xn--bcher-kva"), to.notify, to.orcpt) for to in expected
             ]
         assert (envelope.sender, envelope.recipients) == (transaction.sender, expected)
-        assert (envelope.eight_bit, envelope.ret, envelope.envid, envelope.size) == (
-            transaction.eight_bit, transaction.ret, transaction.envid, len(content),
+        assert (envelope.flags & EIGHT_BIT, envelope.ret, envelope.envid, envelope.size) == (
+            transaction.flags, transaction.ret, transaction.envid, len(content),
         )  # fmt: skip
         assert transaction.final == Reply(250, "2.0.0", ("Ok",))
         assert not transaction.lost

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mta.queue.records import Recipient
+from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, Recipient
 from mta.smtp.budget import Budget
 from mta.smtp.data import ChunkReader, DataReader, stuff
 from mta.smtp.reply import Reply
@@ -145,11 +145,11 @@ def test_envelope() -> None:
     assert isinstance(event, MessageReceived)
     assert event.envelope.sender == "a@example.com"
     assert event.envelope.recipients == [Recipient("b@example.org")]
-    assert not event.envelope.dotless
+    assert not event.envelope.flags & DOTLESS
     server.answer(QUEUED)
     (event,) = server.receive(ENVELOPE + bdat(b"\r") + bdat(b"\nx.\r\n", True))
     assert isinstance(event, MessageReceived)
-    assert event.envelope.dotless
+    assert event.envelope.flags & DOTLESS
 
 
 @pytest.mark.parametrize(
@@ -239,21 +239,21 @@ def test_stop_between_chunks() -> None:
     assert (replies, contents, over) == (DONE + b"421 4.3.2 Bye\r\n", [b"\r\nx\r\n"], True)
 
 
-BINARY = b"MAIL FROM:<a@example.com> BODY=BINARYMIME\r\nRCPT TO:<b@example.org>\r\n"
+BINARY_BODY = b"MAIL FROM:<a@example.com> BODY=BINARYMIME\r\nRCPT TO:<b@example.org>\r\n"
 
 
 def test_binary() -> None:
     """BODY=BINARYMIME: content that is no text comes as it is, by BDAT only (RFC 3030 3)."""
     server = new_server(honours=CARRIED | {"BINARYMIME"})
     content = b"Subject: x\r\n\r\n" + bytes(range(256)) * 20 + b"\r\n.\r\n\n\r\0"
-    replies, contents, _ = conversation(server, BINARY + bdat(content[:100]) + bdat(content[100:], True), cut=50)
+    replies, contents, _ = conversation(server, BINARY_BODY + bdat(content[:100]) + bdat(content[100:], True), cut=50)
     assert (replies, contents) == (ENVELOPE_OK + TAKEN + DONE, [content])
-    assert say(server, *BINARY.decode().split("\r\n")[:2], "DATA")[2] == "503 5.5.1 BODY=BINARYMIME needs BDAT"
+    assert say(server, *BINARY_BODY.decode().split("\r\n")[:2], "DATA")[2] == "503 5.5.1 BODY=BINARYMIME needs BDAT"
     (event,) = server.receive(bdat(b"\r\n\0", True))
     assert isinstance(event, MessageReceived)
-    assert event.envelope.binary
-    assert event.envelope.eight_bit
-    assert not event.envelope.dotless
+    assert event.envelope.flags & BINARY
+    assert event.envelope.flags & EIGHT_BIT
+    assert not event.envelope.flags & DOTLESS
 
 
 @pytest.mark.parametrize(
@@ -261,10 +261,10 @@ def test_binary() -> None:
 def test_header_lines_of_binary_content_are_text(header: bytes) -> None:
     """A binary body does not make its header binary: that is quoted elsewhere, and goes through text hosts."""
     server = new_server(honours=CARRIED)
-    replies, contents, _ = conversation(server, BINARY + bdat(header, True))
+    replies, contents, _ = conversation(server, BINARY_BODY + bdat(header, True))
     assert replies.startswith(ENVELOPE_OK + b"550 5.6.0 ")
     assert contents == []
-    assert conversation(server, BINARY + bdat(b"A: b\r\n\r\n\0\n", True))[1] == [b"A: b\r\n\r\n\0\n"]
+    assert conversation(server, BINARY_BODY + bdat(b"A: b\r\n\r\n\0\n", True))[1] == [b"A: b\r\n\r\n\0\n"]
 
 
 def test_binary_is_not_offered_in_files() -> None:

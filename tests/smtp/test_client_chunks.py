@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mta.queue.records import BINARY, EIGHT_BIT
 from mta.smtp.client import Client, Finished
 from mta.smtp.errors import RemoteProtocolError
 from mta.smtp.reply import Reply
@@ -220,13 +221,13 @@ def test_accepted_before_it_was_sent() -> None:
     assert [one.final for one in finished(fails(client, b"250 ok\r\n"))] == [None]
 
 
-BINARY = b"Subject: x\r\n\r\n" + bytes(range(256)) + b"\r\n.\r\nno end of line"
+NO_TEXT = b"Subject: x\r\n\r\n" + bytes(range(256)) + b"\r\n.\r\nno end of line"
 BOTH = b"250-mx.example.net\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-CHUNKING\r\n250 BINARYMIME\r\n"
 
 
 def binary() -> Transaction:
-    made = transaction(content=BINARY)
-    made.binary = made.eight_bit = True
+    made = transaction(content=NO_TEXT)
+    made.flags = BINARY | EIGHT_BIT
     return made
 
 
@@ -237,7 +238,7 @@ def test_binary_content_goes_as_it_is() -> None:
     client.send(sent)
     assert wire(client).startswith(b"MAIL FROM:<a@example.com> BODY=BINARYMIME\r\n")
     client.receive(TAKEN)
-    assert wire(client) == b"BDAT %d LAST\r\n" % len(BINARY) + BINARY
+    assert wire(client) == b"BDAT %d LAST\r\n" % len(NO_TEXT) + NO_TEXT
     assert client.receive(b"250 queued\r\n") == [Finished(sent)]
 
 

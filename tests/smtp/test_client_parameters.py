@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mta.queue.records import NOTIFY_DELAY, NOTIFY_FAILURE, NOTIFY_NEVER, Recipient
+from mta.queue.records import EIGHT_BIT, NOTIFY_DELAY, NOTIFY_FAILURE, NOTIFY_NEVER, SMTPUTF8, Recipient
 from mta.smtp.client import Finished, Transaction
 from tests.smtp.client_words import DATA, RCPT
 from tests.smtp.helpers import CONTENT, EHLO, PLAIN_EHLO, new_client, transaction, wire
@@ -13,7 +13,7 @@ from tests.smtp.helpers import CONTENT, EHLO, PLAIN_EHLO, new_client, transactio
 def test_parameters_only_when_offered() -> None:
     """SIZE, BODY, RET, ENVID, NOTIFY and ORCPT go to a host that offers them, and to no other (RFC 5321 4.1.1.3)."""
     to = Recipient("b@example.org", NOTIFY_FAILURE | NOTIFY_DELAY, "rfc822;B@example.org")
-    sent = Transaction("", [to], CONTENT, eight_bit=True, ret="HDRS", envid="x+2By")
+    sent = Transaction("", [to], CONTENT, EIGHT_BIT, ret="HDRS", envid="x+2By")
     client = new_client()
     client.send(sent)
     assert wire(client) == (
@@ -21,7 +21,7 @@ def test_parameters_only_when_offered() -> None:
         b"RCPT TO:<b@example.org> NOTIFY=FAILURE,DELAY ORCPT=rfc822;B@example.org\r\nDATA\r\n" % len(CONTENT)
     )
     assert (sent.dsn_offered, sent.sent_8bit_unannounced) == (True, False)
-    sent = Transaction("", [to], CONTENT, eight_bit=True, ret="HDRS", envid="x+2By")
+    sent = Transaction("", [to], CONTENT, EIGHT_BIT, ret="HDRS", envid="x+2By")
     client = new_client(b"250-mx\r\n250 PIPELINING\r\n")
     client.send(sent)
     assert wire(client) == b"MAIL FROM:<>\r\n" + RCPT + DATA
@@ -40,7 +40,7 @@ def test_eight_bit_content_where_it_is_not_offered() -> None:
     for content, offered, sent in ((b"\xe4\r\n", False, True), (b"\xe4\r\n", True, False), (b"a\r\n", True, True)):
         client = new_client(b"250 mx\r\n")
         one = transaction(content=content)
-        one.eight_bit, one.eight_bit_offered = True, offered
+        one.flags, one.eight_bit_offered = EIGHT_BIT, offered
         assert bool(client.send(one)) is not sent
         assert wire(client) == (b"MAIL FROM:<a@example.com>\r\n" if sent else b"")
         assert sent or (one.local_reply is not None and one.local_reply.enhanced == "5.6.3")
@@ -107,7 +107,7 @@ def test_message_above_the_size_of_the_host() -> None:
 
 def smtputf8(sender: str, to: str, content: bytes = CONTENT) -> Transaction:
     """A transaction that was accepted with SMTPUTF8."""
-    return Transaction(sender, [Recipient(to, 0, None)], content, smtputf8=True)
+    return Transaction(sender, [Recipient(to, 0, None)], content, SMTPUTF8)
 
 
 def test_smtputf8_where_it_is_offered() -> None:

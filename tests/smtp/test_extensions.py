@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from mta.inject.intake import HONOURED
-from mta.queue.records import Recipient
-from mta.smtp.envelope import Envelope
+from mta.queue.records import BINARY, DOTLESS, EIGHT_BIT, REQUIRE_TLS, SMTPUTF8, Recipient
+from mta.smtp.envelope import Asked, Envelope
 from mta.smtp.extensions import BASIC_VERBS, BEYOND, EXTENSIONS
 from mta.smtp.peer import ALL_RIGHTS, Peer, SameForAll, Tls
 from mta.smtp.sasl import MECHANISMS
@@ -92,8 +92,8 @@ def test_nothing_is_offered_that_nobody_honours() -> None:
 
 def test_what_is_carried_is_carried() -> None:
     """The client's side passes on the wishes of which it says so, to a host that offers the extension."""
-    wishes = {"8BITMIME": {"eight_bit": True}, "SMTPUTF8": {"smtputf8": True}, "DSN": {"ret": "FULL"},
-              "BINARYMIME": {"binary": True}, "REQUIRETLS": {"require_tls": True},
+    wishes = {"8BITMIME": {"flags": EIGHT_BIT}, "SMTPUTF8": {"flags": SMTPUTF8}, "DSN": {"ret": "FULL"},
+              "BINARYMIME": {"flags": BINARY}, "REQUIRETLS": {"flags": REQUIRE_TLS},
               "DELIVERBY": {"by_mode": "NT", "by_s": -7}}
     assert set(wishes) == CARRIED
     host = Capabilities(esmtp=True, eight_bit=True, smtputf8=True, dsn=True, mt_priority=True,
@@ -117,7 +117,7 @@ def test_requiretls_only_under_tls() -> None:
 
 def test_requiretls_is_never_sent_without_the_offer() -> None:
     """The last guard, should the session not be what it was thought to be: nothing is sent (RFC 8689 4.2.1)."""
-    transaction = Transaction("a@example.com", [Recipient("b@example.org")], CONTENT, require_tls=True)
+    transaction = Transaction("a@example.com", [Recipient("b@example.org")], CONTENT, REQUIRE_TLS)
     assert commands_for(transaction, Capabilities(esmtp=True)) == []
     assert transaction.local_reply is not None
     assert (transaction.local_reply.code, transaction.local_reply.enhanced) == (550, "5.7.30")
@@ -182,12 +182,13 @@ def test_parameters(parameters: str, reply: str) -> None:
 @pytest.mark.parametrize(
     ("parameters", "envelope"),
     [
-        ("HOLDFOR=60", Envelope(hold="for;60", hold_s=60.0, is_special=True)),
-        ("HOLDUNTIL=2030-01-01t01:00:00z", Envelope(hold="until;2030-01-01T01:00:00Z", hold_s=3600.0, is_special=True)),
-        ("MT-PRIORITY=-4", Envelope(priority=-4, is_special=True)),
-        ("BY=-5;nt", Envelope(by_s=-5, by_mode="NT", is_special=True)),
-        ("REQUIRETLS", Envelope(require_tls=True)),
-        ("BODY=BINARYMIME", Envelope(binary=True, eight_bit=True)),
+        ("HOLDFOR=60", Envelope(asked=Asked(hold="for;60", hold_s=60.0))),
+        ("HOLDUNTIL=2030-01-01t01:00:00z",
+         Envelope(asked=Asked(hold="until;2030-01-01T01:00:00Z", hold_s=3600.0))),
+        ("MT-PRIORITY=-4", Envelope(asked=Asked(priority=-4))),
+        ("BY=-5;nt", Envelope(asked=Asked(by_s=-5, by_mode="NT"))),
+        ("REQUIRETLS", Envelope(flags=REQUIRE_TLS)),
+        ("BODY=BINARYMIME", Envelope(flags=BINARY | EIGHT_BIT)),
         ("AUTH=<>", Envelope()),
     ],
 )
@@ -199,4 +200,6 @@ def test_envelope(parameters: str, envelope: Envelope) -> None:
     assert isinstance(event, MessageReceived)
     envelope.recipients = [Recipient("b@example.org")]
     envelope.helo, envelope.esmtp = "client.example", True
+    if not envelope.flags & BINARY:
+        envelope.flags |= DOTLESS  # it has no line at all
     assert event.envelope == envelope

@@ -7,7 +7,7 @@ from itertools import repeat
 
 import pytest
 
-from mta.queue.records import Recipient
+from mta.queue.records import DOTLESS, Recipient
 from mta.smtp.errors import LocalProtocolError
 from mta.smtp.reply import Reply
 from mta.smtp.sasl import MECHANISMS
@@ -47,7 +47,7 @@ def test_session() -> None:
     ]  # fmt: skip
     output, (event,) = talk(server, CONTENT + b".\r\n")
     assert output == b""
-    envelope = Envelope("a@example.com", [Recipient("b@example.org")], helo="client.example", esmtp=True)
+    envelope = Envelope("a@example.com", [Recipient("b@example.org")], flags=DOTLESS, helo="client.example", esmtp=True)
     assert event == MessageReceived(envelope, CONTENT)
     assert server.answer(QUEUED) == []
     assert server.output() == b"250 2.0.0 Ok: queued as 1\r\n"

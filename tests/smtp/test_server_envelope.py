@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from mta.queue.records import NOTIFY_DELAY, NOTIFY_FAILURE, NOTIFY_NEVER, NOTIFY_SUCCESS, Recipient
+from mta.queue.records import (
+    DOTLESS,
+    EIGHT_BIT,
+    NOTIFY_DELAY,
+    NOTIFY_FAILURE,
+    NOTIFY_NEVER,
+    NOTIFY_SUCCESS,
+    SMTPUTF8,
+    Recipient,
+)
 from mta.smtp.address import Address
 from mta.smtp.peer import AllRights, SameForAll
 from mta.smtp.reply import Reply
@@ -125,8 +134,7 @@ def test_envelope() -> None:
                 Recipient("Postmaster@mx.example.net"),
             ],
             size=99,
-            eight_bit=True,
-            smtputf8=True,
+            flags=EIGHT_BIT | SMTPUTF8 | DOTLESS,
             ret="HDRS",
             envid="x+2By",
             helo="client.example",
