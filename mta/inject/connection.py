@@ -97,9 +97,8 @@ class Connection(ABC):
             self._reading = True
             self._io.start(self._on_readable)
         now_s = time.monotonic()
-        state = self.machine.state
-        if state in RECEIVING:
-            if self._content_until_s == inf or (anew and state == CONTENT):
+        if self.machine.state in RECEIVING:
+            if self._content_until_s == inf or (anew and self.machine.state == CONTENT):
                 self._content_until_s = now_s + self._timeouts.transaction
             self._deadline_s = min(now_s + self._timeouts.data, self._content_until_s)
         elif anew:
