@@ -12,6 +12,7 @@ from collections.abc import MutableMapping
 from typing import Final
 
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
+TELLING_S: Final = 1.0  # how long a service manager that takes nothing is waited for with a change of state
 
 
 def take_sockets(environment: MutableMapping[str, str]) -> list[socket.socket]:
@@ -45,15 +46,15 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         """Start-up, or a reload, is complete."""
-        self._send("READY=1", f"STATUS={status}")
+        self._send("READY=1", f"STATUS={status}", patience_s=TELLING_S)
 
     def reloading(self) -> None:
         """A reload begins; `ready()` ends it. The time lets systemd tell it from an earlier one."""
-        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", patience_s=TELLING_S)
 
     def stopping(self, status: str) -> None:
         """The stop begins."""
-        self._send("STOPPING=1", f"STATUS={status}")
+        self._send("STOPPING=1", f"STATUS={status}", patience_s=TELLING_S)
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`."""
@@ -67,13 +68,13 @@ class Notifier:
         """Feed the watchdog."""
         self._send("WATCHDOG=1")
 
-    def _send(self, *assignments: str) -> None:
+    def _send(self, *assignments: str, patience_s: float = 0.0) -> None:
         if not self._address:
             return
         text = "\n".join(assignment.replace("\n", " ") for assignment in assignments)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-                sender.setblocking(False)  # a stuck service manager does not stop the mail
+                sender.settimeout(patience_s)  # a stuck service manager does not stop the mail
                 sender.sendto(text.encode("utf-8", "replace"), self._address)
         except OSError:
             pass  # nobody to tell: without READY=1 the service manager notices by itself
