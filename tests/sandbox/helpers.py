@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -16,8 +20,12 @@ from mta.sandbox.client import Sandbox
 class Smtp:
     """One connection to an MX host. Replies are `(code, lines)`; an end of the connection is `(0, [])`."""
 
-    def __init__(self, sandbox: Sandbox, host: str, source: str = "127.0.0.1") -> None:
-        self.socket = socket.create_connection((sandbox.address(host), sandbox.smtp_port), 60, (source, 0))
+    def __init__(self, sandbox: Sandbox, host: str, source: str = "127.0.0.1", early: bytes = b"") -> None:
+        """`early` is there when the host first sees the connection: before its greeting, however slow we are."""
+        address = (sandbox.address(host), sandbox.smtp_port)
+        with standing_still(sandbox) if early else contextlib.nullcontext():
+            self.socket = socket.create_connection(address, 60, (source, 0))
+            self.socket.sendall(early)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stream = self.socket.makefile("rb")
 
@@ -79,6 +87,17 @@ class Smtp:
             self.send(content(key, body) + b".\r\n")
             codes.append(self.code())
         return codes
+
+
+@contextlib.contextmanager
+def standing_still(sandbox: Sandbox) -> Iterator[None]:
+    """The kernel goes on for it, and takes connections and octets."""
+    sandbox.process.send_signal(signal.SIGSTOP)
+    try:
+        os.waitid(os.P_PID, sandbox.process.pid, os.WSTOPPED)
+        yield
+    finally:
+        sandbox.process.send_signal(signal.SIGCONT)
 
 
 def content(key: str, body: bytes = b"hello\r\n") -> bytes:
