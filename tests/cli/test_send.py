@@ -129,11 +129,12 @@ def test_refusals(mta: MTA, server: SmallServer, refuse: dict[bytes, bytes], cod
 
 def test_no_connection(mta: MTA, tmp_path: Path) -> None:
     """Exit code 69; the server of the configuration is the default."""
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
     config = tmp_path / "mta.yaml"
-    config.write_text(f'hostname: mta.example.net\nlisteners: [{{smtp: "0.0.0.0:{port}"}}]\n')
-    result = mta("send", "-c", config, "--from", "a@x", "--to", "b@y", "--text", "t")
+    with socket.socket() as deaf:  # it is bound, so that the port is nobody else's, and does not listen
+        deaf.bind(("127.0.0.1", 0))
+        port = deaf.getsockname()[1]
+        config.write_text(f'hostname: mta.example.net\nlisteners: [{{smtp: "0.0.0.0:{port}"}}]\n')
+        result = mta("send", "-c", config, "--from", "a@x", "--to", "b@y", "--text", "t")
     assert result.code == exits.UNAVAILABLE
     assert f"no session with 127.0.0.1:{port}" in result.err
 
