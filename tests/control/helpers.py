@@ -52,9 +52,12 @@ class Fixture:
         self.config.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
 
     def behave(self, **names: str) -> None:
-        """Set how children behave that start from now on, by name with `_` for `-`."""
+        """Set how children behave that start from now on, by name with `_` for `-`. One that starts just then finds
+        all of it or what was before."""
         words = {name.replace("_", "-"): word for name, word in names.items()}
-        (self.directory / "behaviour").write_text(json.dumps(words))
+        new = self.directory / "behaviour.new"
+        new.write_text(json.dumps(words))
+        new.rename(self.directory / "behaviour")
 
     def start(self, timing: dict[str, float] | None = None, environment: dict[str, str] | None = None,
               listen_fd: int | None = None) -> Running:
