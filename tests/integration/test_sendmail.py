@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import shutil
@@ -143,8 +144,13 @@ def test_status_says_why_files_wait(mta: Mta, directory: Path) -> None:
 
     pickup = directory / "pickup"
     mta.start()
-    pickup.rename(directory / "away")
-    pickup.write_text("no directory")
+    for number in itertools.count():
+        pickup.rename(directory / f"away{number}")
+        try:
+            pickup.write_text("no directory")
+            break
+        except IsADirectoryError:
+            continue  # a worker was faster, and has made it anew
     mta.wait_until(lambda: said(f"{pickup}: File exists"), "the status says so")
     pickup.unlink()
     mta.wait_until(lambda: not said(str(pickup)), "it is in order again")
