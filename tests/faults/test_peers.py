@@ -22,7 +22,7 @@ from tests.faults.books import assert_balanced, assert_no_bug, number_of, queued
 from tests.faults.peers import Fault, Peer, Peers
 from tests.integration.support import Mta, message
 
-PATIENCE_S = 40.0
+PATIENCE_S = 180.0  # only a failing test waits so long
 EACH = 3  # messages to each
 LARGE = 3_000_000  # more than the buffers of both sides hold
 
@@ -89,6 +89,13 @@ def read_signs(mta: Mta) -> dict[str, list[str]]:
     return signs
 
 
+def without_sign(signs: dict[str, list[str]]) -> list[str]:
+    """The domains about which nothing tells yet what their hosts do. A host that is slow to do it, as its thread has
+    to wait for a processor, may time out before."""
+    return [f"{name}.test" for name, (stage, fault) in CASES.items()
+            if stage != "after" and not any(re.search(SIGNS[fault], text) for text in signs.get(f"{name}.test", ()))]
+
+
 def read_delivered(mta: Mta) -> set[int]:
     return {number_of(event["message_id"]) for event in mta.events() if event["event"] == "delivered"}
 
@@ -115,10 +122,10 @@ def story() -> Story:
                 for number in numbers:
                     mta.send("", [f"u@{domain}"], message(number, f"u@{domain}", LARGE if large else 300))
             deadline = time.monotonic() + PATIENCE_S
-            expected = {f"{name}.test" for name, (stage, _) in CASES.items() if stage != "after"}
             in_clear = {number for name in TLS_CASES for number in story.numbers[f"{name}.test"]}
-            while not (expected <= set(read_signs(mta)) and in_clear <= read_delivered(mta)):
-                assert time.monotonic() < deadline, (expected - set(read_signs(mta)), in_clear - read_delivered(mta))
+            while (missing := without_sign(signs := read_signs(mta))) or not in_clear <= read_delivered(mta):
+                assert time.monotonic() < deadline, (
+                    {domain: signs.get(domain) for domain in missing}, in_clear - read_delivered(mta))
                 time.sleep(0.2)
             sandbox.wait_for(lambda stats: bool(stats["distinct"] == EACH))
             story.signs = read_signs(mta)
