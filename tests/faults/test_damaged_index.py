@@ -123,6 +123,7 @@ def overwrite(mta: Mta, filling: bytes) -> None:
 
 def check_alarm(mta: Mta) -> None:
     """There is one, which says where and what to do."""
+    mta.wait_until(lambda: any("spool verify --repair" in line for line in mta.log), "an alarm")
     [alarm] = [line for line in mta.log if "spool verify --repair" in line]
     assert f"{shard(mta) / 'queue.mdb' / 'data.mdb'} is damaged" in alarm
 
