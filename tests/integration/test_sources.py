@@ -57,8 +57,8 @@ def test_a_retry_leaves_from_the_same_source_also_after_a_restart(
     mta = make_mta(sources={name: SOURCES[name] for name in "ab"}, retry={"first": "4s", "jitter": 0},
                    shaping={"default": {"messages_per_connection": 1}})
     with mta:
-        for number in range(20):
-            mta.send("x@x.test", ["u@grey.test"], message(number, "u@grey.test"))
+        for number in range(20):  # each to a recipient of its own: what comes later to the same one is not greylisted
+            mta.send("x@x.test", [f"u{number}@grey.test"], message(number, "u@grey.test"))
         mta.wait_until(lambda: sum(event["event"] == "deferred" for event in mta.events()) == 20, "deferrals")
     with mta:
         mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
