@@ -120,9 +120,6 @@ def test_every_order_takes_every_selector(make_mta: Callable[..., Mta], sandbox:
         cells = {verb: [cell for cell in CELLS if cell.verb == verb] for verb in VERBS}
         mta.wait_until(lambda: is_over(mta), "the sweeps")
         mta.wait_until(lambda: delivered(mta) == of(cells["retry"], "m"), "what is retried, and nothing else")
-        for verb, kind in (("expire", "expired"), ("delete", "deleted")):
-            ended = {event["recipients"][0]: int(event["order"]) for event in told(mta, kind)}
-            assert ended == {f"u@m{cell.number}.test": numbers[cell] for cell in cells[verb]}
 
         held = [*cells["pause"], *cells["suspend"]]
         typed(mta, "retry", "queue=*", "--yes")
@@ -153,6 +150,9 @@ def test_every_order_takes_every_selector(make_mta: Callable[..., Mta], sandbox:
         mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
         mta.wait_until(lambda: is_over(mta), "the last retry")
         assert typed(mta, "orders")[1] == "no orders are in force\n"
+    for verb, kind in (("expire", "expired"), ("delete", "deleted")):
+        ended = {event["recipients"][0]: int(event["order"]) for event in told(mta, kind)}
+        assert ended == {f"u@m{cell.number}.test": numbers[cell] for cell in cells[verb]}
     assert set(ends_of(mta.events())[0].values()) == {1}
 
 

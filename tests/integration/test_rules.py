@@ -81,13 +81,13 @@ def test_an_operator_ends_what_a_rule_decided(make_mta: Callable[..., Mta], sand
         assert "suspended" not in mta.command("explain", "strict.test")
         mta.command("retry", "domain=strict.test", "--yes")
         mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
-        ended = [(event["state"], event["order"], event["command"], event["target"], event["limit"], event["rule"],
-                  event["reason"]) for event in mta.events()
-                 if event["event"] == "order" and event["command"] != "retry"]
-        said = "550 5.7.1 you are listed"
-        assert ended == [("ended", "", "suspend", "mx1.strict.test", "", "listing", said),
-                         ("ended", "", "limit", "mx1.strict.test", "rate=1/h", "listing", said)]
-        assert any("has ended the suspension of mx1.strict.test by rule listing" in line for line in mta.log)
+    ended = [(event["state"], event["order"], event["command"], event["target"], event["limit"], event["rule"],
+              event["reason"]) for event in mta.events()
+             if event["event"] == "order" and event["command"] != "retry"]
+    said = "550 5.7.1 you are listed"
+    assert ended == [("ended", "", "suspend", "mx1.strict.test", "", "listing", said),
+                     ("ended", "", "limit", "mx1.strict.test", "rate=1/h", "listing", said)]
+    assert any("has ended the suspension of mx1.strict.test by rule listing" in line for line in mta.log)
 
 
 @pytest.mark.parametrize("pipelining", [True, False])
