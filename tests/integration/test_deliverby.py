@@ -77,7 +77,7 @@ def test_late_and_told(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
         mta.wait_until(lambda: "Action: relayed" in notices(sandbox, "s2@sender.test"), "the notice of the hand-over")
         sandbox.set("dead.test", {})
         mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
-        found = ends(mta)
+    found = ends(mta)
     assert {to: event["event"] for to, event in found.items() if to[0] == "u"} == {
         "u1@dead.test": "delivered", "u2@plain.test": "delivered"}
     assert notices(sandbox, "s1@sender.test").count("Action: delayed") == 1
@@ -88,4 +88,4 @@ def test_handover_is_delivery_where_that_is_wanted(make_mta: Callable[..., Mta],
     with make_mta(workers=1, shaping={"default": {"deliver_by": "handover"}}) as mta:
         mta.send("s@sender.test", ["u@plain.test"], message(1, "u@plain.test"), mail_options=["BY=60;R"])
         mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
-        assert ends(mta)["u@plain.test"]["event"] == "delivered"
+    assert ends(mta)["u@plain.test"]["event"] == "delivered"

@@ -48,8 +48,8 @@ def test_binary_content(make_mta: Callable[..., Mta], sandbox: Sandbox) -> None:
                 client.send(b"BDAT %d%s\r\n" % (len(piece), last) + piece)
                 assert client.getreply()[0] == 250
         mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
-        ends = {to: event for event in mta.events() for to in event.get("recipients", ())
-                if event["event"] in ("delivered", "bounced")}
+    ends = {to: event for event in mta.events() for to in event.get("recipients", ())
+            if event["event"] in ("delivered", "bounced")}
     assert {to: (end["event"], end["enhanced"]) for to, end in ends.items() if to != "a@sender.test"} == {
         "u@binary.test": ("delivered", "2.0.0"), "u@chunks.test": ("bounced", "5.6.3"),
         "u@plain.test": ("bounced", "5.6.3")}
@@ -72,7 +72,7 @@ def test_limits_of_the_host_are_kept(make_mta: Callable[..., Mta], sandbox: Sand
             recipients = [f"u{number}-{index}@limits.test" for index in range(5)]
             mta.send("a@sender.test", recipients, message(number, "list@limits.test"))
         mta.wait_until(lambda: mta.queued() == 0, "an empty queue")
-        assert {event["event"] for event in mta.events()} == {"received", "delivered"}
+    assert {event["event"] for event in mta.events()} == {"received", "delivered"}
     log = sandbox.log()
     assert sum(len(one["recipients"]) for one in log) == 20
     assert max(len(one["recipients"]) for one in log) == 2

@@ -81,6 +81,7 @@ def test_commands_find_it(mta: Mta, sandbox: Sandbox, domain: str) -> None:
     mta.wait_until(lambda: sum(event["event"] == "deferred" for event in mta.events()) == 5, "another attempt of two")
     mta.command("delete", f"domain={domain}", "--yes")
     mta.wait_until(lambda: mta.queued() == 1, "two are deleted")
+    mta.stop()
     assert {one for event in mta.events() if event["event"] == "deleted" for one in event["recipients"]} == {
         "u0@bücher.test", f"u1@{QUEUE}"}
 
