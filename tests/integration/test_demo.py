@@ -48,7 +48,7 @@ def processes_of(room: Path) -> list[str]:
 
 
 def wait_until_alone(room: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LIMIT_S
     while processes_of(room):
         assert time.monotonic() < deadline, processes_of(room)
         time.sleep(0.05)
