@@ -100,5 +100,7 @@ class Watch:
 
     @property
     def finished(self) -> bool:
-        """Whether everything that was injected has an end, as far as the MTA says; notices too."""
-        return self.injection.done and not self.load.missing and not self.load.queued and not self.tally.open
+        """Whether everything that was injected has an end, as far as the MTA says; notices too. Queue and events were
+        looked at a moment ago: what they did not show then, but was accepted, has no end yet."""
+        return self.injection.done and not self.load.missing and not self.load.queued and not self.tally.open \
+            and self.injection.accepted <= self.tally.accepted
