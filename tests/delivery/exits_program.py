@@ -227,25 +227,28 @@ def a_host_that_went_down_is_not_stormed() -> None:
     """A hundred messages wait for a host that refuses connections: it is asked by one connection at a time, at growing
     intervals; and when it is up again one goes first."""
     world = Sited(pause=0.2, shaping=quick(connections=20, messages_per_connection=1))
-    tries: list[float] = []
+    tries: dict[int, list[float]] = {}  # after so many failures: when
+    connect = wire.Wire.connect
+
+    def noted(self: Any, *to: Any) -> None:
+        tries.setdefault(world.engine.paths["mx.d.test"].failures, []).append(time.monotonic())
+        connect(self, *to)
 
     def refuse(sock: Any, peer: object) -> None:
-        tries.append(time.monotonic())
         sock.close()
 
+    wire.Wire.connect = noted  # type: ignore[method-assign]
     world.server.stop()
     world.server = StreamServer(("127.0.0.1", world.port), refuse)
     world.server.start()
     for _ in range(100):
         world.make()
-    gevent.sleep(3.0)
-    begun = tries[0]
-    burst = sum(moment < begun + 0.15 for moment in tries)
-    assert burst <= 20, burst
-    later = [moment for moment in tries if moment > begun + 0.15]
-    assert len(later) <= 4, [moment - begun for moment in tries]  # after 0.2, 0.4, 0.8, 1.6 s
-    assert standing(world.engine, 0, "d.test", 1)[0] == "suspended"
-    assert world.engine.scheduler.deliveries == 0
+    world.until(lambda: len(tries) == 4 and not world.engine.scheduler.deliveries
+                and standing(world.engine, 0, "d.test", 1)[0] == "suspended")
+    assert len(tries[0]) <= 20, tries
+    assert [len(tries[failures]) for failures in (1, 2, 3)] == [1, 1, 1], tries
+    for failures, pause_s in enumerate((0.2, 0.4, 0.8)):
+        assert tries[failures + 1][0] - tries[failures][0] > 0.9 * pause_s, tries
     world.server.stop()
     world.server = StreamServer(("127.0.0.1", world.port), world.serve)
     world.server.start()
