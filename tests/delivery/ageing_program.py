@@ -194,7 +194,7 @@ def a_clock_that_is_set() -> None:
     assert world.shelf.told("notified") == 0
 
 
-def timed(world: World, by_s: float, mode: str, sender: str = "a@x.test", domain: str = "d.test") -> None:
+def timed(world: World, by_s: float, mode: str, sender: str = "a@x.test", domain: str = "d.test") -> Delivery:
     """A message that is to be delivered within `by_s`, as the door makes it."""
     one = world.make(sender, fresh=False, domain=domain)
     one.message.wishes = Wishes(by_us=world.clock_us() + int(by_s * 1_000_000), by_mode=mode)
@@ -202,6 +202,7 @@ def timed(world: World, by_s: float, mode: str, sender: str = "a@x.test", domain
     world.shelf.marks.update(deadlines.mark(one.message))
     world.engine.deadlines.accepted(0, one.message)
     world.engine.scheduler.add(0, one)
+    return one
 
 
 def times_that_are_over() -> None:
@@ -211,9 +212,12 @@ def times_that_are_over() -> None:
     world = World(shaping=shaping(connections=1, pipelining=False))
     world.answers[b"EHLO"] = b"250-mx.d.test\r\n250 DELIVERBY"
     world.answering.clear()
-    for number in range(3):
-        timed(world, 1.0, "R", f"s{number}@x.test")
+    first = timed(world, 3.0, "R", "s0@x.test")
+    world.until(lambda: world.engine.scheduler.queues[(0, "d.test")].in_flight)
+    for number in (1, 2):
+        timed(world, 0.5, "R", f"s{number}@x.test")
     world.until(lambda: world.shelf.told("expired") == 2)
+    world.until(lambda: world.clock_us() > first.message.wishes.by_us + 100_000)
     world.answering.set()
     # The notifications are delivered, too.
     world.until(lambda: [event["sender"] for event in world.shelf.events
@@ -222,9 +226,8 @@ def times_that_are_over() -> None:
     world.until(lambda: not world.shelf.stored)
     world.answering.clear()
     world.answers[b"RCPT"] = b"451 later"
-    timed(world, 1.0, "R", "s3@x.test")
-    [wishes] = [one.message.wishes for one in world.shelf.stored.values()]
-    world.until(lambda: world.clock_us() > wishes.by_us + 100_000)
+    last = timed(world, 3.0, "R", "s3@x.test")
+    world.until(lambda: world.clock_us() > last.message.wishes.by_us + 100_000)
     assert (world.shelf.told("deferred"), world.shelf.told("expired")) == (0, 2)
     world.answering.set()
     world.until(lambda: world.shelf.told("expired") == 3 and not world.shelf.marks)
@@ -272,7 +275,7 @@ def a_time_that_is_over_while_the_disk_is_full() -> None:
 
     shelf = Full()
     world = World(shelf=shelf)
-    timed(world, 1.0, "R")
+    timed(world, 3.0, "R")
     world.until(lambda: shelf.told("delivered") == 1)
     world.until(lambda: full)
     looks = shelf.looks
