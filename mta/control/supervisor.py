@@ -390,19 +390,21 @@ class Supervisor:
         grace_s = self._config.shutdown
         _log.info("stopping: %s; work in flight has %.0f s", why, grace_s)
         self._begin_stop()
-        self._notifier.extend_timeout(grace_s + 2 * self._timing.stop_margin)
         self._stop_members(self._workers(), grace_s, self._timing.stop_margin)
+        self._notifier.stopping("stopping", grace_s + 2 * self._timing.stop_margin)
         self._when_workers_ended()
 
     def _stop_at_once(self, why: str) -> None:
         _log.info("stopping at once: %s", why)
-        if self._phase is not Phase.STOPPING:
+        is_news = self._phase is not Phase.STOPPING
+        if is_news:
             self._begin_stop()
         self._stop_members(self._members, 0.0, self._timing.quick)
+        if is_news:
+            self._notifier.stopping("stopping")
 
     def _begin_stop(self) -> None:
         self._phase = Phase.STOPPING
-        self._notifier.stopping("stopping")
         for _, sock in self._resources.listeners:
             sock.close()
         for member in self._members:

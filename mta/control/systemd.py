@@ -52,17 +52,14 @@ class Notifier:
         """A reload begins; `ready()` ends it. The time lets systemd tell it from an earlier one."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", patience_s=TELLING_S)
 
-    def stopping(self, status: str) -> None:
-        """The stop begins."""
-        self._send("STOPPING=1", f"STATUS={status}", patience_s=TELLING_S)
+    def stopping(self, status: str, seconds: float = 0.0) -> None:
+        """The stop begins. `seconds`: it may take as long."""
+        more = (f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}",) if seconds else ()
+        self._send("STOPPING=1", f"STATUS={status}", *more, patience_s=TELLING_S)
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`."""
         self._send(f"STATUS={text}")
-
-    def extend_timeout(self, seconds: float) -> None:
-        """Starting or stopping goes on; do not give up within `seconds`."""
-        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def alive(self) -> None:
         """Feed the watchdog."""
@@ -75,6 +72,7 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
                 sender.settimeout(patience_s)  # a stuck service manager does not stop the mail
-                sender.sendto(text.encode("utf-8", "replace"), self._address)
+                sender.connect(self._address)  # unconnected, it would count as ready to write, and be tried without end
+                sender.send(text.encode("utf-8", "replace"))
         except OSError:
             pass  # nobody to tell: without READY=1 the service manager notices by itself

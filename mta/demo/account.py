@@ -55,16 +55,20 @@ def compare(messages: int, injection: Injection, tally: Tally, received: Iterabl
 
     Unless everything is `at_rest`, mail arrives while the books are read, and what has no event yet is no problem.
     """
+    queued = tally.accepted - tally.ends.keys()
+    unknown = injection.accepted - tally.accepted
+    if not at_rest:
+        queued |= unknown
     account = Account(
         injection.accepted_messages, injection.refused_messages, messages - injection.settled,
         injection.messages_in_doubt, len(tally.accepted), tally.counts["delivered"], tally.counts["bounced"],
-        tally.counts["expired"], queued=len(tally.accepted - tally.ends.keys()), notices=len(tally.notices),
+        tally.counts["expired"], queued=len(queued), notices=len(tally.notices),
         notices_delivered=sum(end == "delivered" for end in tally.notice_ends.values()),
         notices_queued=len(tally.notices - tally.notice_ends.keys()),
     )
     account.other_ends = len(tally.ends) - account.delivered - account.bounced - account.expired
     if at_rest:
-        _check(account, injection.accepted - tally.accepted, "accepted, but the MTA has no record of it")
+        _check(account, unknown, "accepted, but the MTA has no record of it")
     _check(account, tally.accepted - injection.accepted - injection.in_doubt, "never accepted, but recorded")
     _check(account, tally.ended_twice, "ended twice")
     _check(account, tally.unheard, "ended without having been accepted")

@@ -179,7 +179,7 @@ class BatchReader:
                 self._server.output()
                 self.position = Position(self._offset, self._line, self._goes_on)
                 if not stuffed or len(content) != len(raw):
-                    event.envelope.flags &= ~DOTLESS  # the machine saw no content, so it found no dot
+                    event.envelope.flags &= ~DOTLESS  # which the empty message is that the machine saw
                 if not content.isascii():
                     event.envelope.flags |= EIGHT_BIT
                 return Submission(event.envelope, content)

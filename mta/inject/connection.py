@@ -159,7 +159,7 @@ class Connection(ABC):
                 elif self.machine.state == CLOSED:
                     self._said_last()
                 elif not self._storing:
-                    self._listen(True)
+                    self._listen(anew=True)
         except BlockingIOError:
             pass
         except OSError:

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from mta.queue.ids import format_id
 
-# Message.flags
+# The flags of a message, from its envelope to the transactions with other hosts
 EIGHT_BIT = 1  # MAIL BODY=8BITMIME, or content with bytes above 127
 SMTPUTF8 = 2  # MAIL SMTPUTF8
 NOTIFICATION = 4  # a DSN that we made
+DOTLESS = 8  # the content ends with CRLF, and no line begins with a dot: it goes over the wire as it is
 REQUIRE_TLS = 16  # MAIL REQUIRETLS (RFC 8689)
 BINARY = 32  # MAIL BODY=BINARYMIME: the content is no text
-DOTLESS = 8  # no line of the content begins with a dot: it goes over the wire as it is
 
 # Recipient.notify, the NOTIFY parameter of RFC 3461 4.1; 0 when it was not given
 NOTIFY_NEVER = 1

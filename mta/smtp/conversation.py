@@ -99,6 +99,10 @@ class Conversation:
         """What the client calls itself; empty until it said."""
         return self._helo
 
+    def greet(self) -> None:
+        """Begin: the greeting is to be written."""
+        self._replies.append(self._settings.greeting)
+
     # -- states and replies -----------------------------------------------------------------------------------------
 
     def _enter(self, state: State) -> None:

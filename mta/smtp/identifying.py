@@ -150,7 +150,7 @@ class Identifying(Conversation):
             self._become(peer)
             self._helo = helo
             self._esmtp = False
-            self._replies.append(self._settings.greeting)
+            self.greet()
             self._enter(START)
             self._events.append(PeerChanged(before))
 

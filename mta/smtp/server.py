@@ -116,10 +116,6 @@ class Server(Receiving, Identifying):
 
     # -- what the caller does ---------------------------------------------------------------------------------------
 
-    def greet(self) -> None:
-        """Begin: the greeting is to be written."""
-        self._replies.append(self._settings.greeting)
-
     def receive(self, data: bytes) -> list[ServerEvent]:
         """Take bytes of the client. While PAUSED they are only kept, so do not read then.
 

@@ -111,14 +111,14 @@ class Results:
     chunked: bool = False  # its content goes as a chunk (RFC 3030)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Transaction(Results):
-    """One message to some recipients: what is to be sent, and what came of it."""
+    """One message to some recipients: what is to be sent, and what came of it. Each is equal to itself alone."""
 
     sender: str  # "" is the null sender
     recipients: list[Recipient]
     content: bytes  # CRLF line ends, not stuffed
-    flags: int = 0  # those of the message (`mta.queue.records`); DOTLESS content ends with CRLF, too
+    flags: int = 0  # those of the message: `mta.queue.records`
     ret: str = ""
     envid: str | None = None
     priority: int | None = None  # MT-PRIORITY, for a host that knows of it (RFC 6710 4.2)
@@ -126,6 +126,9 @@ class Transaction(Results):
     by_s: int = 0  # what is left of the time to deliver; with N it may be over
     by_required: bool = True  # with R, it goes only to hosts that keep to it, too (RFC 2852 4.1.4.2)
     eight_bit_offered: bool = False  # 8-bit content goes only to hosts with 8BITMIME, as RFC 6152 3 has it
+
+    def __repr__(self) -> str:
+        return f"<Transaction {vars(self)}>"
 
     def __post_init__(self) -> None:
         self.rcpts = [None] * len(self.recipients)
