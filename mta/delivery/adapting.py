@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WRITE_S: Final = 0.25  # how often what was taken is written down
 FOR_LESS: Final = frozenset(("rate", "connections", "reputation"))  # classes of replies that ask for less
+TOGETHER_S: Final = 8.0  # the longest wait that connections make which are begun, and refused, together
 FOR_LESS_AT_ONCE: Final = frozenset(("rate", "connections"))  # those that say how, also at the greeting
 BLOCKED: Final = -1.0  # as a rate in the shared state: nothing but probes
 
@@ -83,9 +84,9 @@ class Adapting:
         """The receiver, which serves no other connection of ours, refused one that was begun at `begun_s`, with a reply
         of that class. Whether the path gives it less because of that, so that nothing else need be done to it.
 
-        `alone`: no other worker is opening one. Then each refusal counts: with a receiver that takes so many in a
-        minute it is asked half as often for that. Else those that come together are one reason to wait, or a worker
-        would wait for a minute while others are served."""
+        `alone`: no other worker is opening one. Then each of those that come together counts, up to a wait of
+        TOGETHER_S: a receiver that takes so many in a minute is asked less often for that. Else they are one reason to
+        wait. Or a worker would wait for a minute while others are served, which may be between two connections."""
         if not path.shaping.adaptive.enabled or kind not in FOR_LESS_AT_ONCE:
             return False
         if kind == "rate":  # of messages, as a rule; the next connection is the probe
@@ -93,7 +94,8 @@ class Adapting:
         else:
             self._learn(path, burdened=True)
             now_s = self._engine.monotonic()
-            if alone or path.hold_until_s <= now_s:  # else it waits already: by this refusal, or one that came with it
+            waits = path.hold_until_s > now_s  # already: by this refusal, or one that came with it
+            if not waits or (alone and path.hold_s < TOGETHER_S):
                 path.hold(now_s)
         return True
 

@@ -93,3 +93,14 @@ def test_connections_that_are_refused_together_are_one_reason_to_wait() -> None:
     assert not path.refused("421 too many connections", now.s, Refusal.UNCLEAR)
     assert adapting.to_refusal(path, "connections", now.s - 0.1, alone=False)
     assert path.hold_until_s - now.s == 4.0
+
+
+def test_a_worker_alone_that_is_refused_many_at_once_waits_seconds() -> None:
+    """Each counts, but not for a minute: others may be served meanwhile. What is refused after the wait doubles it."""
+    now = SimpleNamespace(s=1000.0)
+    adapting, path = adapted(now)
+    for wait_s in (8.0, 16.0, 32.0, 60.0):
+        for _ in range(8):
+            assert adapting.to_refusal(path, "connections", now.s - 0.1, alone=True)
+        assert path.hold_until_s - now.s == wait_s
+        now.s = path.hold_until_s
