@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,6 +199,25 @@ def test_a_damaged_page_of_the_index_is_found(bench: Bench) -> None:
     assert kinds(bench.directory) == ["index"]
     index.unlink()
     assert kinds(bench.directory) == ["index"]
+
+
+@pytest.mark.parametrize("size", [0, 7, 9])
+def test_a_key_of_another_size_is_found(bench: Bench, size: int) -> None:
+    """In any leaf, also of the free pages, whose keys are numbers: the last key of the page, which is then none. It is
+    told, and stops nothing."""
+    bench.close()
+    index = bench.directory / "queue.mdb" / "data.mdb"
+    whole = index.read_bytes()
+    found = 0
+    for start in range(2 * 4096, len(whole), 4096):  # behind the meta pages
+        _, _, flags, lower, _ = struct.unpack_from("<QHHHH", whole, start)
+        if flags == 2 and lower > 16:  # a leaf that has nodes
+            (node,) = struct.unpack_from("<H", whole, start + lower - 2)
+            damaged = bytearray(whole)
+            struct.pack_into("<H", damaged, start + node + 6, size)
+            index.write_bytes(damaged)
+            found += bool(kinds(bench.directory))  # nothing of a page that is not in use
+    assert found > 3
 
 
 @pytest.mark.parametrize("damage", INDEX_DAMAGES)

@@ -153,11 +153,14 @@ class PageFile:
             return
         walk = _Walk(tree, subtrees, [] if gaps is None else gaps)
         count = 0
-        last: bytes | int | None = None
+        numbered = tree.flags & _INTEGER_KEY
+        last: bytes | None = None
         for key, value in self._branch(walk, tree.root, 1, b"", None):
             count += 1
-            place: bytes | int = _NUMBER.unpack(key)[0] if tree.flags & _INTEGER_KEY and len(key) == 8 else key
-            if last is not None and not last < place:  # type: ignore[operator]  # of the same tree, so of one type
+            if numbered and len(key) != _NUMBER.size:
+                self._report(0, f"the key {key.hex()} is no number")
+            place = key[::-1] if numbered else key  # of a number the lowest octet comes first
+            if last is not None and last >= place:
                 self._report(0, f"the key {key.hex()} is not in its order")
             last = place
             yield key, value
