@@ -265,7 +265,7 @@ def test_hostile_replies_cost_little() -> None:
 def test_no_text_raises(code: int, text: str, stage: str, provider: str) -> None:
     """Whatever a host says, a rule takes it or none does."""
     rules = ReplyRules((), SHIPPED)
-    rules.find(provider, stage, said(code, "", (text,)))  # type: ignore[arg-type]  # a stage
+    rules.find(provider, stage, said(code, "", (text,)))  # a stage
 
 
 @settings(max_examples=300, deadline=None)

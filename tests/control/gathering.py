@@ -23,7 +23,7 @@ from mta.queue.store import Transaction  # noqa: E402
 
 def attach(directory: str, hurry_s: float) -> HubStore:
     """A store that waits so long for messages that are coming."""
-    hubstore.HURRY_S = hurry_s  # type: ignore[misc]  # final but for tests
+    hubstore.HURRY_S = hurry_s  # final but for tests
     return HubStore.attach(Path(directory), Config(hostname="mta.example"), 0, lambda: time.time_ns() // 1000)
 
 

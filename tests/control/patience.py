@@ -24,7 +24,7 @@ ROUNDS = 2
 def main(directory: str) -> None:
     """Submit events alone, several times: each must find the whole of the store's patience, not what is left of it.
     Then beside reads that never end: they must not make the wait begin anew."""
-    hubstore.PATIENCE_S = 1.0  # type: ignore[misc]  # final but for tests
+    hubstore.PATIENCE_S = 1.0  # final but for tests
     store = HubStore.attach(Path(directory), Config(hostname="mta.example"), 0, lambda: time.time_ns() // 1000)
     for _ in range(ROUNDS):
         store.submit(Transaction(events=[b"{}"]))

@@ -25,7 +25,7 @@ CODES = {value for name, value in vars(exits).items() if name.isupper()}
 def unit() -> configparser.SectionProxy:
     """The [Service] section; of a repeated key the last value."""
     parser = configparser.ConfigParser(strict=False, interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # keep the case
+    parser.optionxform = str  # keep the case
     parser.read(ROOT / "systemd" / "mta.service")
     return parser["Service"]
 

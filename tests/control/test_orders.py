@@ -72,7 +72,7 @@ class Disk(FileOps):
 
 def given(kind: str = "pause", expression: str = "tenant=acme", **fields: object) -> Order:
     """An order of root's."""
-    return Order(0, kind, "root", NOW_US, expression, **fields)  # type: ignore[arg-type]
+    return Order(0, kind, "root", NOW_US, expression, **fields)
 
 
 @pytest.fixture

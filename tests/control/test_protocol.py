@@ -52,7 +52,7 @@ def test_fields_may_come_and_go_between_versions() -> None:
 def test_a_result_that_is_none_is_refused(fields: object) -> None:
     """A missing required field, a wrong type, no map at all."""
     with pytest.raises(RequestError, match="not understood"):
-        from_wire(WorkerStatus, fields)  # type: ignore[arg-type]  # what a wrong peer sends
+        from_wire(WorkerStatus, fields)  # what a wrong peer sends
 
 
 def test_rows_of_one_queue_are_one_row() -> None:

@@ -18,7 +18,7 @@ def refusal(*arguments: object) -> str:
     """The text of the StartError that a call raises, with its code."""
     function, *rest = arguments
     with pytest.raises(StartError) as caught:
-        function(*rest)  # type: ignore[operator]  # a function of mta.control.spool
+        function(*rest)  # a function of mta.control.spool
     return f"{caught.value.exit_code} {caught.value}"
 
 

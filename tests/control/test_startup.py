@@ -103,7 +103,7 @@ def test_what_is_put_in_place_of_a_unix_socket_stays_as_it_is(tmp_path: Path, mo
     def swapped(*arguments: object, **options: object) -> None:
         path.unlink()
         path.symlink_to(other)
-        chown(*arguments, **options)  # type: ignore[arg-type]
+        chown(*arguments, **options)
 
     monkeypatch.setattr(os, "chown", swapped)
     before = other.stat()

@@ -44,7 +44,7 @@ def expired_once() -> None:
 def expiry_by_destination() -> None:
     """Mail leaves at the age that its domain or provider has; each message is looked at once for each shorter age, and
     anew after a reload. What nobody knows the provider of waits for the longest age there is."""
-    ageing.BATCH = 2  # type: ignore
+    ageing.BATCH = 2
     quick = ProviderLayer.of(expires=Duration(100))
     slow = ProviderLayer.of(expires=Duration(1000))
     rules = ShapingRules(default=DefaultLayer.of(expires=Duration(500)), providers={"quick": quick, "slow": slow},
@@ -79,7 +79,7 @@ def expiry_by_destination() -> None:
 def late_mail_of_a_dead_site() -> None:
     """Senders are warned once when their mail is late although nothing tries it, with what is known of the site. Nobody
     is warned who did not want it. Each message is read once for it, also when the worker is started anew in between."""
-    ageing.BATCH = 2  # type: ignore
+    ageing.BATCH = 2
     world = World(pause=3600, bounces=Bounces(delay_warning=Duration(100)))
     shelf = world.shelf
     world.server.stop()
@@ -119,14 +119,14 @@ def late_mail_whose_read_has_no_answer() -> None:
     world.make()
     world.until(lambda: world.shelf.told("suspended") and not world.engine.connections)
     world.make(age_s=200)
-    real, asked = world.shelf.arrived_between, []  # type: ignore
-    world.shelf.arrived_between = lambda *args: asked.append(args)  # type: ignore
+    real, asked = world.shelf.arrived_between, []
+    world.shelf.arrived_between = lambda *args: asked.append(args)
     for _ in range(3):
         world.engine.ageing.warn(0)
         gevent.sleep(0.05)
     assert len(asked) == 1
-    world.shelf.arrived_between = real  # type: ignore
-    ageing.LOST_S = 0.0  # type: ignore[misc]
+    world.shelf.arrived_between = real
+    ageing.LOST_S = 0.0
     warn(world)
     assert world.shelf.told("notified") == 1
 
@@ -317,7 +317,7 @@ def a_time_whose_look_goes_wrong() -> None:
             raise RuntimeError("bug")
         return expires(delivery)
 
-    world.engine.ageing.expire = expire  # type: ignore
+    world.engine.ageing.expire = expire
     timed(world, 0.2, "R")
     world.until(lambda: world.shelf.told("expired") == 1 and not world.shelf.marks)
     assert failed

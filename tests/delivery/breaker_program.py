@@ -57,7 +57,7 @@ class Crew:
     def begin_one(self) -> Failing:
         limits = Limits(self.run, len(self.worlds))
         world = Failing(limits=limits, pause=self.pause, shaping=quick(connections=10))
-        join(self.worlds, world, limits)  # type: ignore[arg-type]
+        join(self.worlds, world, limits)
         return world
 
     def until(self, happened: Any) -> None:
@@ -161,7 +161,7 @@ def others_wait_for_the_probe_and_say_so() -> None:
             host.is_slow = True
             works(path)
 
-        workers.worlds[prober].engine.breakers.works = taken  # type: ignore[method-assign]
+        workers.worlds[prober].engine.breakers.works = taken
         host.is_slow = False
         # Before anything of theirs is taken they have several connections: those are no probes.
         workers.until(lambda: min(len(world.engine.connections) for world in others) >= 3)
@@ -220,7 +220,7 @@ def who_has_not_heard_of_it_yet_does_not_probe_again() -> None:
         host.make()
         late.make()
         workers.until(lambda: workers.failures() == [1, 1] and workers.quiet())
-        hears, late.engine.limits.recv_nudges = late.engine.limits.recv_nudges, list  # type: ignore[method-assign]
+        hears, late.engine.limits.recv_nudges = late.engine.limits.recv_nudges, list
         at = host.connections
         host.engine.keeper.free("site", lambda path: True)
         workers.until(lambda: workers.told() == 2 and workers.quiet())
@@ -233,7 +233,7 @@ def who_has_not_heard_of_it_yet_does_not_probe_again() -> None:
         assert len(until_us) == 1
         workers.until(lambda: not late.engine.scheduler.deliveries)  # it left memory
         assert late.engine.limits.holders(f"site:{NAME}") == late.engine.limits.holders(NAME) == {}
-        late.engine.limits.recv_nudges = hears  # type: ignore[method-assign]
+        late.engine.limits.recv_nudges = hears
         host.is_dead = False
         host.engine.keeper.free("site", lambda path: True)
         workers.until(workers.over)
@@ -438,7 +438,7 @@ def an_operators_chance_is_one_for_all() -> None:
 def a_full_table_leaves_each_to_itself() -> None:
     """Where the table is full of what it needs, each worker finds out by itself, as if it were alone."""
     with crew(2, 60.0) as workers:
-        Limits.has_room = False  # type: ignore[assignment, misc]
+        Limits.has_room = False
         host = workers.host
         host.is_dead = True
         for world in workers.worlds:

@@ -53,7 +53,7 @@ def no_descriptors() -> None:
     connecting.SHORTAGE_S = 0.05
     said: list[str] = []
     connecting.log.addHandler(listening := logging.Handler())
-    listening.emit = lambda record: said.append(record.getMessage())  # type: ignore
+    listening.emit = lambda record: said.append(record.getMessage())
     codes = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
     for code in codes:
         lack_sockets(code)
@@ -71,7 +71,7 @@ def lack_sockets(code: int) -> None:
         rounds += 1
         look()
 
-    world.engine.connecting._try_more = looks  # type: ignore[method-assign]
+    world.engine.connecting._try_more = looks
 
     def scarce(family: int, kind: int) -> Any:
         nonlocal left, tries
@@ -141,7 +141,7 @@ def many_sites_share_a_small_total() -> None:
         gevent.spawn(listen, world, limits)
         kicks = Counter[str]()
         kick = world.engine.connecting.kick
-        world.engine.connecting.kick = lambda lane: kicks.update([lane.name]) or kick(lane)  # type: ignore
+        world.engine.connecting.kick = lambda lane: kicks.update([lane.name]) or kick(lane)
         for number in range(sites):
             world.make(domain=f"d{number}.test")
         most = 0
@@ -182,10 +182,10 @@ def a_lease_of_a_tenant_costs_no_look_at_connections() -> None:
             raise AssertionError("it was looked at")
 
     world = World()
-    world.engine.connections.add(Untouchable())  # type: ignore
-    world.engine.connecting._resting[Untouchable()] = None  # type: ignore
+    world.engine.connections.add(Untouchable())
+    world.engine.connecting._resting[Untouchable()] = None
     nudged = []
-    world.engine.pacing.nudged = nudged.append  # type: ignore
+    world.engine.pacing.nudged = nudged.append
     world.engine.connecting.nudged(["tenant:acme"])
     assert nudged == ["tenant:acme"]
 
@@ -206,14 +206,14 @@ def a_lease_that_others_want_costs_a_look_at_those_who_have_one() -> None:
 
     world = World()
     connecting = world.engine.connecting
-    world.engine.connections.add(Untouchable())  # type: ignore
-    connecting._resting[Untouchable()] = None  # type: ignore
+    world.engine.connections.add(Untouchable())
+    connecting._resting[Untouchable()] = None
     path = SimpleNamespace(name="mx", leases=[("mx", 9), ("source:one", 5)])
     mine = Resting(path)
-    connecting._holders.opened(mine)  # type: ignore
-    connecting._holders.rests(mine)  # type: ignore
+    connecting._holders.opened(mine)
+    connecting._holders.rests(mine)
     asked = []
-    connecting._end_rest = lambda name, limit, resting: asked.append((name, limit, list(resting)))  # type: ignore
+    connecting._end_rest = lambda name, limit, resting: asked.append((name, limit, list(resting)))
     connecting.nudged(["source:other", "source:one"])
     assert asked == [("source:one", 5, [mine])]
     assert connecting._contended == {"source:one"}
@@ -225,7 +225,7 @@ def a_hold_has_one_timer() -> None:
     holds, hub = world.engine.holds, world.engine.hub
     timers: list[Any] = []
     later = hub.later
-    hub.later = lambda *args: timers.append(later(*args)) or timers[-1]  # type: ignore
+    hub.later = lambda *args: timers.append(later(*args)) or timers[-1]
     for _ in range(20):
         holds.limit("mx.d.test", "rate", 5.0, 3600, "test", "it wants it so")
     gevent.sleep(0)

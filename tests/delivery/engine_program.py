@@ -43,7 +43,7 @@ from mta.queue.records import Delivery, Message, Recipient
 def a_bug_while_opening() -> None:
     """An exception on the way to a session pauses the path; it is not tried again and again at once."""
     world = World(pause=60)
-    world.addresses_found = None  # type: ignore
+    world.addresses_found = None
     world.make()
     world.until(lambda: world.shelf.told("suspended"))
     gevent.sleep(0.05)
@@ -65,7 +65,7 @@ def lost_before_a_cold_delivery() -> None:
 
     world.make(fresh=False)
     world.make(fresh=False)
-    connection.Connection._write = write  # type: ignore
+    connection.Connection._write = write
     world.engine.scheduler.checkpoint(0, [("d.test", 0)])
     world.engine.scheduler._wake(0, "d.test", 0)
     world.until(world.drained)
@@ -87,14 +87,14 @@ def content_that_comes_late_from_disk() -> None:
     def pause_queue(world: World) -> Callable[[], None]:
         hand = world.engine.controls
         hand.take(Orders(1, (Order(1, "pause", "ops", world.clock_us(), "domain=d.test"),)))
-        return lambda: hand.take(Orders(2))  # type: ignore[return-value]
+        return lambda: hand.take(Orders(2))
 
     def end_connection(world: World) -> Callable[[], None]:
         [one] = world.engine.paths["mx.d.test"].connections
         one.stopping = True
         return lambda: None
 
-    controls.SETTLE_S = 0.0  # type: ignore[misc]
+    controls.SETTLE_S = 0.0
     for happens in (suspend_path, suspend_domain, pause_queue, end_connection):
         world = World(shaping=shaping(connections=1))
         world.make(domain="other.test")
@@ -106,7 +106,7 @@ def content_that_comes_late_from_disk() -> None:
             read.wait(HANGS_S)
             return CONTENT
 
-        world.engine.read_body = slowly  # type: ignore[assignment]
+        world.engine.read_body = slowly
         taken = len(world.taken)
         world.make(fresh=False)
         world.engine.scheduler._wake(0, "d.test", 0)
@@ -167,7 +167,7 @@ def a_bug_in_beginning() -> None:
     dispatch.PUT_OFF_S = 0.1
     said: list[str] = []
     dispatch.log.addHandler(listening := logging.Handler())
-    listening.emit = lambda record: said.append(record.getMessage())  # type: ignore
+    listening.emit = lambda record: said.append(record.getMessage())
     for place in ("expired", "transaction_for", "_goes_elsewhere"):
         world = World(shaping=shaping(connections=1))
         failed: list[Delivery] = []
@@ -210,7 +210,7 @@ def a_bug_in_settling() -> None:
             raise RuntimeError("bug")
         return real(delivery, *rest)
 
-    world.settler.settle = settle  # type: ignore
+    world.settler.settle = settle
     world.make()
     world.make()
     world.until(world.drained)
@@ -248,7 +248,7 @@ def a_failed_lookup_is_believed_as_long_as_it_is_remembered() -> None:
             asked.append(domain)
             return RouteFailure(False, 451, "4.4.3", "no answer", time.monotonic() + 30)
 
-    world.engine.router = Failing()  # type: ignore
+    world.engine.router = Failing()
     world.make()
     world.until(lambda: world.shelf.told("suspended"))
     gevent.sleep(0.3)
@@ -270,7 +270,7 @@ def why_a_lookup_is_made_again() -> None:
                 answers.wait()
             return known
 
-    world.engine.router = failing = Failing()  # type: ignore
+    world.engine.router = failing = Failing()
     world.make()
     world.until(lambda: failing.asked == 2)
     assert standing(world.engine, 0, "d.test", 1)[:2] == (
@@ -299,7 +299,7 @@ def what_is_told_at_the_moment_a_pause_ends() -> None:
 
     dead, lost = World(pause=60), World(pause=60)
     dead.server.stop()
-    lost.engine.router = Failing()  # type: ignore
+    lost.engine.router = Failing()
     assert told(dead).startswith("mx.d.test is tried again now, after: 4.4.1 mx.d.test")
     assert told(lost) == "its route is being looked up again, after: MX of d.test: SERVFAIL"
 
@@ -344,10 +344,10 @@ def a_reload_while_a_route_is_looked_up() -> None:
             answers.wait()
             return Route("wrong", (), FOREVER, False)
 
-    world.engine.router = Slow()  # type: ignore
+    world.engine.router = Slow()
     world.make()
     assert asked.wait(HANGS_S)
-    world.engine.configure(world.config, world)  # type: ignore
+    world.engine.configure(world.config, world)
     answers.set()
     world.until(world.drained)
     assert len(world.taken) == 1
@@ -435,7 +435,7 @@ def sites_that_failed_are_forgotten_in_time() -> None:
     source = world.engine.sources.all[""]
     looks: list[int] = []
     forget = world.engine.ways._forget_paths
-    world.engine.ways._forget_paths = lambda: looks.append(len(world.engine.paths)) or forget()  # type: ignore
+    world.engine.ways._forget_paths = lambda: looks.append(len(world.engine.paths)) or forget()
     world.engine.ways._forget_above = 100
     for number in range(1000):
         world.engine.ways._named(f"idle{number}", source, "d.test")
@@ -443,7 +443,7 @@ def sites_that_failed_are_forgotten_in_time() -> None:
     assert len(looks) <= 1000 / 10 + 1
     looks.clear()
     for number in range(1000):
-        world.engine.ways._named(f"busy{number}", source, "d.test").connections.add(object())  # type: ignore
+        world.engine.ways._named(f"busy{number}", source, "d.test").connections.add(object())
     assert len(looks) <= 1000 / 10 + 1
     assert sum(name.startswith("busy") for name in world.engine.paths) == 1000
 

@@ -111,7 +111,7 @@ def each_source_has_its_name_and_certificate() -> None:
         for place in files["b"]:
             Path(place).write_bytes(b"nothing")
         context.load_verify_locations(files["a"][0])
-        world.engine.configure(world.config, world)  # type: ignore
+        world.engine.configure(world.config, world)
         world.seen.clear()
         for _ in range(12):
             world.make()
@@ -203,7 +203,7 @@ def a_dead_address_is_given_up_in_seconds() -> None:
         tried.append(address)
         connect(self, family, address, *rest)
 
-    wire.Wire.connect = counted  # type: ignore[method-assign]
+    wire.Wire.connect = counted
     dead = full.getsockname()[1]
     world.server.stop()
     world.server = StreamServer(("127.0.0.1", dead), world.serve)
@@ -237,7 +237,7 @@ def a_host_that_went_down_is_not_stormed() -> None:
     def refuse(sock: Any, peer: object) -> None:
         sock.close()
 
-    wire.Wire.connect = noted  # type: ignore[method-assign]
+    wire.Wire.connect = noted
     world.server.stop()
     world.server = StreamServer(("127.0.0.1", world.port), refuse)
     world.server.start()

@@ -90,7 +90,7 @@ def a_suspension_that_a_reload_meets() -> None:
         world.make_for()
         world.until(lambda: engine.scheduler.parked() and not engine.scheduler.queues)
         for _ in range(2):
-            engine.configure(deepcopy(world.config), world)  # type: ignore
+            engine.configure(deepcopy(world.config), world)
             gevent.sleep(0.05)
             state, reason, *_ = standing(engine, 0, "d.test", world.clock_us() + 60_000_000)  # waits for its retry
             assert state == "suspended", (name, state, reason)
@@ -103,7 +103,7 @@ def a_suspension_that_a_reload_meets() -> None:
     engine.holds.suspend("source:a", 3600, "rule listing", "550 you are listed")
     config = deepcopy(world.config)
     config.pools["default"] = {"b": 1}
-    engine.configure(config, world)  # type: ignore
+    engine.configure(config, world)
     assert standing(engine, 0, "d.test", world.clock_us() + 60_000_000).state == "waiting"
 
 
@@ -273,7 +273,7 @@ def connections_that_are_open_count_in_a_limit_that_comes() -> None:
 
         def configured(most: int) -> None:
             sources = {"a": SourceLayer.of(total_connections=most), "b": SourceLayer.of(total_connections=most)}
-            engine.configure(replace(world.config, shaping=replace(world.config.shaping, sources=sources)), world)  # type: ignore
+            engine.configure(replace(world.config, shaping=replace(world.config.shaping, sources=sources)), world)
 
         for limit, pools, name in ((ordered, ("", "b"), "domain:d.test"), (configured, ("",), "source:a")):
             for pool in pools * 300:

@@ -112,7 +112,7 @@ def a_lost_source_is_made_up_for() -> None:
     gevent.sleep(0.3)
     assert world.shelf.told("alarm") == 1
     assert world.shelf.told("deferred") == world.shelf.told("suspended") == 0
-    sources.is_ours = lambda family, address: True  # type: ignore
+    sources.is_ours = lambda family, address: True
     world.engine.sources.all["gone"].ipv4 = "127.0.0.9"
     world.until(world.over)
     assert world.messages["127.0.0.9"] == 5
@@ -210,8 +210,8 @@ def a_hold_over_many_sites_is_one_look() -> None:
     cleared, looks = [], []
     keeper, scheduler = world.engine.keeper, world.engine.scheduler
     clear, repark = keeper.clear, scheduler.repark
-    keeper.clear = lambda path: (cleared.append(path.name), clear(path))  # type: ignore
-    scheduler.repark = lambda until_us: (looks.append(1), repark(until_us))  # type: ignore
+    keeper.clear = lambda path: (cleared.append(path.name), clear(path))
+    scheduler.repark = lambda until_us: (looks.append(1), repark(until_us))
     world.until(lambda: len(world.engine.connections) == 60)
     world.engine.holds.suspend("provider:big", 60, "operator", "a test")
     assert 0 < len(cleared) <= pathkeeping.CLEARED_AT_ONCE
@@ -291,7 +291,7 @@ def a_retry_goes_by_the_same_source() -> None:
                     self.taken.append(sender)
                 sock.sendall(b"250 ok\r\n")
 
-    Grey.refusals = Counter()  # type: ignore[attr-defined]
+    Grey.refusals = Counter()
     world = Grey(sources=three(), shaping=quick(connections=4))
     for number in range(20):
         world.make(f"s{number}@x.test")
@@ -299,7 +299,7 @@ def a_retry_goes_by_the_same_source() -> None:
     while world.shelf.stored:
         world.engine.scheduler._wake(0, "d.test", clock_us())
         gevent.sleep(0.02)
-    assert world.shelf.told("deferred") == 20, Counter(world.refusals.values())  # type: ignore[attr-defined]
+    assert world.shelf.told("deferred") == 20, Counter(world.refusals.values())
     assert len(set(world.greylisted.values())) == 2
 
 
@@ -313,7 +313,7 @@ def a_pool_that_is_gone() -> None:
     assert world.engine.scheduler.deliveries == 0
     config = deepcopy(world.config)
     object.__setattr__(config, "pools", {"old": {"b": 1}})
-    world.engine.configure(config, world)  # type: ignore
+    world.engine.configure(config, world)
     world.until(world.over)
     assert world.messages["127.0.0.3"] == 1
     assert world.shelf.told("deferred") == 0
@@ -324,13 +324,13 @@ def a_domain_without_a_way_by_our_configuration() -> None:
     Such mail waits with that reason, and goes as soon as a reload brings a way."""
     world = Sited()
     route = world.route
-    world.route = lambda domain: RouteFailure(False, 451, "4.4.4", "it is not connected to", FOREVER)  # type: ignore
+    world.route = lambda domain: RouteFailure(False, 451, "4.4.4", "it is not connected to", FOREVER)
     world.make(domain="[127.0.0.1]")
     world.until(lambda: world.engine.scheduler.parked() == ["[127.0.0.1]"])
     assert "it is not connected to" in standing(world.engine, 0, "[127.0.0.1]", 1)[1]
     [told] = [event for event in world.shelf.events if event["event"] == "suspended"]
     assert told["text"] == "it is not connected to"
-    world.route = route  # type: ignore[method-assign]
+    world.route = route
     world.engine.configure(world.config)
     world.until(world.drained)
     assert world.shelf.told("delivered") == 1
@@ -361,7 +361,7 @@ def a_pool_that_changes_moves_waiting_mail() -> None:
     world.until(lambda: world.taken)
     config = deepcopy(world.config)
     object.__setattr__(config, "pools", {"p": {"b": 1}})
-    world.engine.configure(config, world)  # type: ignore
+    world.engine.configure(config, world)
     world.answering.set()
     world.until(world.over)
     assert world.messages["127.0.0.3"] >= 3, world.messages
@@ -434,7 +434,7 @@ def a_path_with_a_rate() -> None:
         world.until(lambda: len(world.taken) == 1 and any(one.idle for one in world.engine.connections))
         asked, granted = Counter[str](), []
         real, reserve = world.engine.dispatch.next_job, limits.reserve
-        world.engine.dispatch.next_job = lambda one: asked.update(["job"]) or real(one)  # type: ignore
+        world.engine.dispatch.next_job = lambda one: asked.update(["job"]) or real(one)
 
         def noted(buckets: Any, count: int = 1, urgent: bool = False) -> float:
             at_s = reserve(buckets, count, urgent)
@@ -442,7 +442,7 @@ def a_path_with_a_rate() -> None:
                 granted.append(time.monotonic())
             return at_s
 
-        limits.reserve = noted  # type: ignore
+        limits.reserve = noted
         for _ in range(8):
             world.make()
             gevent.sleep(0.001)
@@ -462,7 +462,7 @@ def a_reload_takes_no_place_in_line() -> None:
         world = Sited(limits=limits, shaping=shaping(idle=Duration(5), message_rate=(parse_rate("1/s"),)))
         gevent.spawn(listen, world, limits)
         back: list[object] = []
-        limits.hand_back = lambda buckets, **since: back.append(buckets)  # type: ignore
+        limits.hand_back = lambda buckets, **since: back.append(buckets)
         for _ in range(2):
             world.make()
         path: Any = None
@@ -470,7 +470,7 @@ def a_reload_takes_no_place_in_line() -> None:
         path = next(iter(world.engine.paths.values()))
         place = path.not_before_s
         for _ in range(3):
-            world.engine.configure(deepcopy(world.config), world)  # type: ignore
+            world.engine.configure(deepcopy(world.config), world)
             world.until(lambda: path.has_work)
             assert limits.reserve(path.message_rates) == place
         assert next(iter(world.engine.paths.values())) is path
@@ -514,7 +514,7 @@ def a_rate_over_a_provider() -> None:
         assert sum(one.queue.startswith("b") for one in world.shelf.stored.values()) == 15
         config = deepcopy(world.config)
         object.__setattr__(config, "shaping", ShapingRules())
-        world.engine.configure(config, world)  # type: ignore
+        world.engine.configure(config, world)
         world.until(world.drained)
 
 
@@ -538,7 +538,7 @@ def transactional_mail_overtakes_in_a_rate_that_sites_share() -> None:
 
         for number in range(2):
             limits = Limits(run, number)
-            limits.reserve = partial(asked, limits.reserve)  # type: ignore[method-assign]
+            limits.reserve = partial(asked, limits.reserve)
             world = Sited(shaping=rules, limits=limits)
             world.providers = dict.fromkeys([*(f"b{one}.test" for one in range(100)), "new.test"], "big")
             join(worlds, world, limits)
@@ -585,7 +585,7 @@ def transactional_mail_overtakes_what_is_left_to_a_source() -> None:
     world.make_for(pool="one", priority="transactional", sender="urgent@x.test")
     world.until(lambda: any(b"urgent" in sender for sender in world.taken))
     assert world.messages["127.0.0.2"] - before <= 4, (before, world.messages)
-    assert path("a>mx.d.test").claims  # type: ignore[union-attr]
+    assert path("a>mx.d.test").claims
     world.answering.set()
     world.until(world.drained)
     assert world.messages == {"127.0.0.2": 61}

@@ -36,7 +36,7 @@ class Clock:
 
 def main(run: str, worker: int, seconds: float, rates: list[tuple[float, float]], urgent: bool) -> None:
     """Ask, wait until told, write down."""
-    clock = shared_rates.time = Clock()  # type: ignore[attr-defined]
+    clock = shared_rates.time = Clock()
     limits = Limits(run, worker)
     buckets = [(Bucket(f"rate{number}", *rate),) for number, rate in enumerate(rates)]
     told = [0.0] * len(rates)

@@ -75,7 +75,7 @@ def a_tenant_with_a_rate_does_not_hold_up_others() -> None:
         assert sum(b"slow" in sender for sender in world.taken) == 1
         config = deepcopy(world.config)
         object.__setattr__(config, "tenants", {})
-        world.engine.configure(config, world)  # type: ignore
+        world.engine.configure(config, world)
         world.until(world.drained)
         assert world.connections == 1
 
@@ -106,7 +106,7 @@ def in_turn(tenant: Tenant, kind: str) -> None:
         for number in range(2):
             limits = Limits(run, number)
             acquire = limits.acquire
-            limits.acquire = lambda leases, acquire=acquire: asked.append(leases) or acquire(leases)  # type: ignore
+            limits.acquire = lambda leases, acquire=acquire: asked.append(leases) or acquire(leases)
             world = Sited(tenants={"small": tenant}, limits=limits, shaping=shaping(idle=Duration(60)))
             join(worlds, world, limits)
         host = worlds[0]
@@ -156,7 +156,7 @@ def a_bound_on_messages_in_flight_that_comes_meanwhile() -> None:
     with tempfile.TemporaryDirectory() as run:
         limits = Limits(run, 0)
         world = Held(limits=limits, shaping=quick(connections=8))
-        world.gates, world.at_once = {}, 0  # type: ignore[attr-defined]
+        world.gates, world.at_once = {}, 0
         holds, pacing = world.engine.holds, world.engine.pacing
         gevent.spawn(listen, world, limits)
 
@@ -209,7 +209,7 @@ def a_tenant_at_its_bound_costs_nothing() -> None:
         world.slow_s = 1.0
         asked: list[object] = []
         acquire = limits.acquire
-        limits.acquire = lambda leases: asked.append(leases) or acquire(leases)  # type: ignore
+        limits.acquire = lambda leases: asked.append(leases) or acquire(leases)
         for _ in range(8):
             world.make_for(tenant="small")
         gevent.sleep(0.5)
@@ -250,7 +250,7 @@ def a_bound_on_a_queue_that_comes_by_a_reload() -> None:
         limits = Limits(run, 0)
         world = Sited(tenants={"t": Tenant()}, limits=limits)
         asked: list[Any] = []
-        world.shelf.count_of_tenants = lambda tenants, done: asked.append(done)  # type: ignore
+        world.shelf.count_of_tenants = lambda tenants, done: asked.append(done)
         admit, left = world.engine.pacing.admit, world.engine.pacing.left
         for _ in range(2):
             config = deepcopy(world.config)
@@ -275,7 +275,7 @@ def a_start_waits_for_what_tenants_have() -> None:
         world = Sited(tenants={"t": Tenant(queue_size=10)}, limits=limits)
         pacing = world.engine.pacing
         asked: list[Any] = []
-        world.shelf.count_of_tenants = lambda tenants, done: asked.append(done)  # type: ignore
+        world.shelf.count_of_tenants = lambda tenants, done: asked.append(done)
         limits.stock("queue:t", None)
         pacing.begin()
         waiting = gevent.spawn(pacing.await_counts, 2)

@@ -93,7 +93,7 @@ def test_pauses_of_failing_sites_are_found_out_again(tmp_path: Path, spool: Path
     """They may be this machine's own fault. The table has them until an hour after the pause: a probe is due."""
     for name, ended_us in (("lasts", -60_000_000), ("due", 60_000_000), ("old", HOUR_US + 60_000_000)):
         hold = Hold("all", now() - ended_us, "failures", "421 busy", now(), 3.0)
-        limits.update(f"site:{name}", lambda state, hold=hold: state.with_hold(hold))  # type: ignore[misc]
+        limits.update(f"site:{name}", lambda state, hold=hold: state.with_hold(hold))
     assert learnt.gather(limits, now()).states == []
     assert sorted(name for name, _ in limits.states()) == ["site:due", "site:lasts"]
 

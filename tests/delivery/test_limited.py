@@ -25,7 +25,7 @@ class Mail:
 def lane(name: str, *mail: Mail) -> Lane:
     made = Lane(name, "", "d.test")
     for one in mail:
-        made.turns.add(one)  # type: ignore[arg-type]
+        made.turns.add(one)
     return made
 
 
@@ -87,10 +87,10 @@ def test_a_lane_without_its_mail_is_not_called() -> None:
     mail = Mail()
     one = lane("one", mail)
     tenant.hold(one)
-    one.turns.discard(mail)  # type: ignore[arg-type]
+    one.turns.discard(mail)
     assert tenant.call(10, 0.0) is None
     assert (tenant.held, tenant.called) == ({}, {})
-    one.turns.add(mail)  # type: ignore[arg-type]
+    one.turns.add(mail)
     assert one.turns.count == 1
 
 
@@ -102,7 +102,7 @@ def test_priorities_with_ageing(ageing: int, bulk: int) -> None:
     tenant.hold(first)
     tenant.hold(second)
     urgent = Mail(priority=TRANSACTIONAL)
-    second.turns.add(urgent)  # type: ignore[arg-type]
+    second.turns.add(urgent)
     tenant.came(second, TRANSACTIONAL)
     sent = {first: 0, second: 0}
     for _ in range(100):

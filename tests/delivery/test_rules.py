@@ -37,7 +37,7 @@ def rule(text: str) -> ReplyRule:
 
 
 def by_codes(text: str, stage: str = "rcpt") -> str:
-    return class_by_code(parse_reply(text), stage)  # type: ignore[arg-type]
+    return class_by_code(parse_reply(text), stage)
 
 
 @pytest.mark.parametrize(("reply", "kind"), [

@@ -20,7 +20,7 @@ def two(tmp_path: Path) -> Iterator[list[Limits]]:
     """The table as two workers see it. LMDB opens one only once in a process, so they share the environment."""
     table = Limits(str(tmp_path), 0)
     other = shared_numbers.SharedNumbers(table.table)
-    yield [table, _Other(other)]  # type: ignore[list-item]
+    yield [table, _Other(other)]
     table.close()
 
 

@@ -88,7 +88,7 @@ def test_no_more_addresses_than_configured() -> None:
 ])
 def test_families(families: str, order: list[tuple[int, str]]) -> None:
     """One may be preferred; else they come as they were drawn."""
-    shaping = Shaping(families=families)  # type: ignore[arg-type]
+    shaping = Shaping(families=families)
     assert tried(ALONE, {"a.net": [FIRST, SECOND]}, shaping) == [address for _, address in order]
 
 

@@ -80,7 +80,7 @@ def test_the_last_octet_of_a_large_record_costs_no_read_for_each_of_its_octets(p
     text = random.Random(0).randbytes(16_384)
     ciphertext = server.encrypt(text)
     assert wire._decrypted(ciphertext[:-1]) is None
-    counted = wire._tls = Counting(wire._tls)  # type: ignore[assignment]
+    counted = wire._tls = Counting(wire._tls)
     assert wire._decrypted(ciphertext[-1:]) == text
     assert counted.reads == 2
 

@@ -251,7 +251,7 @@ class World:
         self.watch = ClockWatch(self.clock_us, lambda: {0: self.number << 10})
         self.settler = Settler(self.config, lambda shard: clock_us() << 10, self.original,
                                self.clock_us, self.watch)
-        self.engine = engine.Engine(self.config, {0: self.shelf}, self, limits, self.settler,  # type: ignore
+        self.engine = engine.Engine(self.config, {0: self.shelf}, self, limits, self.settler,
                                     lambda store, message: self.original(message), self.clock_us)
         self.engine.start()
 

@@ -163,7 +163,7 @@ class Disk:
         if op is Op.SYNC_BEGIN:
             if isinstance(node, File) and node.is_mapped:
                 node.mapped = record.data
-            self._covered[record.fd] = list(node.changes)  # type: ignore[assignment]
+            self._covered[record.fd] = list(node.changes)
             return False
         if op is Op.SYNC_END:
             return self._take_sync(record, node)
@@ -307,8 +307,8 @@ class Disk:
         if len(doubts) <= _FEW:
             for choice in itertools.product((False, True), repeat=len(doubts)):
                 kept = {id(doubt) for doubt, is_kept in zip(doubts, choice, strict=True) if is_kept}
-                yield (lambda change, sector, kept=kept: id(change) in kept,  # type: ignore[misc]
-                       lambda naming, kept=kept: id(naming) in kept)  # type: ignore[misc]
+                yield (lambda change, sector, kept=kept: id(change) in kept,
+                       lambda naming, kept=kept: id(naming) in kept)
         else:
             yield (lambda change, sector: False, lambda naming: False)
             yield (lambda change, sector: True, lambda naming: True)

@@ -175,7 +175,7 @@ def live(directory: Path, diary: Path, seed: int, rounds: int, *, boot: str = "b
          keep: int = 0, close: bool = True, now_us: int = START_US) -> None:
     """One life of the shard in `directory`; no two have the same `seed`."""
     # A short life has few segments: it copies them when half of one is needed, not a quarter of several.
-    compaction._NEEDED_AT_MOST, compaction._WASTE_ALLOWED = 2, 0  # type: ignore[misc]
+    compaction._NEEDED_AT_MOST, compaction._WASTE_ALLOWED = 2, 0
     said = Diary(diary)
     for attempt in range(3):
         try:

@@ -120,7 +120,7 @@ def run_sasl(data: bytes) -> None:
             challenge = scram.found(_KEYS)
             assert b"\0" not in challenge
             proof = scram.respond(b"c=biws,r=abcn,p=AAAA")
-            assert proof == sasl.ScramProof(first.user, proof.authorize_as, False)  # type: ignore[union-attr]
+            assert proof == sasl.ScramProof(first.user, proof.authorize_as, False)
         elif kind == 3:
             _tamper(data)
         elif kind == 4:

@@ -303,7 +303,7 @@ def run(data: bytes) -> None:
         return
     flags, answers, pieces = data[0], data[1], data[2] | data[3] << 8
     stream = expand(data[4:], SNIPPETS)
-    real, sasl.secrets = sasl.secrets, _STABLE_SECRETS  # type: ignore[assignment]
+    real, sasl.secrets = sasl.secrets, _STABLE_SECRETS
     try:
         one = talk(lines(stream), flags, answers, stream)
         other = talk(cut(stream, pieces), flags, answers, stream)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 def server(**options: object) -> Server:
     """A session under TLS that has said EHLO."""
     settings = ServerSettings("mx.example.net", permissions=SameForAll(ALL_RIGHTS),
-                              mechanisms=sasl.MECHANISMS, **options)  # type: ignore[arg-type]
+                              mechanisms=sasl.MECHANISMS, **options)
     machine = Server(settings, Peer("192.0.2.9", 4711, Tls("TLSv1.3", "x", bindings={"tls-server-end-point": b"x"})))
     machine.receive(b"EHLO c.example\r\n")
     machine.output()

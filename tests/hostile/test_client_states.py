@@ -162,7 +162,7 @@ class AnyHost(RuleBasedStateMachine):
     def connect(self, extensions: set[str], tls: str, across: bool, options: bool, opened: bool) -> None:
         """A new connection, mostly with its opening behind it."""
         self.host = Host(tuple(sorted(extensions)))
-        self.client = Client("client.example", tls=tls, chunking=options)  # type: ignore[arg-type]
+        self.client = Client("client.example", tls=tls, chunking=options)
         self.client.pipeline_across = across
         self.sent: list[Transaction] = []
         self.finished: list[Transaction] = []

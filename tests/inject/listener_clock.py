@@ -62,7 +62,7 @@ class HandClock:
     def _counting(self, base: type) -> type:
         clock = self
 
-        class Counting(base):  # type: ignore[misc]
+        class Counting(base):
             """A socket of which is known what was read."""
 
             def recv(self, *args: Any) -> bytes:

@@ -35,13 +35,13 @@ def clock_us() -> int:
 def fail_once() -> None:
     """The first step raises what nobody expects; the directory is left alone for a moment only."""
     step = mta.inject.pickup.Pickup.step
-    mta.inject.pickup_service.TROUBLE_S = 0.01  # type: ignore[misc]
+    mta.inject.pickup_service.TROUBLE_S = 0.01
 
     def fail(self: mta.inject.pickup.Pickup) -> bool:
-        mta.inject.pickup.Pickup.step = step  # type: ignore[method-assign]
+        mta.inject.pickup.Pickup.step = step
         raise RuntimeError("as asked for")
 
-    mta.inject.pickup.Pickup.step = fail  # type: ignore[method-assign]
+    mta.inject.pickup.Pickup.step = fail
 
 
 def main(directory: str, spool: str, shard: int, foreign: list[int]) -> None:

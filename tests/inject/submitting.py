@@ -33,7 +33,7 @@ def submission(pki: Pki, users: str, listener: dict[str, Any] | None = None, /, 
 def client(process: Process, pki: Pki, certificate: str = "") -> smtplib.SMTP:
     """Connected, under TLS after STARTTLS, and greeted."""
     smtp = smtplib.SMTP("127.0.0.1", process.port, "client.example", 20)
-    smtp._host = "mx.example.net"  # type: ignore[attr-defined]  # the name that the certificate has to have
+    smtp._host = "mx.example.net"  # the name that the certificate has to have
     smtp.starttls(context=pki.context(certificate))
     smtp.ehlo()
     return smtp
@@ -45,7 +45,7 @@ def refusal(call: Any, *args: Any) -> tuple[int, bytes]:
         call(*args)
     if isinstance(error.value, smtplib.SMTPRecipientsRefused):
         return next(iter(error.value.recipients.values()))
-    return error.value.smtp_code, error.value.smtp_error  # type: ignore[return-value]
+    return error.value.smtp_code, error.value.smtp_error
 
 
 def unnamed(pki: Pki) -> ssl.SSLContext:

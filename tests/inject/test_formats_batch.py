@@ -259,7 +259,7 @@ def test_a_huge_file_needs_the_memory_of_one_message() -> None:
     block = transaction(1, "y" * 70 + "\n" * 2000).encode() * 20
     tracemalloc.start()
     try:
-        stream = BatchReader(Endless(block, 60), SmtpIn(message_size=Size(100_000)), "mta.example")  # type: ignore[arg-type]  # reads like one
+        stream = BatchReader(Endless(block, 60), SmtpIn(message_size=Size(100_000)), "mta.example")  # reads like one
         count = sum(1 for _ in iter(stream.next, None))
         peak = tracemalloc.get_traced_memory()[1]
     finally:

@@ -245,7 +245,7 @@ def test_a_file_that_vanishes_is_forgotten(tmp_path: Path) -> None:
                 os.unlink(one.directory.path(lost))
         return list(claims)
 
-    one.directory.claim = claim_and_lose  # type: ignore[method-assign,assignment]  # somebody else at work
+    one.directory.claim = claim_and_lose  # somebody else at work
     finish(one)
     assert store.recipients() == ["3@x.example"]
     assert left(tmp_path) == []

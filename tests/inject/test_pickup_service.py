@@ -84,7 +84,7 @@ def test_a_file_is_taken_when_it_is_renamed_in(tmp_path: Path) -> None:
         until(lambda: accepted(tmp_path) == ["0@x.example"])
         for number in range(1, 4):
             drop(place, f"{number}", message(f"{number}@x.example"))
-            until(lambda number=number: f"{number}@x.example" in accepted(tmp_path), 10.0)  # type: ignore[misc]
+            until(lambda number=number: f"{number}@x.example" in accepted(tmp_path), 10.0)
         drop(place, "bad", "bad")
         until(lambda: (place / "failed/bad").exists(), 10.0)
         until(lambda: left(place) == ["failed/bad", "failed/bad.error"])

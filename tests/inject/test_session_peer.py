@@ -140,7 +140,7 @@ def test_sessions_of_a_login_that_tls_makes_void(pki: Pki, users: str) -> None:
     limits = {"acme": {"limits": {"sessions": 1}}}
     with submission(pki, users, {**TLS, "auth_without_tls": True}, users=limits) as process, smtplib.SMTP(
             "127.0.0.1", process.port, "client.example", 20) as smtp, client(process, pki) as other:
-        smtp._host = "mx.example.net"  # type: ignore[attr-defined]
+        smtp._host = "mx.example.net"
         smtp.ehlo()
         assert smtp.docmd("AUTH", RIGHT)[0] == 235
         smtp.starttls(context=pki.context())

@@ -84,7 +84,7 @@ def test_who_has_shut_its_side_of_tls_is_answered(pki: Pki, users: str) -> None:
 
         def say(*lines: bytes) -> bytes:
             tls.write(b"".join(line + b"\r\n" for line in lines))
-            return until(lambda: tls.read(1000))  # type: ignore[no-any-return]
+            return until(lambda: tls.read(1000))
 
         until(tls.do_handshake)
         assert until(lambda: tls.read(1000)).startswith(b"220")
@@ -107,7 +107,7 @@ def test_what_ends_the_handshake_may_wait(pki: Pki, users: str) -> None:
     with listening(config=configuration(listener, certificates=[{"certificate": pki.make("mx.example.net")}]),
                    sndbuf=4096) as process:
         smtp = smtplib.SMTP_SSL(context=pki.context(certificate), timeout=20)
-        smtp._host = "mx.example.net"  # type: ignore[attr-defined]
+        smtp._host = "mx.example.net"
         assert smtp.connect("127.0.0.1", process.port)[0] == 220
         assert smtp.ehlo()[0] == 250
         smtp.quit()
@@ -169,7 +169,7 @@ def test_a_session_keeps_its_certificates(pki: Pki, users: str) -> None:
         smtp.ehlo()
         process.tell("config " + json.dumps(configuration({"tls": "off"})))
         process.expect("ok")
-        smtp._host = "mx.example.net"  # type: ignore[attr-defined]
+        smtp._host = "mx.example.net"
         assert smtp.starttls(context=pki.context())[0] == 220
         assert smtp.ehlo()[0] == 250
         smtp.quit()
@@ -200,7 +200,7 @@ def test_several_certificates(pki: Pki, users: str) -> None:
                              ("other.example", "mx.example.net"), (None, "mx.example.net")):
             with socket.create_connection(("127.0.0.1", process.port), timeout=20) as sock:
                 tls = unnamed(pki).wrap_socket(sock, server_hostname=asked)
-                assert shown in [name for _, name in tls.getpeercert()["subjectAltName"]], asked  # type: ignore[index]
+                assert shown in [name for _, name in tls.getpeercert()["subjectAltName"]], asked
                 tls.close()
 
 
@@ -211,7 +211,7 @@ def test_new_certificates(pki: Pki, users: str) -> None:
     def serial(process: Process) -> str:
         with socket.create_connection(("127.0.0.1", process.port), timeout=20) as sock, \
                 unnamed(pki).wrap_socket(sock) as tls:
-            return str(tls.getpeercert()["serialNumber"])  # type: ignore[index]
+            return str(tls.getpeercert()["serialNumber"])
 
     shown = [{"certificate": path}]
     with submission(pki, users, {"tls": "implicit", "auth": "required"}, certificates=shown) as process:

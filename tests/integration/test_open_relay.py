@@ -90,7 +90,7 @@ def test_submission_over_two_workers(make_mta: Callable[..., Mta], sandbox: Any,
     with make_mta(**options) as mta:
         for _ in range(10):
             with smtplib.SMTP(*mta.smtp, timeout=30) as client:
-                client._host = OURS  # type: ignore[attr-defined]
+                client._host = OURS
                 client.starttls(context=pki.context())
                 client.login("acme", "secret")
                 assert client.mail("a@elsewhere.test")[0] == 550

@@ -49,7 +49,7 @@ def notice(**changes: object) -> Notice:
         "<one@sender.example>",
         "QQ 314159",
     )
-    return replace(base, **changes)  # type: ignore[arg-type]  # keywords of the test, by name
+    return replace(base, **changes)  # keywords of the test, by name
 
 
 class Read:

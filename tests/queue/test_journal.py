@@ -52,7 +52,7 @@ def test_frames_begin_on_pages(tmp_path: Path) -> None:
 
         def pwritev(self, fd: int, buffers: object, offset: int) -> int:
             """Take it down."""
-            data = b"".join(buffers)  # type: ignore[arg-type]
+            data = b"".join(buffers)
             writes.append((offset, len(data)))
             return os.pwrite(fd, data, offset)
 

@@ -75,7 +75,7 @@ def test_call_waits_and_raises(loop: Loop) -> None:
     """From another thread, a piece of work can be waited for."""
     assert loop.thread.call(lambda: "x") == "x"
     with pytest.raises(KeyError):
-        loop.thread.call(lambda: {}[1])  # type: ignore[misc]
+        loop.thread.call(lambda: {}[1])
 
 
 def test_stop_finishes_what_was_posted(loop: Loop) -> None:

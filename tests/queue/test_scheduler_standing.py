@@ -12,7 +12,7 @@ from tests.queue.shelf import SECOND, Shelf, delivery, indexed
 def test_more_queues_than_wakes_are_all_found_again(monkeypatch: object) -> None:
     """Wakes are bounded; what falls out of the heap comes back from the index, parked queues too."""
     shelf = Shelf()
-    shelf.scheduler.WAKES = 8  # type: ignore[misc]
+    shelf.scheduler.WAKES = 8
     for index in range(60):
         shelf.suspended_until[f"d{index:02d}.org"] = (10 + index) * SECOND
         shelf.accept(f"d{index:02d}.org")
@@ -33,7 +33,7 @@ def test_queues_that_wake_for_the_same_time_again_are_all_found_again() -> None:
     """Each queue has something due later, and its site stands still for a shorter time: after each look the same later
     time is a wake once more, so the heap has it twice. When the heap is shortened no queue is forgotten."""
     shelf = Shelf(Memory(bodies=Size(1000), deliveries=1000, window=10))
-    shelf.scheduler.WAKES = 100  # type: ignore[misc]
+    shelf.scheduler.WAKES = 100
     names = [f"d{number:02d}.org" for number in range(60)]
     for number, name in enumerate(names):
         indexed(shelf, delivery(number, name, SECOND), delivery(100 + number, name, (30 + number) * SECOND))
@@ -61,7 +61,7 @@ def test_more_queues_stand_still_than_there_are_wakes_and_others_get_what_is_due
     """400 sites take nothing, and their queues come back as long as they are there, which keeps the heap of 100 wakes
     full. Each is tried all the same, and so is what others have due, also what waits for a retry."""
     shelf = Shelf(Memory(bodies=Size(1000), deliveries=5000, window=10))
-    shelf.scheduler.WAKES = 100  # type: ignore[misc]
+    shelf.scheduler.WAKES = 100
     dead = {f"dead{number}.org" for number in range(400)}
     for number, name in enumerate(sorted(dead)):
         indexed(shelf, *[delivery(1000 * turn + number, name, (1 + 40 * turn) * SECOND) for turn in range(3)])
@@ -101,7 +101,7 @@ def test_what_stands_still_is_not_read_however_often_it_is_looked_for() -> None:
     """500 queues before sites that stand still, each for another time, of which 30 fit into the heap: those that fell
     out of it are looked for again and again, and read when their site may be tried; in time."""
     shelf = Shelf(Memory(bodies=Size(1000), deliveries=5000, window=10))
-    shelf.scheduler.WAKES = 30  # type: ignore[misc]
+    shelf.scheduler.WAKES = 30
     names = [f"d{number}.org" for number in range(500)]
     for number, name in enumerate(names):
         indexed(shelf, delivery(number, name, SECOND))
@@ -126,7 +126,7 @@ def test_looking_for_what_stands_still_rests() -> None:
     """A look at all that is due takes its time for each queue. However many there are, it is one part of twenty of all
     time, and each site is tried after that rest at the latest."""
     shelf = Shelf(Memory(bodies=Size(1000), deliveries=5000, window=10))
-    shelf.scheduler.WAKES = 30  # type: ignore[misc]
+    shelf.scheduler.WAKES = 30
     names = [f"d{number}.org" for number in range(500)]
     for number, name in enumerate(names):
         indexed(shelf, delivery(number, name, 1))
@@ -156,7 +156,7 @@ def test_a_look_that_is_asked_for_all_the_time_comes_to_its_end(every: int) -> N
     and while a page of the index is read. Whatever stands in that index is found in time: no look is begun anew from
     where a page ended that was asked for before, and none is begun anew for ever."""
     shelf = Shelf(Memory(bodies=Size(1000), deliveries=5000, window=10))
-    shelf.scheduler.WAKES = 20  # type: ignore[misc]
+    shelf.scheduler.WAKES = 20
     names = [f"d{number:03}.org" for number in range(120)]
     for number, name in enumerate(names):
         indexed(shelf, delivery(number, name, 1))

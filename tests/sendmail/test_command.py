@@ -192,7 +192,7 @@ def test_the_file_is_durable_before_it_is_there(pickup: Path) -> None:
     done = run(pickup, ["b@b.example"], WHOLE, strace=str(trace))
     assert done.returncode == 0
     calls = [line for line in trace.read_text().splitlines() if re.search(r"fsync|rename|/tmp/sendmail", line)]
-    kinds = [re.search(r"(openat|fsync|rename)", line)[1] for line in calls]  # type: ignore[index]  # all match
+    kinds = [re.search(r"(openat|fsync|rename)", line)[1] for line in calls]  # all match
     assert kinds == ["openat", "fsync", "rename", "fsync"]
 
 

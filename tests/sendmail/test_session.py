@@ -71,13 +71,13 @@ def test_a_session_that_waits_for_its_replies(pickup: Path) -> None:
         assert process.stdout is not None
 
         def reply() -> bytes:
-            line = process.stdout.readline()  # type: ignore[union-attr]  # see above
+            line = process.stdout.readline()  # see above
             while line[3:4] == b"-":
-                line = process.stdout.readline()  # type: ignore[union-attr]  # see above
+                line = process.stdout.readline()  # see above
             return line
 
         def say(text: bytes, code: bytes) -> None:
-            process.stdin.write(text)  # type: ignore[union-attr]  # see above
+            process.stdin.write(text)  # see above
             answer = reply()
             assert answer.startswith(code), answer
 

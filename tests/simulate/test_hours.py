@@ -52,7 +52,7 @@ def test_a_dead_site_is_asked_by_one_probe_at_a_time() -> None:
         tries.append(sim.hub.elapsed)
         return reach(address)
 
-    sim.receivers.internet.host_at = counted  # type: ignore[method-assign, assignment]
+    sim.receivers.internet.host_at = counted
     result = sim.run(1)
     first = [at for at in tries if at < 1]
     later = [at for at in tries if at >= 1]
@@ -121,7 +121,7 @@ sources: {{out: {{}}}}
             waited.append((sim.hub.clock_us() - delivery.message.arrival_us) / 1e6)
         return deliver(delivery, *rest)
 
-    sim.engine.settler.deliver = noted  # type: ignore[method-assign]
+    sim.engine.settler.deliver = noted
     result = sim.run(0.5)
     assert len(waited) == 40
     assert max(waited) <= 2 * 6.1, sorted(waited)[-5:]
@@ -217,10 +217,10 @@ def test_limits_on_connections_hold() -> None:
 
     def counted(session: object) -> None:
         nonlocal most
-        enter(session)  # type: ignore[arg-type]
+        enter(session)
         most = max(most, sum(map(len, sim.receivers._sessions.values())))
 
-    sim.receivers.enter = counted  # type: ignore[method-assign, assignment]
+    sim.receivers.enter = counted
     result = sim.run(1)
     assert result.delivered == 5000
     assert max(site.most_open for site in result.sites) == 3
@@ -238,9 +238,9 @@ def test_rates_are_kept_and_used(rate: str, per_s: float) -> None:
 
     def counted(host: object, client: str) -> bool:
         began.append(sim.hub.elapsed)
-        return within_rate(host, client)  # type: ignore[arg-type]
+        return within_rate(host, client)
 
-    sim.receivers.within_rate = counted  # type: ignore[method-assign, assignment]
+    sim.receivers.within_rate = counted
     hours = 0.01 if per_s > 100 else 0.2
     result = sim.run(hours)
     count, period_s = (30, 60.0) if per_s < 1 else (int(per_s), 1.0)

@@ -30,7 +30,7 @@ sources: {{{", ".join(f"s{number}: {{}}" for number in range(sources))}}}
         asks += 1
         return reserve(buckets, count, urgent)
 
-    sim.engine.limits.reserve = counted  # type: ignore[method-assign]
+    sim.engine.limits.reserve = counted
     result = sim.run(hours)
     return result, asks / result.delivered
 

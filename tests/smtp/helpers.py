@@ -28,7 +28,7 @@ class TrustsOne:
 
 def server_settings(**options: object) -> ServerSettings:
     """Settings of mx.example.net, with which TRUSTED may relay."""
-    return ServerSettings("mx.example.net", **{"permissions": TrustsOne(), **options})  # type: ignore[arg-type]
+    return ServerSettings("mx.example.net", **{"permissions": TrustsOne(), **options})
 
 
 CONTENT = b"From: a@example.com\r\nSubject: hello\r\n\r\nhello\r\n"
@@ -84,7 +84,7 @@ QUEUED = Reply(250, "2.0.0", ("Ok: queued as 1",))
 
 def new_client(ehlo: bytes = EHLO, **options: object) -> Client:
     """A session that is open."""
-    client = Client("client.example", **options)  # type: ignore[arg-type]
+    client = Client("client.example", **options)
     client.receive(b"220 mx.example.net ESMTP\r\n")
     assert wire(client) == b"EHLO client.example\r\n"
     client.receive(ehlo)

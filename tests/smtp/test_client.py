@@ -142,7 +142,7 @@ def test_starttls() -> None:
 
 def new_client_before_tls(tls: str = "opportunistic") -> Client:
     """A session that has said STARTTLS."""
-    client = Client("client.example", tls=tls)  # type: ignore[arg-type]
+    client = Client("client.example", tls=tls)
     exchange(client, b"220 hi\r\n")
     assert client.receive(TLS_EHLO) == []
     assert wire(client) == b"STARTTLS\r\n"

@@ -30,7 +30,7 @@ def server(peer: Peer = PEER, **options: object) -> Server:
     """A session that offers everything, unless told otherwise."""
     everything = {"permissions": SameForAll(ALL_RIGHTS), "mechanisms": MECHANISMS, "starttls": True, "honours": BEYOND,
                   "future_release_s": 86_400, "deliver_by_s": 30, "clock": lambda: NOW_S}
-    machine = Server(ServerSettings("mx.example.net", **{**everything, **options}), peer)  # type: ignore[arg-type]
+    machine = Server(ServerSettings("mx.example.net", **{**everything, **options}), peer)
     say(machine, "EHLO client.example")
     return machine
 
@@ -51,7 +51,7 @@ def line_of(machine: Server, keyword: str) -> str:
 @pytest.mark.parametrize("extension", EXTENSIONS, ids=lambda extension: extension.keyword)
 def test_what_is_offered_is_taken(extension: object) -> None:
     """Each extension is offered by some session, which knows its verbs and takes its parameters (RFC 5321 2.2.2)."""
-    keyword, _, verbs, mail, rcpt, _ = extension  # type: ignore[misc]
+    keyword, _, verbs, mail, rcpt, _ = extension
     machine = server(Peer("192.0.2.9", 4711)) if keyword == "STARTTLS" else server()
     assert keyword in keywords(machine)
     for name in mail:
@@ -66,7 +66,7 @@ def test_what_is_offered_is_taken(extension: object) -> None:
 @pytest.mark.parametrize("extension", EXTENSIONS, ids=lambda extension: extension.keyword)
 def test_what_is_not_offered_is_not_taken(extension: object) -> None:
     """Without the offer a parameter is 555 (RFC 5321 4.1.1.11), for MAIL and RCPT alike, and a verb not known."""
-    keyword, _, verbs, mail, rcpt, beyond = extension  # type: ignore[misc]
+    keyword, _, verbs, mail, rcpt, beyond = extension
     bare = Peer("192.0.2.9", 4711)
     machine = server(bare, honours=(), starttls=False)
     offered = keywords(machine)
@@ -100,7 +100,7 @@ def test_what_is_carried_is_carried() -> None:
                         chunking=True, binary=True, require_tls=True, deliver_by=0)
     for keyword, wish in wishes.items():
         content = "Subject: ü\r\n\r\n".encode()
-        transaction = Transaction("a@example.com", [Recipient("b@example.org")], content, **wish)  # type: ignore[arg-type]
+        transaction = Transaction("a@example.com", [Recipient("b@example.org")], content, **wish)
         names = next(extension.mail for extension in EXTENSIONS if extension.keyword == keyword)
         assert any(name in commands_for(transaction, host)[0] for name in names), keyword
     transaction = Transaction("a@example.com", [Recipient("b@example.org")], CONTENT, priority=-3)

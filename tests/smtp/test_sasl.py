@@ -202,7 +202,7 @@ def test_changed_final_message(change: object) -> None:
     mechanism = scram()
     mechanism.respond(client.first())
     final = client.final(mechanism.found(KEYS))
-    changed = change(final)  # type: ignore[operator]
+    changed = change(final)
     assert changed != final
     assert mechanism.respond(changed) == ScramProof("user", "", valid=False)
     assert mechanism.last_words == b""
