@@ -14,16 +14,13 @@ import heapq
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from mta.config.schema import Tenant
+from mta.delivery import calling
 from mta.delivery.fairness import PRIORITIES
 from mta.delivery.lane import Lane
 from mta.delivery.rates import Bucket
-
-CALL_S: Final = 1.0  # how long it is waited for a lane that was called, as its connection may have to be opened; where
-CALL_CAP_S: Final = 15.0  # one goes seldom it is half of the time to the next one, but not more than this
-CALLED_MOST: Final = 200
 
 
 class _Place(NamedTuple):
@@ -50,7 +47,7 @@ class Limited:
             self.buckets += (Bucket(f"tenant:{name} held", rate, 1.0),)
             self.rates.append(f"{rate:g}/s" if rate >= 1 else f"{rate * 60:g}/min")
         spacing_s = max((bucket.spacing for bucket in self.buckets), default=0.0)
-        self.patience_s = max(min(spacing_s / 2, CALL_CAP_S), CALL_S)
+        self.patience_s = calling.patience_for(spacing_s)
         self.not_before_s = 0.0
         self.looks = False  # it is looked whether those that were called have come
         self.held: dict[Lane, _Place] = {}  # lanes that pass it over
@@ -68,11 +65,9 @@ class Limited:
 
     @property
     def at_once(self) -> int:
-        """How many lanes may be called and not have come yet: what may be sent while connections are opened, some of
-        which take longer than it is waited for."""
-        per_s = min((1 / bucket.spacing for bucket in self.buckets), default=float(CALLED_MOST))
-        most = min(math.ceil(2 * per_s * CALL_S), CALLED_MOST)
-        return max(most if self.concurrency is None else min(most, self.concurrency), 1)
+        """How many lanes may be called and not have come yet."""
+        most = calling.at_once(min((1 / bucket.spacing for bucket in self.buckets), default=math.inf))
+        return most if self.concurrency is None else max(min(most, self.concurrency), 1)
 
     # -- the line ------------------------------------------------------------------------------------------------
 

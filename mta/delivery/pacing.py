@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Final
 import lmdb
 
 from mta.config.units import Rate
+from mta.delivery.calling import CALLED_MOST
 from mta.delivery.counters import STOCK
 from mta.delivery.hub import Event
-from mta.delivery.limited import CALLED_MOST, Limited
+from mta.delivery.limited import Limited
 from mta.delivery.path import Path
 from mta.delivery.rate_lines import RateLines
 from mta.delivery.rates import Bucket

@@ -16,14 +16,10 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Sequence
-from typing import Final
 
+from mta.delivery import calling
 from mta.delivery.path import Path
 from mta.delivery.rates import Bucket
-
-CALL_S: Final = 1.0  # how long it is waited for a path that was called; where messages go seldom it is half of the time
-CALL_CAP_S: Final = 15.0  # to the next one, but not more than this
-CALLED_MOST: Final = 200
 
 
 class RateLine:
@@ -47,9 +43,10 @@ class RateLine:
         """The rates are these now: what was said of a place does not hold any more."""
         self.spacings = [bucket.spacing for bucket in buckets]
         self.spacing_s = max(self.spacings)
-        self.patience_s = max(min(self.spacing_s / 2, CALL_CAP_S), CALL_S)
-        self.at_once = max(min(math.ceil(2 * CALL_S / self.spacing_s), CALLED_MOST), 1)
-        self._ahead = max(min(math.ceil(CALL_CAP_S / self.spacing_s), CALLED_MOST), 1)  # may stand called too early
+        self.patience_s = calling.patience_for(self.spacing_s)
+        self.at_once = calling.at_once(1 / self.spacing_s)
+        # So many may stand called too early.
+        self._ahead = max(min(math.ceil(calling.CALL_CAP_S / self.spacing_s), calling.CALLED_MOST), 1)
         self.at_s = 0.0  # when the place is due; in the past: those who are called may ask
 
     @property

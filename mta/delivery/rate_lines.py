@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from mta.delivery.calling import CALLED_MOST
 from mta.delivery.path import Path
-from mta.delivery.rate_line import CALLED_MOST, RateLine
+from mta.delivery.rate_line import RateLine
 from mta.delivery.rates import Bucket
 
 if TYPE_CHECKING:

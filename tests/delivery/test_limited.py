@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import pytest
 
 from mta.config.schema import Tenant
+from mta.delivery.calling import CALL_S, CALLED_MOST
 from mta.delivery.lane import Lane
-from mta.delivery.limited import CALL_S, CALLED_MOST, Limited
+from mta.delivery.limited import Limited
 from mta.delivery.rates import Bucket
 
 BULK, TRANSACTIONAL = 2, 0
