@@ -15,7 +15,6 @@ import random
 import statistics
 import time
 from array import array
-from collections import deque
 from pathlib import Path
 
 from bench.candidate import CandidateError, Setup, runtime_directory
@@ -28,15 +27,11 @@ from bench.processes import Account, account, find, threads_cpu_s, wait_until_qu
 from bench.programs import Program, ProgramError, free_port
 from bench.scenarios import FIRST_ADDRESS, Scenario
 from bench.source import Content, quantile_ms
-from bench.tlsclient import TlsClient
-from mta.config.access import Certificate
-from mta.inject.certificates import make_contexts
-from mta.inject.servertls import ServerTls
+from bench.tlsclient import ForNobody, TlsClient
 
 TURN = 60
 """Messages."""
 _COMMANDS = 4  # with the content, of one message
-_REPLY = b"250 2.1.0 OK, and thirty octets\r\n"
 _LATE_S = 0.03  # for what the last message of a turn has the MTA do after its 250
 _QUIET_S = 20.0
 _OTHERS_MOST = 0.3
@@ -68,29 +63,17 @@ class SlowClient(Timed):
     """One in clear that is as slow as one in TLS."""
 
     def __init__(self, address: str, certificate: Path) -> None:
-        self._end = TlsClient(False).connect()
-        self._nobody = ServerTls(make_contexts([Certificate(certificate=str(certificate))], None, "mta.bench.test"))
-        self._replies: deque[bytes] = deque()
-        self._end.decrypt(b"")
-        while not (self._end.done and self._nobody.done):
-            if hello := self._end.output():
-                self._nobody.shake_hands(hello)
-            self._end.decrypt(self._nobody.output())
+        self._end = ForNobody(str(certificate), TURN * _COMMANDS)
         super().__init__(address)
 
     def ready(self) -> None:
-        while len(self._replies) < TURN * _COMMANDS:
-            self._replies.append(self._nobody.encrypt(_REPLY))
+        self._end.prepare(TURN * _COMMANDS)
 
     def _write(self, data: bytes) -> None:
-        self._end.encrypt(data)
-        super()._write(data)
+        super()._write(self._end.encrypt(data))
 
     def _read(self) -> bytes:
-        data = super()._read()
-        if self._replies:
-            self._end.decrypt(self._replies.popleft())
-        return data
+        return self._end.decrypt(super()._read())
 
 
 class TlsSession(Timed):

@@ -8,17 +8,17 @@ Cases:
 
     kept-1, kept-20, kept-500           so many sessions; receivers refuse connections, so mail is accepted and kept
     through-1, through-20, through-500  the same, delivered to a sink
-    paced                               20 sessions, 2,000 messages a second in clear as in TLS, mail is kept: what TLS
-                                        costs, as a slower client makes every message dearer
+    paced                               20 sessions, 2,000 messages a second in clear as in TLS, mail is kept
     connect                             one message in each connection, 20 connections at once, mail is kept
     files, batches, batch               the spool directory, delivered to a sink (`bench.pickup`)
 
 No session pipelines. In each round a case is measured in clear, then in TLS 1.3 from the first byte (`connect` also
 with sessions that are resumed), each time with an MTA of its own; what TLS costs is the median of the differences of
-the rounds. One session is compared otherwise, by three that take turns in one MTA: in clear, in clear by a client that
-is as slow as one in TLS, which is what TLS is compared with, and in TLS (`bench.alone`). Only the MTA's CPU time
-counts. The source of the others is `bench.source`, in clear as in TLS, as it can do that: with one more core than the
-MTA has workers it is what bounds the rates of many sessions, and its CPU time is in the table.
+the rounds. A client that encrypts pauses longer before each command, which makes a message dearer in clear, too, where
+that leaves the MTA idle: there a third client, in clear and as slow as one in TLS, is what TLS is compared with
+(`bench.tlsclient`): with a pace, and with one session, where the three take turns in one MTA (`bench.alone`). Only the
+MTA's CPU time counts. The source of the others is `bench.source`, in clear as in TLS, as it can do that: with one more
+core than the MTA has workers it is what bounds the rates of many sessions, and its CPU time is in the table.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from bench.scenarios import Scenario
 from bench.throughput import add_common, exit_on_sigterm, positive, workplace
 
 CLEAR, SLOW, TLS, RESUMED = "clear", "clear, slow client", "TLS", "TLS resumed"
-_OPTIONS = {CLEAR: (), TLS: ("-S",), RESUMED: ("-U",)}
+_OPTIONS = {CLEAR: "", SLOW: "-E{certificate}", TLS: "-S", RESUMED: "-U"}
 _ROUNDS = 3
 _FILES = 20_000
 
@@ -76,7 +76,7 @@ CASES = {case.name: case for case in (
            (CLEAR, TLS) if sessions > 1 else (CLEAR, SLOW, TLS))
       for door, title, up in (("kept", "accepted and kept", False), ("through", "delivered", True))
       for sessions, messages in ((1, 5_000), (20, 20_000), (500, 20_000))),
-    Case("paced", "kept, 20 sessions, 2,000 a second", 20, 12_000, False, pace=2_000),
+    Case("paced", "kept, 20 sessions, 2,000 a second", 20, 12_000, False, (CLEAR, SLOW, TLS), pace=2_000),
     Case("connect", "a connection for each message, kept", 20, 4_000, False, (CLEAR, TLS, RESUMED), 1),
 )}
 
@@ -100,9 +100,10 @@ def make_certificate(directory: Path) -> Path:
 
 def plan_of(plan: Plan, case: Case, kind: str, certificate: Path) -> Plan:
     """The same plan for one kind of session."""
-    source = (*LoadPrograms().source, *_OPTIONS[kind], "-q", str(case.per_connection), "-R", str(case.pace))
+    source = (*LoadPrograms().source, *_OPTIONS[kind].format(certificate=certificate).split(), "-q",
+              str(case.per_connection), "-R", str(case.pace))
     settings = dict(plan.settings)
-    if kind != CLEAR:
+    if kind not in (CLEAR, SLOW):
         settings |= {"certificates": [{"certificate": str(certificate)}], "listeners": [
             {"smtp": "127.0.0.1:0", "relay_from": ["127.0.0.0/8"], "tls": "implicit"}]}
     return replace(plan, load=replace(plan.load, source=source), settings=settings)

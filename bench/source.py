@@ -3,9 +3,10 @@
     python -m bench.source -a IP:PORT -s SESSIONS -m MESSAGES -l BYTES -D DOMAINS -r RECIPIENTS -o out.json
 
 Recipient N of the run is `uN@dK.ZONE` with K = N modulo the number of domains. With `-R` messages go at an even pace
-instead, as long as they are taken; with `-S` everything is in TLS. One process, one epoll loop, bytes only; its own CPU
-time is in the result. A refused message is offered again after a pause, one whose session is lost in a new session:
-every message is accepted in the end or the time is over. Times are of CLOCK_MONOTONIC, which all processes share.
+instead, as long as they are taken; with `-S` everything is in TLS, with `-E` in clear, as slowly. One process, one
+epoll loop, bytes only; its own CPU time is in the result. A refused message is offered again after a pause, one whose
+session is lost in a new session: every message is accepted in the end or the time is over. Times are of
+CLOCK_MONOTONIC, which all processes share.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from bench.loopback import (
     write_result,
     write_times,
 )
-from bench.tlsclient import TlsClient, TlsEnd
+from bench.tlsclient import ForNobody, TlsClient, TlsEnd
 
 PAUSE_S = 0.1
 MOST_ERRORS_SAID = 8
@@ -62,10 +63,12 @@ class Phase(Enum):
 class Session:
     """One connection slot: it reconnects until the work is done."""
 
-    __slots__ = ("asked", "began_s", "connected_s", "done", "dot_s", "number", "phase", "replies", "rest", "sent",
-                 "socket", "tls", "unsent")
+    __slots__ = ("asked", "began_s", "connected_s", "done", "dot_s", "nobody", "number", "phase", "replies", "rest",
+                 "sent", "socket", "tls", "unsent")
 
-    def __init__(self) -> None:
+    def __init__(self, nobody: ForNobody | None = None) -> None:
+        self.nobody = nobody
+        """For whom all is encrypted, in clear."""
         self.socket: socket.socket | None = None
         self.phase = Phase.GREETING
         self.number = -1
@@ -78,7 +81,7 @@ class Session:
         """Messages accepted in this connection."""
         self.rest = b""
         self.unsent = b""
-        self.tls: TlsEnd | None = None
+        self.tls: TlsEnd | ForNobody | None = None
         self.connected_s = 0.0
         self.began_s = 0.0
         self.dot_s = 0.0
@@ -130,7 +133,10 @@ class Source:
         self._tls = TlsClient(options.resume) if options.tls or options.resume else None
         self._content = Content(options.size, options.domains, options.recipients, options.zone, options.first,
                                 options.fields)
-        self._sessions = [Session() for _ in range(min(options.sessions, options.messages))]
+        sessions = min(options.sessions, options.messages)
+        replies = 2 * (options.messages // sessions + 1) * (options.recipients + 3)  # twice an even share
+        self._sessions = [Session(ForNobody(options.certificate, replies) if options.certificate else None)
+                          for _ in range(sessions)]
         self._poll = select.epoll()
         self._stop = Stop(self._poll)
         self._open: dict[int, Session] = {}
@@ -203,7 +209,9 @@ class Source:
             return
         self._open[connection.fileno()] = session
         self._poll.register(connection.fileno(), select.EPOLLIN)
-        if self._tls is not None:
+        if session.nobody is not None:
+            session.tls = session.nobody
+        elif self._tls is not None:
             session.tls = self._tls.connect()
             session.tls.decrypt(b"")
             self._send(session, session.tls.output())
@@ -421,6 +429,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("-c", dest="times", metavar="FILE", help="with -R: when each was accepted, as JSON")
     parser.add_argument("-P", dest="pipelining", action="store_true", help="MAIL, RCPT and DATA in one write")
     parser.add_argument("-S", dest="tls", action="store_true", help="TLS from the first byte")
+    parser.add_argument("-E", dest="certificate", metavar="FILE",
+                        help="in clear, but encrypt and decrypt as much as in TLS, by this certificate")
     parser.add_argument("-U", dest="resume", action="store_true", help="the same, connections resume the last session")
     parser.add_argument("-A", dest="clients", type=int, default=0, metavar="N",
                         help=f"connect from N addresses, from {CLIENT_FIRST} on; 0: from whichever the system takes")

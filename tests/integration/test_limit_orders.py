@@ -34,8 +34,8 @@ def says(mta: Mta, what: str, kind: str, words: str) -> bool:
 
 def test_a_domain_is_limited_in_connections(make_mta: MAKE, sandbox: Sandbox) -> None:
     """One connection over both workers and over a site that it shares with another domain, which goes on; explained;
-    kept over a restart; and lifted it has as many as ever, as the other one, which would keep the five connections that a
-    receiver has at first for as long as it hangs, is paused by then."""
+    kept over a restart; and lifted it has as many as ever. The other one is paused by then: of a receiver that hangs it
+    would keep the five connections that there are at first."""
     shared = {"dns": {"mx": ["10 mx1.shared.test"]}}
     for domain in ("a.test", "b.test", "shared.test"):
         sandbox.set(domain, {**shared, **STUCK})
