@@ -61,7 +61,7 @@ class Dispatch:
         while True:
             right: Right | None = None
             if claims and self._goes_first(connection, claims[0][0]):
-                queue, delivery = claims.popleft()
+                queue, delivery = claims.pop(0)
                 if queue.book is not controls.book and not controls.admits(queue):
                     scheduler.put_back(queue, delivery)
                     continue

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 PRIORITIES: Final = ("transactional", "normal", "bulk")  # by number, the first one first
 
@@ -38,6 +38,8 @@ class _Tenant(Generic[T]):
 
 
 _Class = OrderedDict[str, _Tenant[T]]
+_NONE: Final[tuple[_Class[Any], ...]] = tuple(OrderedDict() for _ in PRIORITIES)
+"""Of those who have nothing in turn: three of one's own take 400 octets, and 700 when they were used."""
 
 
 class Turns(Generic[T]):
@@ -52,7 +54,7 @@ class Turns(Generic[T]):
         self._ageing = ageing
         self._alternate = False  # of two lower ones that wait the lowest had the last such turn
         self._overtaken = 0  # turns since a lower priority that waits had one
-        self._classes: tuple[_Class[T], ...] = tuple(OrderedDict() for _ in PRIORITIES)
+        self._classes: tuple[_Class[T], ...] = _NONE
         self._held: dict[str, tuple[_Class[T], ...]] = {}  # by tenant
 
     def __len__(self) -> int:
@@ -94,6 +96,7 @@ class Turns(Generic[T]):
         tenants = (held or self._classes)[queue.priority]
         tenant = tenants.get(queue.tenant)
         if tenant is None:
+            tenants = (held or self._own())[queue.priority]
             tenant = tenants[queue.tenant] = _Tenant(self._weights.get(queue.tenant, 1))
         if queue not in tenant.queues:
             tenant.queues[queue] = None
@@ -128,6 +131,17 @@ class Turns(Generic[T]):
             tenant.deficit = tenant.weight
             tenants.move_to_end(name)
         return queue
+
+    def _own(self) -> tuple[_Class[T], ...]:
+        """The classes, to be written to."""
+        if self._classes is _NONE:
+            self._classes = tuple(OrderedDict() for _ in PRIORITIES)
+        return self._classes
+
+    def shrink(self) -> None:
+        """It is kept, and nothing is in it for the time being."""
+        if not self.count:
+            self._classes = _NONE
 
     def _whose(self) -> _Class[T] | None:
         """The tenants of the priority whose turn it is."""
@@ -175,7 +189,7 @@ class Turns(Generic[T]):
 
     def free(self, tenant: str) -> None:
         """Let `tenant` take turns again, after the others."""
-        for tenants, kept in zip(self._classes, self._held.pop(tenant, ()), strict=False):
+        for tenants, kept in zip(self._own(), self._held.pop(tenant, ()), strict=False):
             for name, found in kept.items():
                 tenants[name] = found
                 self.count += len(found.queues)

@@ -2,7 +2,8 @@
 
 A queue keeps its lane as long as the route is believed. What pool a queue's label names is looked up whenever its lane
 is, so a change of the configuration moves mail that waits. A lane and its paths are forgotten when they have nothing to
-do, but for paths that remember that their site failed; those are bounded in number.
+do, but for paths that remember that their site failed; those are bounded in number. For LANES_KEPT domains the lane is
+kept all the same, for what is known of the way: shrunk, and no mail waits in it any more.
 
 Mail that has no way now waits behind a path of its own that stands still: `?domain` when there is no route, `?/pool`
 when the configuration has no such pool.
@@ -311,8 +312,10 @@ class Ways:
         return path
 
     def drop(self, lane: Lane) -> None:
-        """Forget a lane that has nothing to do, and those of its paths that nobody else needs."""
+        """Forget a lane that has nothing to do, and those of its paths that nobody else needs. Those who knew it still
+        know its route."""
         self._engine.lanes.pop(lane.name, None)
+        lane.turns.shrink()
         for path in lane.paths:
             path.lanes.pop(lane, None)
             self.drop_path(path)

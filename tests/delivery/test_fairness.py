@@ -51,6 +51,29 @@ def test_weights_divide_the_turns() -> None:
     assert served == {"heavy": 300, "light": 100}
 
 
+def test_what_was_shrunk_takes_turns_again() -> None:
+    """And shares nothing with others; with something in it nothing happens, and what is held comes back."""
+    turns: Turns[Line] = Turns()
+    other: Turns[Line] = Turns()
+    line, held = Line("", "a"), Line("held", "b")
+    turns.add(line)
+    turns.shrink()
+    assert turns.next() is line
+    turns.add(held)
+    turns.hold("held")
+    turns.discard(line)
+    turns.shrink()
+    assert (turns.next(), len(turns)) == (None, 1)
+    turns.free("held")
+    assert turns.next() is held
+    turns.discard(held)
+    turns.shrink()
+    assert turns.next() is None
+    turns.add(line)
+    assert turns.next() is line
+    assert (other.next(), other.count, other.best) == (None, 0, 3)
+
+
 def test_adding_twice_gives_no_second_place() -> None:
     """A queue that is offered again while it waits keeps its one place; after a discard it starts anew."""
     turns: Turns[Line] = Turns()
