@@ -31,11 +31,11 @@ from mta.delivery.dns_answer import Answer
 from mta.delivery.dns_cache import Cache
 from mta.delivery.dns_lookup import Ask, Lookup, Servers
 from mta.delivery.dns_wire import MailHost, RecordType
+from mta.delivery.starts import Start, Starts
 from mta.queue.shortage import SHORTAGE, Spell
 
 MOST_UNDER_WAY: Final = 1000  # lookups at once, with a socket or two each; the others wait
-MOST_FRESH: Final = 100  # of those, begun within FRESH_S: a burst of more could overflow a server's socket buffer
-FRESH_S: Final = 0.2  # after this a lookup is slow, and holds up nobody else
+MOST_YOUNG: Final = 100  # of those, for a moment: a burst of more could overflow a server's socket buffer
 MOST_SOCKETS: Final = 2  # of one lookup: for the question under way, and for the one before, which may yet be answered
 UNSENT_S: Final = 0.2  # after this a question for which there was no socket is tried again
 _RECEIVE: Final = 4096  # three times what we say we take; a datagram that is longer is read as broken
@@ -69,7 +69,7 @@ class _Flight:
     lookup: Lookup
     result: Any  # AsyncResult[Answer]
     sockets: list[tuple[Any, Any]] = field(default_factory=list)  # socket and watcher
-    fresh: bool = False
+    start: Start | None = None  # once it has begun
     done: bool = False
 
 
@@ -82,7 +82,6 @@ class Resolver:
         Raises ValueError when a server in `settings` is not given by its address.
         """
         self._settings = settings
-        self._most_under_way = most_under_way
         self.servers = Servers(settings.servers or system_servers())
         for server in self.servers.all:
             if not _is_address(server.endpoint.host):
@@ -91,9 +90,7 @@ class Resolver:
         self._cache = Cache(settings.cache)
         self._flights: dict[tuple[str, RecordType], _Flight] = {}
         self._waiting: deque[_Flight] = deque()
-        self._under_way = 0
-        self._fresh = 0
-        self._young: deque[tuple[float, _Flight]] = deque()  # when they will be so no more
+        self._starts = Starts(MOST_YOUNG, most_under_way)
         self._pace = get_hub().loop.timer(0.0)
         self._deadlines: deque[tuple[float, _Flight, Ask]] = deque()  # in order, since all wait equally long
         self._timer = get_hub().loop.timer(0.0)
@@ -160,7 +157,7 @@ class Resolver:
         self._flights[key] = flight
         if self._closed:
             self._land(flight, Answer("failure", (), now, "the resolver was closed"))
-        elif not self._waiting and self._may_start():
+        elif not self._waiting and self._may_start(now):
             self._start(flight, now)
         else:
             self._waiting.append(flight)
@@ -179,7 +176,6 @@ class Resolver:
                 self._ask_over_udp(flight, step, now)
         elif step is not None:
             self._land(flight, step)
-            self._under_way -= 1
             if self._waiting:
                 get_hub().loop.run_callback(self._start_waiting)  # not here: it could go on and on into itself
 
@@ -187,9 +183,8 @@ class Resolver:
         flight.done = True
         while flight.sockets:
             self._drop_socket(flight)
-        if flight.fresh:
-            flight.fresh = False
-            self._fresh -= 1
+        if flight.start is not None:
+            self._starts.end(flight.start)
         del self._flights[flight.key]
         if answer.kind == "failure":
             self.statistics.failures += 1
@@ -199,38 +194,26 @@ class Resolver:
 
     # -- pace ----------------------------------------------------------------------------------------------------
 
-    def _may_start(self) -> bool:
-        return self._fresh < MOST_FRESH and self._under_way < self._most_under_way and not self._unsent
+    def _may_start(self, now: float) -> bool:
+        return not self._unsent and self._starts.has_room(now)
 
     def _start(self, flight: _Flight, now: float) -> None:
-        self._grow_old(now)
-        self._under_way += 1
-        self._fresh += 1
-        flight.fresh = True
-        self._young.append((now + FRESH_S, flight))
+        flight.start = self._starts.begin(now)
         self._go_on(flight, flight.lookup.begin(now), now)
-
-    def _grow_old(self, now: float) -> None:
-        """Let go of lookups that are no longer fresh."""
-        young = self._young
-        while young and (not young[0][1].fresh or young[0][0] <= now):
-            _, flight = young.popleft()
-            if flight.fresh:
-                flight.fresh = False
-                self._fresh -= 1
 
     def _start_waiting(self) -> None:
         """Begin the lookups that waited, as far as the pace allows; come back when it allows more."""
         now = time.monotonic()
-        self._grow_old(now)
-        while self._waiting and self._may_start():
+        while self._waiting and self._may_start(now):
             self._start(self._waiting.popleft(), now)
-        if self._waiting and self._young and not self._pace.active:
-            self._pace.close()
-            loop = get_hub().loop
-            loop.update_now()
-            self._pace = loop.timer(max(self._young[0][0] - now, 0.001))
-            self._pace.start(self._start_waiting)
+        if self._waiting and not self._pace.active:
+            wait_s = self._starts.next_s(now)
+            if wait_s is not None:
+                self._pace.close()
+                loop = get_hub().loop
+                loop.update_now()
+                self._pace = loop.timer(wait_s)
+                self._pace.start(self._start_waiting)
 
     # -- UDP -----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from mta.delivery.lane import Lane
 from mta.delivery.pacing import buckets
 from mta.delivery.path import Path
 from mta.delivery.routing import Route, RouteFailure
+from mta.delivery.starts import Start, Starts
 from mta.queue.scheduler import Queue, domain_of
 from mta.smtp.reply import Reply
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 LANES_KEPT = 50_000  # by domain and pool
 PATHS_KEPT = 20_000  # of those that have nothing to do but remember that their site failed
+YOUNG_ROUTES = 100  # routes that are looked up at once (`mta.delivery.starts`), each by a greenlet of some 15 KB
+ROUTES = 2000
 GIVE_UP_BATCH = 100
 # How long mail sleeps whose pool does not exist, or that has no way by our configuration; a reload wakes it.
 NO_WAY_S = 600.0
@@ -48,6 +51,9 @@ class Ways:
         self._before: dict[str, Lane] = {}  # as of the last reload, where they have not been found anew since
         self._routes = engine.config.routes
         self.routing: dict[str, list[Queue]] = {}  # queues that wait for the route of a domain
+        self._unrouted: deque[str] = deque()  # of those domains, the ones that have to wait until they are looked up
+        self._starts = Starts(YOUNG_ROUTES, ROUTES)
+        self._is_called = False  # for those that have to wait
         self._forget_above = PATHS_KEPT  # number of paths
 
     def configure(self) -> None:
@@ -88,7 +94,31 @@ class Ways:
                 waiting.append(queue)
             return
         self.routing[queue.domain] = [queue]
-        self._engine.hub.spawn(self._route, queue.domain)
+        self._unrouted.append(queue.domain)
+        self._look_up()
+
+    def _look_up(self) -> None:
+        """Begin to look up the routes that wait for it, as many as there is room for."""
+        engine = self._engine
+        now_s = engine.monotonic()
+        while self._unrouted and self._starts.has_room(now_s):
+            engine.hub.spawn(self._look_one_up, self._unrouted.popleft(), self._starts.begin(now_s))
+        if self._unrouted and not self._is_called:
+            wait_s = self._starts.next_s(now_s)
+            if wait_s is not None:
+                self._is_called = True
+                engine.hub.later(wait_s, self._called)
+
+    def _called(self) -> None:
+        self._is_called = False
+        self._look_up()
+
+    def _look_one_up(self, domain: str, start: Start) -> None:
+        try:
+            self._route(domain)
+        finally:
+            self._starts.end(start)
+            self._look_up()
 
     def _route(self, domain: str) -> None:
         """Find the way for mail to `domain`, and bring the queues that wait for it there."""

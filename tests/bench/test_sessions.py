@@ -10,7 +10,7 @@ from bench.scenarios import Scenario
 
 
 def test_sessions_in_clear_and_in_tls(tmp_path: Path) -> None:
-    """Every message is accepted by each kind of session, of slow clients in clear and resumed TLS sessions, too, and the
+    """Every message is accepted by each kind of session, of slow clients and in resumed TLS sessions, too, and the
     tables are made."""
     path = tmp_path / "sessions.json"
     words = ["--only", "paced,connect,batch", "--rounds", "1", "--scale", "0.001", "--workers", "1",
