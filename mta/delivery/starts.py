@@ -38,9 +38,7 @@ class Starts:
 
     def has_room(self, now_s: float) -> bool:
         """Whether one more may begin."""
-        line = self._line
-        while line and not (line[0].is_young and line[0].until_s > now_s):
-            self._grow_old(line.popleft())
+        self._look(now_s)
         return self._young < self._most_young and self.under_way < self._most
 
     def begin(self, now_s: float) -> Start:
@@ -57,8 +55,15 @@ class Starts:
         self.under_way -= 1
 
     def next_s(self, now_s: float) -> float | None:
-        """In how many seconds there is room because one is not young any more; None when none is."""
-        return max(self._line[0].until_s - now_s, 0.001) if self._young else None
+        """In how many seconds the next one is young no more; None when none is."""
+        self._look(now_s)
+        return max(self._line[0].until_s - now_s, 0.001) if self._line else None
+
+    def _look(self, now_s: float) -> None:
+        """Who is young no more."""
+        line = self._line
+        while line and not (line[0].is_young and line[0].until_s > now_s):
+            self._grow_old(line.popleft())
 
     def _grow_old(self, start: Start) -> None:
         if start.is_young:

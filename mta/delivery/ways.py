@@ -109,6 +109,10 @@ class Ways:
                 self._is_called = True
                 engine.hub.later(wait_s, self._called)
 
+    def ahead_of(self, domain: str) -> int:
+        """How many lookups of routes are begun before that of `domain` is; 0 when it was begun, or nobody wants it."""
+        return self._starts.under_way + self._unrouted.index(domain) if domain in self._unrouted else 0
+
     def _called(self) -> None:
         self._is_called = False
         self._look_up()

@@ -21,9 +21,13 @@ def test_what_lasts_gives_its_place_to_others_up_to_the_bound_on_all() -> None:
     assert starts.next_s(10.0) is None
     starts.end(first)
     assert starts.has_room(10.0)
+    starts.begin(10.0)
+    assert round(starts.next_s(10.1) or 0, 6) == YOUNG_S - 0.1
+    assert starts.next_s(10.0 + YOUNG_S) is None, "though nobody asked for room"
     starts.end(second)
     starts.end(third)
-    assert starts.under_way == 0
+    assert starts.under_way == 1
+    starts = Starts(2, 3)
     one, _ = starts.begin(20.0), starts.begin(20.0)
     assert not starts.has_room(20.0)
     starts.end(one)
@@ -58,6 +62,7 @@ def test_routes_are_looked_up_in_portions() -> None:
 
     assert begun() == names[:100]
     assert [seconds for seconds, _ in later] == [YOUNG_S]
+    assert [known.ahead_of(name) for name in (names[99], names[100], names[999], "else.test")] == [0, 100, 999, 0]
     for run, *what in spawned[:10]:
         run(*what)
     assert found == names[:10]
