@@ -122,6 +122,10 @@ class Resolver:
         found: Answer[Any] = flight.result.get()
         return found
 
+    def knows(self, name: str, record_type: RecordType) -> bool:
+        """Whether a `query` would not wait."""
+        return self._cache.get((name, record_type), time.monotonic()) is not None
+
     def prefetch(self, name: str, record_type: RecordType) -> None:
         """Begin to look `name` up, without waiting: a `query` will follow."""
         key = (name, record_type)

@@ -274,7 +274,7 @@ def _routing(engine: Engine, domain: str) -> Reason:
     more = f"; no socket to ask DNS: {shortage}" if shortage else ""
     text, since_us, failed = "its route is being looked up", 0, engine.paths.get(f"?{domain}")
     if ahead := engine.ways.ahead_of(domain):
-        text = f"its route is to be looked up, after those of {ahead} other domains"
+        text = f"its route is to be looked up, those of {ahead} other domains are being"
     if failed is not None and failed.reason:
         text, since_us = f"{text} again: {failed.reason}", failed.since_us
     return Reason("routing", f"{text}{more}", since_us, remedy=f"`mta dns {domain}` shows what DNS says")

@@ -102,6 +102,9 @@ class Resolver(Protocol):
     @overload
     def query(self, name: str, record_type: Literal["A", "AAAA"]) -> Answer[str]: ...
 
+    def knows(self, name: str, record_type: RecordType) -> bool:
+        """Whether a `query` would not wait."""
+
     def prefetch(self, name: str, record_type: RecordType) -> None:
         """Begin a lookup without waiting for it."""
 
@@ -135,6 +138,15 @@ class Router:
         return self._known.get(domain)
 
     # -- from a domain to hosts ----------------------------------------------------------------------------------
+
+    def is_at_hand(self, domain: str) -> bool:
+        """Whether `route` need not ask which hosts the domain has: it knows, or the configuration says."""
+        try:
+            name = parse_domain(domain)
+        except ValueError:
+            return True
+        rule = self._routes.get(name) or self._routes.get("*")
+        return (rule is not None and not rule.mx) or name.startswith("[") or self._resolver.knows(name, "MX")
 
     def route(self, domain: str) -> Route | RouteFailure:
         """The way for mail to `domain`, a recipient's (U-labels and address literals too). Waits for DNS."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
@@ -51,7 +51,7 @@ class Ways:
         self._before: dict[str, Lane] = {}  # as of the last reload, where they have not been found anew since
         self._routes = engine.config.routes
         self.routing: dict[str, list[Queue]] = {}  # queues that wait for the route of a domain
-        self._unrouted: deque[str] = deque()  # of those domains, the ones that have to wait until they are looked up
+        self._unrouted: OrderedDict[str, None] = OrderedDict()  # of those domains, the ones whose turn is yet to come
         self._starts = Starts(YOUNG_ROUTES, ROUTES)
         self._is_called = False  # for those that have to wait
         self._forget_above = PATHS_KEPT  # number of paths
@@ -94,7 +94,10 @@ class Ways:
                 waiting.append(queue)
             return
         self.routing[queue.domain] = [queue]
-        self._unrouted.append(queue.domain)
+        if self._engine.router.is_at_hand(queue.domain):  # it does not wait for those that are to be asked for
+            self._engine.hub.spawn(self._route, queue.domain)
+            return
+        self._unrouted[queue.domain] = None
         self._look_up()
 
     def _look_up(self) -> None:
@@ -102,7 +105,7 @@ class Ways:
         engine = self._engine
         now_s = engine.monotonic()
         while self._unrouted and self._starts.has_room(now_s):
-            engine.hub.spawn(self._look_one_up, self._unrouted.popleft(), self._starts.begin(now_s))
+            engine.hub.spawn(self._look_one_up, self._unrouted.popitem(last=False)[0], self._starts.begin(now_s))
         if self._unrouted and not self._is_called:
             wait_s = self._starts.next_s(now_s)
             if wait_s is not None:
@@ -110,8 +113,8 @@ class Ways:
                 engine.hub.later(wait_s, self._called)
 
     def ahead_of(self, domain: str) -> int:
-        """How many lookups of routes are begun before that of `domain` is; 0 when it was begun, or nobody wants it."""
-        return self._starts.under_way + self._unrouted.index(domain) if domain in self._unrouted else 0
+        """How many lookups are under way while that of `domain` is not begun; 0 when it is, or nobody wants it."""
+        return self._starts.under_way if domain in self._unrouted else 0
 
     def _called(self) -> None:
         self._is_called = False

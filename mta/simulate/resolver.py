@@ -37,6 +37,11 @@ class SimulatedResolver:
         self._known[name, record_type] = answer
         return answer
 
+    def knows(self, name: str, record_type: RecordType) -> bool:
+        """Whether a `query` would not wait."""
+        known = self._known.get((name, record_type))
+        return known is not None and known.expires > self._hub.now
+
     def prefetch(self, name: str, record_type: RecordType) -> None:
         """Lookups cost next to nothing here."""
 

@@ -49,6 +49,10 @@ class Divided(Sited):
             if any(one.due_us <= self.clock_us() for one in self.shelf.stored.values()):
                 self.engine.scheduler._wake(0, "d.test", self.clock_us())
 
+    def is_at_hand(self, domain: str) -> bool:
+        """Nothing is."""
+        return False
+
     def route(self, domain: str) -> Route:
         hosts = (Host(f"mx1.{domain}", self.port, 10), Host(f"mx2.{domain}", self.port, 20))
         return Route(f"mx.{domain}", hosts, FOREVER, False)

@@ -244,6 +244,9 @@ def a_failed_lookup_is_believed_as_long_as_it_is_remembered() -> None:
     asked: list[str] = []
 
     class Failing:
+        def is_at_hand(self, _domain: str) -> bool:
+            return False
+
         def route(self, domain: str) -> RouteFailure:
             asked.append(domain)
             return RouteFailure(False, 451, "4.4.3", "no answer", time.monotonic() + 30)
@@ -263,6 +266,9 @@ def why_a_lookup_is_made_again() -> None:
     class Failing:
         shortage = ""
         asked = 0
+
+        def is_at_hand(self, _domain: str) -> bool:
+            return False
 
         def route(self, domain: str) -> RouteFailure:
             self.asked += 1
@@ -294,6 +300,9 @@ def what_is_told_at_the_moment_a_pause_ends() -> None:
         return reason
 
     class Failing:
+        def is_at_hand(self, _domain: str) -> bool:
+            return False
+
         def route(self, _domain: str) -> RouteFailure:
             return RouteFailure(False, 451, "4.4.3", "MX of d.test: SERVFAIL", 0.0)
 
@@ -339,6 +348,9 @@ def a_reload_while_a_route_is_looked_up() -> None:
     asked, answers = Event(), Event()
 
     class Slow:
+        def is_at_hand(self, _domain: str) -> bool:
+            return False
+
         def route(self, domain: str) -> Route:
             asked.set()
             answers.wait()

@@ -42,6 +42,10 @@ class FakeResolver:
         return Answer("nodata" if known else "nxdomain", (), 60.0, proven=proven,
                       authentic=(name, record_type) in self.authentic)
 
+    def knows(self, name: str, record_type: str) -> bool:
+        """Only what was asked for."""
+        return (name, record_type) in self.asked
+
     def prefetch(self, name: str, record_type: str) -> None:
         """Nothing: the table has it all."""
 

@@ -318,3 +318,12 @@ def test_address_literals_that_lead_nowhere() -> None:
     assert failure(router({}, listening(f"{OURS}:25")).route(f"[{OURS}]")) == (True, 550, "5.4.6")
     off = shaped(families="ipv4")
     assert failure(router({}, off).route("[IPv6:2001:db8::1]")) == (False, 451, "4.4.4")
+
+
+def test_what_is_at_hand() -> None:
+    """Relays, literals, names that cannot be, and what was asked for: nobody is asked for their hosts."""
+    table = {("a.org", "MX"): mx((10, "x.net"))}
+    mine = router(table)
+    assert [mine.is_at_hand(name) for name in ("a.org", "[192.0.2.1]", "a..b")] == [False, True, True]
+    mine.route("a.org")
+    assert [mine.is_at_hand(name) for name in ("A.org", "b.org")] == [True, False]

@@ -45,6 +45,7 @@ def test_routes_are_looked_up_in_portions() -> None:
     clock = SimpleNamespace(now_s=0.0)
     engine: Any = SimpleNamespace(
         config=SimpleNamespace(routes={}), monotonic=lambda: clock.now_s,
+        router=SimpleNamespace(is_at_hand=lambda domain: domain == "known.test"),
         hub=SimpleNamespace(spawn=lambda *what: spawned.append(what), later=lambda *what: later.append(what)))
     found: list[str] = []
 
@@ -58,11 +59,13 @@ def test_routes_are_looked_up_in_portions() -> None:
         known.find(SimpleNamespace(way=name, domain=name))
 
     def begun() -> list[str]:
-        return [domain for _, domain, _ in spawned]
+        return [domain for _, domain, *_ in spawned]
 
     assert begun() == names[:100]
     assert [seconds for seconds, _ in later] == [YOUNG_S]
-    assert [known.ahead_of(name) for name in (names[99], names[100], names[999], "else.test")] == [0, 100, 999, 0]
+    assert [known.ahead_of(name) for name in (names[99], names[100], names[999], "else.test")] == [0, 100, 100, 0]
+    known.find(SimpleNamespace(way="known.test", domain="known.test"))
+    assert spawned.pop()[1] == "known.test", "what is at hand does not wait for the others"
     for run, *what in spawned[:10]:
         run(*what)
     assert found == names[:10]

@@ -262,6 +262,10 @@ class World:
         gevent.sleep(0.01)
         return CONTENT
 
+    def is_at_hand(self, domain: str) -> bool:
+        """Nothing is."""
+        return False
+
     def route(self, domain: str) -> Route:
         self.asked["route"] += 1
         return Route(f"mx.{domain}", (Host(f"mx.{domain}", self.port, 0),), FOREVER, False,
